@@ -1,0 +1,206 @@
+"""Reading the configuration file, and the rules that one key's type cannot say."""
+
+import ipaddress
+import re
+import stat
+import tomllib
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from bot.config import Config, Table
+from bot.errors import ConfigError
+
+
+def load(path: Path) -> Config:
+    """Read and check the file. Raises ConfigError with the key's path, the rule and the value."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        # Numbers with a point stay exact: limits are money.
+        data = tomllib.loads(text, parse_float=Decimal)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    try:
+        config = msgspec.convert(data, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_plain(str(error))}") from None
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def _plain(text: str) -> str:
+    # msgspec says "Expected `int` >= 1 - at `$.bus.ticks.hwm`"; people read the key first.
+    match = re.fullmatch(r"(.*?)(?: - at `(?:key in )?`?\$\.?(.*?)`)?", text, re.DOTALL)
+    rule, where = match.group(1), match.group(2)
+    return f"{where}: {rule}" if where else rule
+
+
+def check(config: Config) -> None:
+    """Check what one key's type cannot say. Raises ConfigError."""
+    _check_numbers(config, "")
+    _check_names(config)
+    _check_addresses(config)
+    _check_budgets(config)
+    _check_files(config)
+
+
+def _check_numbers(table: Any, where: str) -> None:
+    for name in table.__struct_fields__:
+        value, key = getattr(table, name), f"{where}{name}"
+        if isinstance(value, Decimal) and not (value.is_finite() and value >= 0):
+            raise ConfigError(f"{key}: must be a finite number, 0 or more; was {value}")
+        if isinstance(value, Decimal) and where == "limits." and value == 0:
+            raise ConfigError(f"{key}: must be greater than 0; was 0 (to stop trading use botctl halt)")
+        if isinstance(value, Table):
+            _check_numbers(value, f"{key}.")
+        elif isinstance(value, dict):
+            for entry, item in value.items():
+                if isinstance(item, Table):
+                    _check_numbers(item, f"{key}.{entry}.")
+
+
+def _check_names(config: Config) -> None:
+    symbol_owner: dict[str, str] = {}
+    for name, strategy in config.strategy.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
+            raise ConfigError(f"strategy.{name}: a name is a-z, 0-9, _ and -, at most 31, first a letter")
+        for symbol in (*strategy.symbols, *strategy.listen):
+            _check_symbol(f"strategy.{name}.symbols", symbol)
+        for symbol in strategy.symbols:
+            if symbol in symbol_owner:
+                raise ConfigError(f"strategy.{name}.symbols: {symbol} already belongs to "
+                                  f"strategy.{symbol_owner[symbol]}; a symbol has exactly one strategy")
+            symbol_owner[symbol] = name
+    for symbol in config.gateway.symbols:
+        _check_symbol("gateway.symbols", symbol)
+
+
+def _check_symbol(key: str, symbol: str) -> None:
+    if not re.fullmatch(r"[A-Z0-9]{1,20}/[A-Z0-9]{1,10}:[A-Z0-9]{1,10}(-[0-9]{6})?", symbol):
+        raise ConfigError(f'{key}: a symbol is written like "BTC/USDT:USDT"; was "{symbol}"')
+
+
+def _check_addresses(config: Config) -> None:
+    endpoints: dict[str, str] = {}
+    for name in ("ticks", "signals", "reports"):
+        endpoint = getattr(config.bus, name).endpoint
+        key = f"bus.{name}.endpoint"
+        if endpoint in endpoints:
+            raise ConfigError(f"{key}: must differ from {endpoints[endpoint]}; was {endpoint} too")
+        endpoints[endpoint] = key
+        url = urlsplit(endpoint)
+        if url.scheme == "ipc" and url.path.startswith("/"):
+            continue
+        if url.scheme != "tcp" or not _is_loopback(url.hostname) or not _port(url):
+            raise ConfigError(f"{key}: must be tcp://127.0.0.1:PORT or ipc:///PATH, never beyond loopback; "
+                              f"was {endpoint}")
+    for key, schemes in (("rest_url", ("http", "https")), ("ws_url", ("ws", "wss"))):
+        value = getattr(config.exchange, key)
+        url = urlsplit(value)
+        if url.scheme not in schemes or not url.hostname or url.path not in ("", "/"):
+            raise ConfigError(f"exchange.{key}: must be {' or '.join(schemes)}://HOST without a path; was {value}")
+        local = _is_loopback(url.hostname)
+        if config.mode == "paper" and not local:
+            raise ConfigError(f"exchange.{key}: mode paper trades on loopback only; was {value}")
+        if config.mode != "paper" and (local or url.scheme in ("http", "ws")) and config.mode == "live":
+            raise ConfigError(f"exchange.{key}: mode live needs an encrypted address beyond loopback; was {value}")
+    if config.paper is not None:
+        if config.mode == "live":
+            raise ConfigError("paper: mode live has no paper exchange; remove the table")
+        host, _, port = config.paper.bind.rpartition(":")
+        if not _is_loopback(host) or not port.isdigit() or not 0 < int(port) < 65_536:
+            raise ConfigError(f"paper.bind: must be 127.0.0.1:PORT; was {config.paper.bind}")
+        if config.paper.market == "recording" and not config.paper.recording:
+            raise ConfigError('paper.recording: market = "recording" needs a file; was ""')
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _port(url) -> int | None:
+    try:
+        return url.port
+    except ValueError:
+        return None
+
+
+def _check_budgets(config: Config) -> None:
+    bus, exchange, executor, limits = config.bus, config.exchange, config.executor, config.limits
+    rules = [
+        ("bus.zmtp_timeout_ms", bus.zmtp_timeout_ms, "bus.zmtp_heartbeat_ms", bus.zmtp_heartbeat_ms * 2),
+        ("bus.silence_ms", bus.silence_ms, "bus.heartbeat_ms", bus.heartbeat_ms * 2),
+        ("gateway.reconnect_ms_max", config.gateway.reconnect_ms_max, "gateway.reconnect_ms_min",
+         config.gateway.reconnect_ms_min),
+        # The exchange marks once a second: below two seconds a healthy feed would look dead.
+        ("gateway.stale_ms", config.gateway.stale_ms, "the mark price's period", 2_000),
+        ("executor.absent_after_s", executor.absent_after_s * 1_000, "recv_window_ms + fence_margin_ms",
+         exchange.recv_window_ms + executor.fence_margin_ms),
+        ("limits.position_notional_max", limits.position_notional_max, "limits.order_notional_max",
+         limits.order_notional_max),
+    ]
+    for name, strategy in config.strategy.items():
+        rules.append((f"strategy.{name}.signal_ttl_ms", strategy.signal_ttl_ms,
+                      f"strategy.{name}.resend_ms", strategy.resend_ms * 2))
+        rules.append((f"strategy.{name}.signal_ttl_ms", strategy.signal_ttl_ms,
+                      "limits.signal_age_ms_max", limits.signal_age_ms_max))
+    for key, value, least_key, least in rules:
+        if value < least:
+            raise ConfigError(f"{key}: must be at least {least} (from {least_key}); was {value}")
+    if limits.price_collar_pct > 50:
+        raise ConfigError(f"limits.price_collar_pct: more than 50 is no collar; was {limits.price_collar_pct}")
+
+
+def _check_files(config: Config) -> None:
+    for key in ("api_key_file", "api_secret_file"):
+        check_secret_file(config.path(getattr(config.exchange, key)), f"exchange.{key}")
+    for name, account in (config.paper.accounts if config.paper else {}).items():
+        for key in ("api_key_file", "api_secret_file"):
+            check_secret_file(config.path(getattr(account, key)), f"paper.accounts.{name}.{key}")
+    if config.paper and config.paper.recording:
+        if not config.path(config.paper.recording).is_file():
+            raise ConfigError(f"paper.recording: must be a file; {config.path(config.paper.recording)} is not")
+    if config.path(config.journal.path).is_dir():
+        raise ConfigError(f"journal.path: must be a file; {config.path(config.journal.path)} is a folder")
+
+
+def check_secret_file(path: Path, key: str) -> None:
+    """Check that a secret is a private file. A process that may not look at all passes: the one
+    that needs the key will not. Raises ConfigError.
+    """
+    try:
+        mode = path.stat().st_mode
+    except PermissionError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot be read: {path}: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{key}: must be a file; {path} is not")
+    if stat.S_IMODE(mode) not in (0o400, 0o600):
+        raise ConfigError(f"{key}: must have mode 0400 or 0600; {path} has {stat.S_IMODE(mode):04o}; "
+                          f"chmod 600 {path}")
+
+
+def read_secret(path: Path, key: str) -> str:
+    """Return the secret in the file, stripped. Raises ConfigError; the text never holds the secret."""
+    check_secret_file(path, key)
+    try:
+        secret = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"{key}: cannot be read as ASCII text: {path}") from None
+    if not secret:
+        raise ConfigError(f"{key}: is empty: {path}")
+    return secret

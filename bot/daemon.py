@@ -1,0 +1,155 @@
+"""What every process does the same way: arguments, config, log, lock, beat, stop, crash.
+
+A process is `async def main(daemon)`; it ends when `daemon.stopping` is set. A task that fails
+ends the process (exit 70): supervisord starts it again, from what is on disk.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bot import __version__
+from bot.clock import Clock
+from bot.config import Config
+from bot.config_file import load
+from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
+from bot.log import Log
+
+PR_SET_PDEATHSIG = 1  # prctl(2): be told when the parent dies, also by SIGKILL
+
+
+class Daemon:
+    """A running process: what it was given, and how it ends."""
+
+    def __init__(self, name: str, config: Config, clock: Clock, log: Log,
+                 args: argparse.Namespace) -> None:
+        self.name, self.config, self.clock, self.log, self.args = name, config, clock, log, args
+        self.run = clock.wall_ns()  # names this run in everything it publishes
+        self.stopping = asyncio.Event()
+        self.status: Callable[[], dict[str, Any]] = dict  # the process puts its own in place
+        self._tasks: asyncio.TaskGroup | None = None
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task:
+        """Run work beside the process; when it fails, the process ends."""
+        assert self._tasks is not None
+        return self._tasks.create_task(work)
+
+    def every(self, seconds: float, action: Callable[[], None | Awaitable[None]]) -> asyncio.Task:
+        """Call action now and then each `seconds`; late turns are skipped, not made up for."""
+        async def repeat() -> None:
+            while not self.stopping.is_set():
+                result = action()
+                if result is not None:
+                    await result
+                await self.clock.sleep(seconds)
+        return self.spawn(repeat())
+
+    def stop(self, why: str) -> None:
+        """Ask the process to end."""
+        if not self.stopping.is_set():
+            self.log.info("stopping", why=why)
+            self.stopping.set()
+
+    async def live(self, main: Callable[["Daemon"], Coroutine[Any, Any, None]]) -> None:
+        """Run main until it ends, beating once per heartbeat_ms, and end all tasks with it."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        async with asyncio.TaskGroup() as self._tasks:
+            beats = self.every(self.config.bus.heartbeat_ms / 1_000, self._beat)
+            await main(self)
+            self.stopping.set()
+            beats.cancel()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+    def _beat(self) -> None:
+        # A file, renamed into place: botctl, health and guard read it, whoever they are.
+        if os.getppid() != _parent:
+            self.stop("the parent process died")
+        beat = {"name": self.name, "pid": os.getpid(), "version": __version__, "run": self.run,
+                "mono_ns": self.clock.mono_ns(), "wall_ns": self.clock.wall_ns(),
+                "config": self.config.fingerprint(), **self.status()}
+        path = run_folder(self.config) / f"{self.name}.json"
+        part = path.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(beat))
+        os.replace(part, path)
+
+
+_parent = os.getppid()
+
+
+def run_folder(config: Config) -> Path:
+    """Return where beats and locks live."""
+    return config.state_path / "run"
+
+
+def run(name: str, main: Callable[[Daemon], Coroutine[Any, Any, None]], argv: list[str] | None = None,
+        *, add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+        process_name: Callable[[argparse.Namespace], str] | None = None) -> int:
+    """Run a process from its command line; return its exit code (0, 70 broken, 78 config)."""
+    parser = argparse.ArgumentParser(prog=f"python -m bot.{name}", description=main.__doc__)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE",
+                        help="the TOML file, for example ops/bot.example.toml")
+    if add_arguments:
+        add_arguments(parser)
+    args = parser.parse_args(argv)
+    name = process_name(args) if process_name else name
+    clock = Clock()
+    try:
+        config = load(args.config)
+        lock = _take_lock(config, name)
+    except ConfigError as error:
+        print(f"config error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    log = Log(name, clock, config.log.level)
+    log.info("started", version=__version__, config=config.fingerprint(), mode=config.mode, pid=os.getpid())
+    try:
+        asyncio.run(_live(name, main, config, clock, log, args))
+    except BaseExceptionGroup as group:
+        return _crashed(log, group.exceptions[0])
+    except Exception as error:  # the last resort: say why, and let supervisord start a fresh one
+        return _crashed(log, error)
+    log.info("stopped")
+    os.close(lock)
+    return 0
+
+
+async def _live(name, main, config, clock, log, args) -> None:
+    await Daemon(name, config, clock, log, args).live(main)
+
+
+def _crashed(log: Log, error: BaseException) -> int:
+    if isinstance(error, ConfigError):
+        print(f"config error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    log.error("crashed", error=f"{type(error).__name__}: {error}",
+              traceback="".join(traceback.format_exception(error)))
+    return EXIT_SOFTWARE
+
+
+def _take_lock(config: Config, name: str) -> int:
+    # A bind is no mutex (ipc paths are stolen in silence), so each process holds a file lock.
+    folder = run_folder(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"state_dir: {folder} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{name} is already running in {config.state_path}; stop it, or give this "
+                          "one another state_dir") from None
+    return handle

@@ -1,0 +1,45 @@
+"""The errors of the appliance: each says who broke which rule, and what to do."""
+
+EXIT_OK = 0
+EXIT_SOFTWARE = 70  # sysexits.h EX_SOFTWARE: an invariant of ours was broken
+EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: nothing was started, mend the file
+
+
+class TradehostError(Exception):
+    """Base of all our errors."""
+
+
+class ConfigError(TradehostError):
+    """The configuration breaks a rule; the text holds the key's path, the rule and the value."""
+
+
+class WireError(TradehostError):
+    """A message is malformed, oversized or of another version.
+
+    reason: one of "malformed", "oversized", "version"; the label it is counted under.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class IllegalTransition(TradehostError):
+    """An order event is not legal in the order's state; the state was not changed."""
+
+
+class JournalError(TradehostError):
+    """The journal is damaged, locked by another executor, or belongs to another account."""
+
+
+class InvariantError(TradehostError):
+    """A statement about money that must hold does not: trading halts before the process dies."""
+
+
+class ExchangeError(TradehostError):
+    """The exchange refused or garbled something that is not an order (a query, a listing)."""
+
+    def __init__(self, text: str, *, status: int = 0, code: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
+        self.code = code

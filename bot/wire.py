@@ -1,0 +1,117 @@
+"""Messages to bytes and back, topics, and the exact counting of what was lost."""
+
+import msgspec
+
+from bot.errors import WireError
+from bot.model import (
+    VERSION,
+    Heartbeat,
+    Message,
+    ReportMessage,
+    Tick,
+    TickMessage,
+    TradingSignal,
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_tick_decoder = msgspec.msgpack.Decoder(TickMessage)
+_signal_decoder = msgspec.msgpack.Decoder(TradingSignal)
+_report_decoder = msgspec.msgpack.Decoder(ReportMessage)
+
+HEARTBEAT_TOPIC = b"h/"
+
+
+def tick_topic(symbol: str) -> bytes:
+    # The closing slash keeps a prefix subscription for "A/B" from matching "A/BC".
+    return f"t/{symbol}/".encode()
+
+
+def snapshot_topic(symbol: str, timeframe: str = "", count: int = 0) -> bytes:
+    """Return the topic of a Snapshot; subscribing to it is how a strategy asks for it."""
+    return (f"s/{symbol}/{timeframe}/{count}/" if timeframe else f"s/{symbol}/").encode()
+
+
+def report_topic(strategy: str) -> bytes:
+    return f"r/{strategy}/".encode()
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_tick(raw: bytes) -> TickMessage:
+    """Decode a message of the ticks channel. Raises WireError."""
+    return _decode(_tick_decoder, raw)
+
+
+def decode_signal(raw: bytes) -> TradingSignal:
+    """Decode a message of the signals channel. Raises WireError."""
+    return _decode(_signal_decoder, raw)
+
+
+def decode_report(raw: bytes) -> ReportMessage:
+    """Decode a message of the reports channel. Raises WireError."""
+    return _decode(_report_decoder, raw)
+
+
+def _decode(decoder, raw: bytes):
+    try:
+        return decoder.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+        raise WireError(_reason(raw), f"{error}; was {len(raw)} bytes {raw[:40]!r}") from None
+
+
+def _reason(raw: bytes) -> str:
+    # Only for the count: was it one of ours in another version, or no message at all?
+    try:
+        fields = msgspec.msgpack.decode(raw)
+        if isinstance(fields, list) and isinstance(fields[0], str) and isinstance(fields[1], int):
+            return "malformed" if fields[1] == VERSION else "version"
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError, IndexError):
+        pass
+    return "malformed"
+
+
+class LossCounter:
+    """Count Ticks lost between the first and the last seq seen of each publisher run, exactly.
+
+    A heartbeat is published behind the Ticks it counts on the same connection, so what it names
+    and has not arrived is lost. What was published before the first run was joined is not counted;
+    of every later run seq 1 is expected. Runs are told apart, never compared: clocks step back.
+    """
+
+    RUNS_MAX = 4  # remembered per symbol: the current one, and old ones still draining
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.lost = 0
+        self.repeated = 0
+        self._runs: dict[str, dict[int, int]] = {}  # symbol -> {run: last seq}, oldest run first
+
+    def saw_tick(self, tick: Tick) -> bool:
+        """Count a Tick; return False when it is a repetition or of a run already over."""
+        runs = self._runs.setdefault(tick.symbol, {})
+        last = self._last_seq(runs, tick.run, joined_at=tick.seq - 1)
+        if tick.seq <= last:
+            self.repeated += 1
+            return False
+        self.lost += tick.seq - last - 1
+        self.received += 1
+        runs[tick.run] = tick.seq
+        return tick.run == next(reversed(runs))
+
+    def saw_heartbeat(self, beat: Heartbeat, symbols: frozenset[str]) -> None:
+        """Count what the heartbeat names and has not arrived, for the symbols subscribed to."""
+        for symbol, seq in beat.last_seq.items():
+            if symbol in symbols:
+                runs = self._runs.setdefault(symbol, {})
+                last = self._last_seq(runs, beat.run, joined_at=seq)
+                self.lost += max(0, seq - last)
+                runs[beat.run] = max(seq, last)
+
+    def _last_seq(self, runs: dict[int, int], run: int, *, joined_at: int) -> int:
+        if run not in runs:
+            runs[run] = 0 if runs else joined_at
+            if len(runs) > self.RUNS_MAX:
+                del runs[next(iter(runs))]
+        return runs[run]
