@@ -25,7 +25,7 @@ class Table(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
     """Base of all tables: an unknown key is an error."""
 
 
-class Channel(Table, frozen=True):
+class Channel(Table, kw_only=True):
     """One ZeroMQ channel. Endpoints are tcp on loopback or ipc in a folder of mode 0700."""
 
     endpoint: Annotated[str, Meta(description="where the receiving or publishing side binds")]
@@ -33,7 +33,7 @@ class Channel(Table, frozen=True):
     linger_ms: Annotated[Linger, Meta(description="how long a closing socket may keep the process")]
 
 
-class BusConfig(Table, frozen=True):
+class BusConfig(Table, kw_only=True):
     """The three channels between the processes."""
 
     ticks: Annotated[
@@ -65,7 +65,7 @@ class BusConfig(Table, frozen=True):
         Milliseconds, Meta(description="a publisher that sent nothing for three beats counts as dead")] = 3_000
 
 
-class ExchangeConfig(Table, frozen=True):
+class ExchangeConfig(Table, kw_only=True):
     """The exchange and the account. Overriding the URLs overrides every endpoint."""
 
     id: Annotated[str, Meta(description="ccxt's name of the exchange")] = "binanceusdm"
@@ -83,7 +83,7 @@ class ExchangeConfig(Table, frozen=True):
         Milliseconds, Meta(description="without an answer for this long an outcome is unknown")] = 5_000
 
 
-class GatewayConfig(Table, frozen=True):
+class GatewayConfig(Table, kw_only=True):
     """Market data in, Ticks out."""
 
     symbols: Annotated[
@@ -101,7 +101,7 @@ class GatewayConfig(Table, frozen=True):
         Meta(description="candles a strategy may ask for; 1,500 is the exchange's limit of one request")] = 1_500
 
 
-class StrategyConfig(Table, frozen=True):
+class StrategyConfig(Table, kw_only=True):
     """One strategy: a process of its own. The table's name is the strategy's name."""
 
     class_path: Annotated[str, Meta(description="`package.module:ClassName` on the Python path",
@@ -119,7 +119,7 @@ class StrategyConfig(Table, frozen=True):
         Count, Meta(description="unacknowledged signals kept; one more is refused, counted and logged")] = 1_000
 
 
-class ExecutorConfig(Table, frozen=True):
+class ExecutorConfig(Table, kw_only=True):
     """Signals in, orders out."""
 
     reconcile_s: Annotated[Seconds, Meta(description="books are compared with the exchange this often")] = 30
@@ -136,7 +136,7 @@ class ExecutorConfig(Table, frozen=True):
     clock_check_s: Annotated[Seconds, Meta(description="how often the exchange's clock is measured")] = 30
 
 
-class LimitsConfig(Table, frozen=True):
+class LimitsConfig(Table, kw_only=True):
     """Hard limits, per order and per symbol. None has an unlimited default: four must be given."""
 
     order_notional_max: Annotated[Decimal, Meta(description="of one order, in the settlement currency")]
@@ -153,7 +153,7 @@ class LimitsConfig(Table, frozen=True):
         Milliseconds, Meta(description="of the Tick decided on, and of the mark, by the exchange's clock")] = 3_000
 
 
-class JournalConfig(Table, frozen=True):
+class JournalConfig(Table, kw_only=True):
     """The executor's memory."""
 
     path: Annotated[str, Meta(description="SQLite file; its folder also holds the lock")] = "journal.db"
@@ -161,13 +161,13 @@ class JournalConfig(Table, frozen=True):
         Count, Meta(description="events between checkpoints: a start folds at most this many (about 0.3 s)")] = 20_000
 
 
-class LogConfig(Table, frozen=True):
+class LogConfig(Table, kw_only=True):
     """JSON lines on stdout."""
 
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="least severe kept")] = "INFO"
 
 
-class PaperAccount(Table, frozen=True):
+class PaperAccount(Table, kw_only=True):
     """One account of the paper exchange."""
 
     api_key_file: str
@@ -175,7 +175,7 @@ class PaperAccount(Table, frozen=True):
     balance: Annotated[Decimal, Meta(description="USDT at its first start")] = Decimal(10_000)
 
 
-class PaperConfig(Table, frozen=True):
+class PaperConfig(Table, kw_only=True):
     """The local paper exchange (paper mode only)."""
 
     bind: Annotated[str, Meta(description="host:port, loopback only")] = "127.0.0.1:5560"
@@ -196,7 +196,7 @@ class PaperConfig(Table, frozen=True):
     accounts: Annotated[dict[str, PaperAccount], Meta(description="by name")] = {}
 
 
-class Config(Table, frozen=True):
+class Config(Table, kw_only=True):
     """The whole file."""
 
     mode: Annotated[
