@@ -19,7 +19,7 @@ OrderEvent = Literal["lose", "not_sent", "accept", "reject", "absent", "fill", "
                      "request_cancel", "cancel", "refuse_cancel", "expire"]
 Side = Literal["buy", "sell"]
 OrderType = Literal["market", "stop", "take_profit"]  # the last two rest, conditional, at the exchange
-Leg = Literal["open", "reduce", "stop", "take_profit", "excess", "flatten"]
+Leg = Literal["open", "reduce", "stop", "take_profit", "close", "flatten"]
 
 # INTENDED: durable, and until its answer is read it may or may not have left.
 # UNKNOWN: no definite answer. Only the exchange's evidence leads out of it.
@@ -62,7 +62,7 @@ PREFIX = "th"
 GUARD_PREFIX = "tg"
 OUR_PREFIXES = (PREFIX, GUARD_PREFIX)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_LEG_LETTER = {"open": "o", "reduce": "r", "stop": "s", "take_profit": "t", "excess": "x", "flatten": "f"}
+_LEG_LETTER = {"open": "o", "reduce": "r", "stop": "s", "take_profit": "t", "close": "c", "flatten": "f"}
 
 
 class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):

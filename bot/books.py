@@ -1,0 +1,277 @@
+"""The books: positions, orders and open signals, folded from journal events. Pure.
+
+`apply` is the only way to change them; it raises before it changes anything. Folding the same
+events twice gives equal bytes.
+"""
+
+from decimal import Decimal
+
+import msgspec
+
+from bot.errors import InvariantError
+from bot.events import (
+    ExitsSet,
+    FillBooked,
+    Halted,
+    JournalEvent,
+    OrderChanged,
+    OrderIntended,
+    Reconciled,
+    Resumed,
+    SignalClosed,
+    SignalReceived,
+    Started,
+    SymbolLocked,
+    SymbolUnlocked,
+)
+from bot.model import TradingSignal, signal_id
+from bot.orders import CLOSED, IN_FLIGHT, OrderRequest, next_state
+
+ZERO = Decimal(0)
+SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in the journal
+
+
+class Order(msgspec.Struct, kw_only=True):
+    """An order of ours and all that is known of it. Quantities are unsigned contracts."""
+
+    request: OrderRequest
+    strategy: str
+    signal: str
+    leg: str
+    intended_ns: int
+    state: str = "INTENDED"
+    filled_qty: Decimal = ZERO  # booked fills
+    executed_qty: Decimal = ZERO  # the exchange's cumulative word
+    exchange_order_id: str = ""
+    triggered_id: str = ""
+    code: int = 0
+    text: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.request.client_order_id
+
+    @property
+    def is_in_flight(self) -> bool:
+        return self.state in IN_FLIGHT
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing more is expected: closed, and every fill the exchange spoke of is booked."""
+        return self.state in CLOSED and self.filled_qty >= self.executed_qty
+
+    @property
+    def signed_leaves_qty(self) -> Decimal:
+        """Return what may still be filled, positive for a buy, the unknown at full size."""
+        leaves = ZERO if self.is_settled else self.request.qty - self.filled_qty
+        return leaves if self.request.side == "buy" else -leaves
+
+
+class OpenSignal(msgspec.Struct, kw_only=True):
+    """A signal without an outcome yet, the orders it led to and what they filled (signed)."""
+
+    signal: TradingSignal
+    orders: list[str] = []
+    filled_qty: Decimal = ZERO
+
+    @property
+    def id(self) -> str:
+        return signal_id(self.signal.strategy, self.signal.run, self.signal.seq)
+
+
+class SymbolBook(msgspec.Struct, kw_only=True):
+    """One symbol: position (signed contracts), exits, orders, open signals, locks by cause."""
+
+    symbol: str
+    position_qty: Decimal = ZERO
+    entry_price: Decimal | None = None
+    version: int = 0
+    realized_pnl: Decimal = ZERO
+    fees: Decimal = ZERO
+    stop_loss: Decimal | None = None
+    take_profit: Decimal | None = None
+    exits_signal: str = ""
+    signals: list[OpenSignal] = []
+    orders: dict[str, Order] = {}
+    intents: int = 0  # made so far in this symbol; names the next attempt
+    locks: dict[str, str] = {}
+    last_trade_id: int = 0
+    newest_signal: tuple[int, int, int] = (0, 0, 0)  # created_ns, run, seq of the newest ever received
+
+    def live_orders(self) -> list[Order]:
+        """Return the orders from which something is still expected."""
+        return [o for o in self.orders.values() if not o.is_settled]
+
+    def working(self) -> list[Order]:
+        """Return the unsettled orders that move the position now, conditional ones left out."""
+        return [o for o in self.live_orders() if not o.request.is_conditional]
+
+    def unknown(self) -> list[Order]:
+        """Return the orders whose outcome nobody knows."""
+        return [o for o in self.orders.values() if o.state == "UNKNOWN"]
+
+
+class Books(msgspec.Struct, kw_only=True):
+    """All symbols, and what was counted."""
+
+    epoch: str = ""
+    symbols: dict[str, SymbolBook] = {}
+    halts: dict[str, str] = {}
+    signals: int = 0
+    orders: int = 0
+    fills: int = 0
+    outcomes: dict[str, int] = {}
+    wallet_balance: Decimal | None = None
+    reconciled: int = 0
+
+    def book(self, symbol: str) -> SymbolBook:
+        """Return the symbol's book, an empty one when nothing happened in it yet."""
+        found = self.symbols.get(symbol)
+        return found if found is not None else SymbolBook(symbol=symbol)
+
+    def find_order(self, symbol: str, *, client_order_id: str = "", exchange_order_id: str = "") -> Order | None:
+        """Return our order by any of its names: a conditional order's child carries its parent's."""
+        orders = self.book(symbol).orders
+        if client_order_id in orders:
+            return orders[client_order_id]
+        if exchange_order_id:
+            return next((o for o in orders.values()
+                         if exchange_order_id in (o.exchange_order_id, o.triggered_id)), None)
+        return None
+
+    def apply(self, event: JournalEvent) -> None:
+        """Fold one event in. Raises IllegalTransition or InvariantError, and then nothing changed."""
+        _APPLY[type(event)](self, event)
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @staticmethod
+    def decode(raw: bytes) -> "Books":
+        return msgspec.json.decode(raw, type=Books)
+
+    def _own(self, symbol: str) -> SymbolBook:
+        return self.symbols.setdefault(symbol, SymbolBook(symbol=symbol))
+
+
+def _started(books: Books, event: Started) -> None:
+    books.epoch = event.epoch
+
+
+def _signal_received(books: Books, event: SignalReceived) -> None:
+    signal = event.signal
+    book = books._own(signal.symbol)
+    book.signals.append(OpenSignal(signal=signal))
+    name = (signal.created_ns, signal.run, signal.seq)
+    book.newest_signal = max(book.newest_signal, name)
+    books.signals += 1
+
+
+def _signal_closed(books: Books, event: SignalClosed) -> None:
+    book = books._own(event.symbol)
+    remaining = [s for s in book.signals if s.id != event.signal]
+    if len(remaining) != len(book.signals) - 1:
+        raise InvariantError(f"signal {event.signal} got a second outcome {event.outcome}: it is not open")
+    book.signals = remaining
+    books.outcomes[event.outcome] = books.outcomes.get(event.outcome, 0) + 1
+
+
+def _order_intended(books: Books, event: OrderIntended) -> None:
+    book = books._own(event.request.symbol)
+    if event.request.client_order_id in book.orders:
+        raise InvariantError(f"order {event.request.client_order_id} was intended twice")
+    settled = [o.id for o in book.orders.values() if o.is_settled]
+    for old in settled[: max(0, len(settled) - SETTLED_ORDERS_KEPT)]:
+        del book.orders[old]
+    order = Order(request=event.request, strategy=event.strategy, signal=event.signal, leg=event.leg,
+                  intended_ns=event.intended_ns)
+    book.orders[order.id] = order
+    book.intents += 1
+    books.orders += 1
+    if event.leg in ("open", "reduce"):
+        for signal in book.signals:
+            if signal.id == event.signal:
+                signal.orders.append(order.id)
+
+
+def _order_changed(books: Books, event: OrderChanged) -> None:
+    order = next((b.orders[event.client_order_id] for b in books.symbols.values()
+                  if event.client_order_id in b.orders), None)
+    if order is None:
+        raise InvariantError(f"order {event.client_order_id} is not in the books")
+    order.state = next_state(order.state, event.event)
+    order.executed_qty = max(order.executed_qty, event.executed_qty)
+    order.exchange_order_id = event.exchange_order_id or order.exchange_order_id
+    order.triggered_id = event.triggered_id or order.triggered_id
+    order.code = event.code or order.code
+    order.text = event.text or order.text
+
+
+def _fill_booked(books: Books, event: FillBooked) -> None:
+    book = books._own(event.symbol)
+    order = book.orders.get(event.client_order_id)
+    signed_qty = event.qty if event.side == "buy" else -event.qty
+    if order is not None:
+        filled = order.filled_qty + event.qty
+        if filled > order.request.qty:
+            raise InvariantError(f"order {order.id} was filled beyond its quantity {order.request.qty}: {filled}")
+        order.state = next_state(order.state, "complete" if filled == order.request.qty else "fill")
+        order.filled_qty = filled
+        order.executed_qty = max(order.executed_qty, filled)
+        for signal in book.signals:
+            if order.id in signal.orders:
+                signal.filled_qty += signed_qty
+    book.entry_price = _entry_price(book, signed_qty, event.price)
+    book.position_qty += signed_qty
+    book.realized_pnl += event.realized_pnl
+    book.fees += event.fee
+    book.version += event.cause != "signal"
+    if event.trade_id.isdigit():
+        book.last_trade_id = max(book.last_trade_id, int(event.trade_id))
+    books.fills += 1
+
+
+def _entry_price(book: SymbolBook, signed_qty: Decimal, price: Decimal) -> Decimal | None:
+    held, total = book.position_qty, book.position_qty + signed_qty
+    if total == 0:
+        return None
+    if held == 0 or (held > 0) != (total > 0) or book.entry_price is None:
+        return price  # opened, or turned over: what is left was bought at this price
+    if abs(total) < abs(held):
+        return book.entry_price
+    return (book.entry_price * held + price * signed_qty) / total
+
+
+def _exits_set(books: Books, event: ExitsSet) -> None:
+    book = books._own(event.symbol)
+    book.stop_loss, book.take_profit = event.stop_loss, event.take_profit
+    book.exits_signal = event.signal
+
+
+def _locked(books: Books, event: SymbolLocked) -> None:
+    books._own(event.symbol).locks[event.cause] = event.evidence
+
+
+def _unlocked(books: Books, event: SymbolUnlocked) -> None:
+    books._own(event.symbol).locks.pop(event.cause, None)
+
+
+def _halted(books: Books, event: Halted) -> None:
+    books.halts[event.scope] = f"{event.who}: {event.why}"
+
+
+def _resumed(books: Books, event: Resumed) -> None:
+    books.halts.pop(event.scope, None)
+
+
+def _reconciled(books: Books, event: Reconciled) -> None:
+    books.wallet_balance = event.wallet_balance
+    books.reconciled += 1
+
+
+_APPLY = {
+    Started: _started, SignalReceived: _signal_received, SignalClosed: _signal_closed,
+    OrderIntended: _order_intended, OrderChanged: _order_changed, FillBooked: _fill_booked,
+    ExitsSet: _exits_set, SymbolLocked: _locked, SymbolUnlocked: _unlocked, Halted: _halted,
+    Resumed: _resumed, Reconciled: _reconciled,
+}

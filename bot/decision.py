@@ -1,0 +1,192 @@
+"""What a signal leads to next, given the books. Pure, and asked again after every change.
+
+A signal says where the position should be. A target that increases the position acts once; one
+that reduces stays in force until reached; a flip is a reduce-only leg and then an opening leg. One
+order moves a symbol at a time; the newest signal waits behind it, and only a signal without an
+order can be superseded. Because the answer follows from the books alone, a restart needs no memory.
+"""
+
+from decimal import Decimal
+
+import msgspec
+
+from bot.books import OpenSignal, SymbolBook
+from bot.config import LimitsConfig
+from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_signal
+from bot.model import Instrument, Outcome
+from bot.orders import Leg, Side
+
+REDUCE_ATTEMPTS_MAX = 5  # rejected in a row; then the strategy is told and may decide anew
+REDUCE_WAIT_NS = 500_000_000  # doubles per attempt: 0.5, 1, 2, 4 s
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decision looks at beside the books."""
+
+    owner: str | None  # the strategy that trades this symbol
+    state: str  # of the symbol: RUNNING, REDUCING, LOCKED, HALTED, RECONCILING
+    state_reason: str
+    limits: LimitsConfig
+    instrument: Instrument | None
+    prices: Prices
+    now_ns: int
+    exchange_now_ns: int
+    entries_last_minute: int
+
+
+class CloseSignal(msgspec.Struct, frozen=True):
+    """Give the signal its one outcome."""
+
+    signal: OpenSignal
+    outcome: Outcome
+    reason: str
+
+
+class SendOrder(msgspec.Struct, frozen=True):
+    """Send a market order for the signal. set_exits: its stop and take-profit are the plan now."""
+
+    signal: OpenSignal
+    leg: Leg
+    side: Side
+    qty: Decimal
+    checks: dict[str, str]
+    set_exits: bool
+
+
+class MoveExits(msgspec.Struct, frozen=True):
+    """The target is reached already: only the exits change."""
+
+    signal: OpenSignal
+
+
+Step = CloseSignal | SendOrder | MoveExits
+
+
+def next_step(book: SymbolBook, context: Context) -> Step | None:
+    """Return what to do next in this symbol, None when there is nothing or something is awaited."""
+    if not book.signals:
+        return None
+    newest = max(book.signals, key=_age_name)
+    for waiting in book.signals:
+        if not waiting.orders and (waiting is not newest or _age_name(waiting) < book.newest_signal):
+            return CloseSignal(waiting, "superseded", "a newer signal for this symbol was received")
+    acting = next((s for s in book.signals if s.orders), newest)
+    if book.working():
+        return None
+    if not acting.orders:
+        return _begin(acting, book, context)
+    return _continue(acting, book, context, newer_waits=acting is not newest)
+
+
+def _age_name(signal: OpenSignal) -> tuple[int, int, int]:
+    return signal.signal.created_ns, signal.signal.run, signal.signal.seq
+
+
+def _begin(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | None:
+    wanted = signal.signal
+    if context.now_ns >= wanted.expires_ns:
+        age_ms = (context.now_ns - wanted.created_ns) // 1_000_000
+        return CloseSignal(signal, "expired", f"not acted on within its time to live, was {age_ms} ms old")
+    if wanted.strategy != context.owner:
+        return _deny(signal, Denial("not_owner", f"{wanted.symbol} belongs to {context.owner or 'no strategy'}"))
+    if context.state == "RECONCILING" or context.instrument is None:
+        return None  # waits, and expires in its time
+    denial = check_signal(wanted, book, context.limits, now_ns=context.now_ns,
+                          exchange_now_ns=context.exchange_now_ns)
+    if denial is None and wanted.target_qty % context.instrument.qty_increment != 0:
+        denial = Denial("bad_quantity", f"target_qty must be a multiple of {context.instrument.qty_increment}, "
+                        f"was {wanted.target_qty}")
+    if denial is not None:
+        return _deny(signal, denial)
+    if wanted.target_qty == book.position_qty:
+        return _already_there(signal, book, context)
+    if _reduce_qty(book, wanted.target_qty):
+        return _reduce(signal, book, context)
+    return _open(signal, book, context)
+
+
+def _already_there(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
+    wanted = signal.signal
+    if book.position_qty == 0 or (wanted.stop_loss, wanted.take_profit) in (
+            (None, None), (book.stop_loss, book.take_profit)):
+        return CloseSignal(signal, "done", "the position is already there")
+    denial = _state_denial("protect", context)
+    return _deny(signal, denial) if denial else MoveExits(signal)
+
+
+def _reduce_qty(book: SymbolBook, target: Decimal) -> Decimal:
+    # Unsigned; a flip first goes to zero. 0: the target does not reduce.
+    held = book.position_qty
+    if held == 0 or (held > 0) == (target > 0) and abs(target) >= abs(held):
+        return Decimal(0)
+    return abs(held) if (held > 0) != (target > 0) else abs(held) - abs(target)
+
+
+def _reduce(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
+    denial = _state_denial("reduce", context)
+    if denial is not None:
+        return _deny(signal, denial)
+    qty = _reduce_qty(book, signal.signal.target_qty)
+    keeps_side = (signal.signal.target_qty > 0) == (book.position_qty > 0) and signal.signal.target_qty != 0
+    return SendOrder(signal, "reduce", "sell" if book.position_qty > 0 else "buy", qty,
+                     {"state": context.state, "reduce_only": "true"}, set_exits=keeps_side)
+
+
+def _open(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
+    assert context.instrument is not None
+    add = signal.signal.target_qty - book.position_qty
+    side: Side = "buy" if add > 0 else "sell"
+    checks = {"state": context.state,
+              "signal_age_ms": f"{(context.now_ns - signal.signal.created_ns) // 1_000_000} "
+                               f"of {context.limits.signal_age_ms_max}"}
+    denial = _state_denial("entry", context) or check_prices(
+        context.prices, context.limits, side, exchange_now_ns=context.exchange_now_ns, checks=checks)
+    if denial is None:
+        assert context.prices.mark is not None
+        denial = check_entry(book, context.instrument, context.limits, side=side, qty=abs(add),
+                             mark=context.prices.mark, checks=checks,
+                             entries_last_minute=context.entries_last_minute)
+    if denial is not None:
+        return _deny(signal, denial)
+    return SendOrder(signal, "open", side, abs(add), checks, set_exits=True)
+
+
+def _continue(signal: OpenSignal, book: SymbolBook, context: Context, *, newer_waits: bool) -> Step | None:
+    last = book.orders[signal.orders[-1]]
+    if last.leg == "open":
+        return _close_by(signal, last)
+    remaining = _reduce_qty(book, signal.signal.target_qty)
+    if remaining == 0:
+        # Only a flip that reached zero has a leg left, and a newer signal knows better.
+        if signal.signal.target_qty != book.position_qty and not newer_waits and book.position_qty == 0:
+            if context.now_ns >= signal.signal.expires_ns:
+                return CloseSignal(signal, "expired", "the position was closed; the opening leg came too late")
+            return None if context.state == "RECONCILING" else _open(signal, book, context)
+        return CloseSignal(signal, "done", f"reduced to {book.position_qty}")
+    if newer_waits:
+        return CloseSignal(signal, "done", f"reduced to {book.position_qty}; a newer signal takes over")
+    if context.state == "RECONCILING":
+        return None
+    if last.state == "REJECTED" and len(signal.orders) >= REDUCE_ATTEMPTS_MAX:
+        return _close_by(signal, last)
+    wait_ns = REDUCE_WAIT_NS << min(len(signal.orders) - 1, 6)
+    return _reduce(signal, book, context) if context.now_ns >= last.intended_ns + wait_ns else None
+
+
+def _close_by(signal: OpenSignal, last) -> CloseSignal:
+    if signal.filled_qty != 0:
+        return CloseSignal(signal, "done", f"filled {abs(signal.filled_qty)}")
+    if last.state == "ABSENT":
+        return CloseSignal(signal, "absent", last.text or "the order never reached the exchange")
+    text = f"{last.code} {last.text}".strip() if last.state == "REJECTED" else f"{last.state} unfilled"
+    return CloseSignal(signal, "rejected", f"the exchange said {text}")
+
+
+def _state_denial(action: str, context: Context) -> Denial | None:
+    if action in MAY_PASS[context.state]:
+        return None
+    return Denial(context.state.lower(), context.state_reason or f"no {action} while {context.state}")
+
+
+def _deny(signal: OpenSignal, denial: Denial) -> CloseSignal:
+    return CloseSignal(signal, "denied", str(denial))

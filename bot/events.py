@@ -1,0 +1,211 @@
+"""What the journal remembers: immutable events, from which all state is folded. Pure.
+
+Every event has a `key` (its identity; some kinds may stand in the journal only once) and a `story`
+(the signal it stems from, or the symbol), so that `botctl explain` finds all of it.
+"""
+
+from decimal import Decimal
+from typing import Literal
+
+import msgspec
+
+from bot.model import Outcome, TradingSignal, signal_id
+from bot.orders import Leg, OrderRequest, Side
+
+# Who or what moved the position. All but "signal" raise the position version: what a stop took
+# out does not come back on an older signal.
+FillCause = Literal["signal", "stop", "take_profit", "liquidation", "adl", "operator", "close"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """Base of all events."""
+
+    @property
+    def key(self) -> str:
+        """Return the identity; events of a kind in ONCE never share one."""
+        return ""
+
+    @property
+    def story(self) -> str:
+        """Return what this belongs to: a signal id where there is one, else a symbol or ""."""
+        return ""
+
+
+class Started(Event, frozen=True, kw_only=True, tag="started"):
+    """An executor start: a new epoch fences all earlier ones."""
+
+    epoch: str
+    version: str
+    config: str
+
+
+class SignalReceived(Event, frozen=True, kw_only=True, tag="signal"):
+    """A signal is ours from here on and will get exactly one outcome."""
+
+    signal: TradingSignal
+    received_ns: int
+
+    @property
+    def key(self) -> str:
+        return signal_id(self.signal.strategy, self.signal.run, self.signal.seq)
+
+    @property
+    def story(self) -> str:
+        return self.key
+
+
+class SignalClosed(Event, frozen=True, kw_only=True, tag="outcome"):
+    """The one outcome of a signal."""
+
+    signal: str
+    symbol: str
+    outcome: Outcome
+    reason: str
+    filled_qty: Decimal
+
+    @property
+    def key(self) -> str:
+        return self.signal
+
+    @property
+    def story(self) -> str:
+        return self.signal
+
+
+class OrderIntended(Event, frozen=True, kw_only=True, tag="intent"):
+    """An order will be sent, once. Durable before its first byte leaves.
+
+    checks: every limit looked at, with its value, as text for explain.
+    """
+
+    request: OrderRequest
+    epoch: str
+    strategy: str
+    signal: str
+    leg: Leg
+    position_qty: Decimal
+    checks: dict[str, str]
+    intended_ns: int
+
+    @property
+    def key(self) -> str:
+        return self.request.client_order_id
+
+    @property
+    def story(self) -> str:
+        return self.signal
+
+
+class OrderChanged(Event, frozen=True, kw_only=True, tag="order"):
+    """An event of the order table, with what the exchange said."""
+
+    client_order_id: str
+    signal: str
+    event: str
+    exchange_order_id: str = ""
+    triggered_id: str = ""
+    executed_qty: Decimal = Decimal(0)
+    raw_status: str = ""
+    code: int = 0
+    text: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.client_order_id
+
+    @property
+    def story(self) -> str:
+        return self.signal
+
+
+class FillBooked(Event, frozen=True, kw_only=True, tag="fill"):
+    """One execution at the exchange, booked once by (symbol, trade id)."""
+
+    symbol: str
+    trade_id: str
+    client_order_id: str
+    exchange_order_id: str
+    signal: str
+    cause: FillCause
+    side: Side
+    qty: Decimal
+    price: Decimal
+    fee: Decimal
+    fee_currency: str
+    realized_pnl: Decimal
+    exchange_ns: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.symbol}#{self.trade_id}"
+
+    @property
+    def story(self) -> str:
+        return self.signal or self.symbol
+
+
+class ExitsSet(Event, frozen=True, kw_only=True, tag="exits"):
+    """Where the position in a symbol shall be protected; None: no such exit."""
+
+    symbol: str
+    signal: str
+    stop_loss: Decimal | None
+    take_profit: Decimal | None
+
+    @property
+    def story(self) -> str:
+        return self.signal
+
+
+class SymbolLocked(Event, frozen=True, kw_only=True, tag="locked"):
+    """No new risk in this symbol until the cause is gone. evidence: what was seen, for a person."""
+
+    symbol: str
+    cause: str
+    evidence: str
+
+    @property
+    def story(self) -> str:
+        return self.symbol
+
+
+class SymbolUnlocked(Event, frozen=True, kw_only=True, tag="unlocked"):
+    """One cause of a lock is gone."""
+
+    symbol: str
+    cause: str
+    evidence: str
+
+    @property
+    def story(self) -> str:
+        return self.symbol
+
+
+class Halted(Event, frozen=True, kw_only=True, tag="halted"):
+    """A halt was seen or set; the HALT file is what holds, this is its record."""
+
+    scope: str
+    who: str
+    why: str
+
+
+class Resumed(Event, frozen=True, kw_only=True, tag="resumed"):
+    """The HALT file of a scope was gone."""
+
+    scope: str
+
+
+class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
+    """Books and exchange were compared. positions: as the exchange says, signed contracts."""
+
+    trigger: str
+    differences: tuple[str, ...]
+    positions: dict[str, Decimal]
+    wallet_balance: Decimal
+
+
+JournalEvent = (Started | SignalReceived | SignalClosed | OrderIntended | OrderChanged | FillBooked
+                | ExitsSet | SymbolLocked | SymbolUnlocked | Halted | Resumed | Reconciled)
+
+# Kinds whose key may stand in the journal only once; the journal itself refuses a second one.
+ONCE = ("signal", "outcome", "intent", "fill")

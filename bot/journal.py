@@ -1,0 +1,248 @@
+"""The executor's memory: append-only events in a hash chain, SQLite in WAL with full syncs.
+
+One writer, under a file lock. What was committed survives a power cut; what was not was never
+acted on. A start folds from the newest checkpoint whose chain verifies. Edge to sqlite3.
+"""
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from bot.books import Books
+from bot.clock import Clock
+from bot.errors import JournalError
+from bot.events import ONCE, JournalEvent
+
+SCHEMA_VERSION = 1  # readable by this release and the one before
+BUSY_MS = 2_000  # readers never hold a write lock; this covers a checkpoint of the WAL
+CHECKPOINTS_KEPT = 3
+
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY, ts_ns INTEGER NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
+    story TEXT NOT NULL, body BLOB NOT NULL, hash BLOB NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS once ON events (kind, key) WHERE kind IN {ONCE};
+CREATE INDEX IF NOT EXISTS stories ON events (story) WHERE story != '';
+CREATE TABLE IF NOT EXISTS checkpoints (
+    seq INTEGER PRIMARY KEY, hash BLOB NOT NULL, books BLOB NOT NULL);
+"""
+_GENESIS = b"tradehost journal"
+_decoder = msgspec.json.Decoder(JournalEvent)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One event as it stands in the journal."""
+
+    seq: int
+    ts_ns: int
+    event: JournalEvent
+
+
+class Journal:
+    """The one writer. Open it, then `load`; `append` buffers, `commit` makes durable."""
+
+    def __init__(self, path: Path, clock: Clock, *, identity: dict[str, str],
+                 checkpoint_events: int) -> None:
+        """Take the lock and open. Raises JournalError: locked, damaged, or of another account."""
+        self._clock = clock
+        self._checkpoint_events = checkpoint_events
+        self._lock = take_lock(path)
+        self._db = _connect(f"file:{path}?mode=rwc")
+        try:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1000"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._db.executescript(_SCHEMA)
+            self._stamp({"schema": str(SCHEMA_VERSION), **identity})
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"{path}: is damaged: {error}; restore a backup") from None
+        self._seq, self._hash, self._checkpoint_seq = 0, _GENESIS, 0
+        self._epoch = ""
+
+    def load(self) -> Books:
+        """Return the books, folded from the newest checkpoint. Raises JournalError on damage."""
+        books, self._seq, self._hash = _fold(self._db)
+        self._checkpoint_seq = self._seq
+        return books
+
+    def begin_epoch(self, epoch: str) -> None:
+        """Fence every earlier executor: its next intent is refused."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
+        self._db.commit()
+        self._epoch = epoch
+
+    def append(self, event: JournalEvent) -> None:
+        """Add to the open transaction. Raises JournalError for a second of a kind in ONCE."""
+        kind = event.__struct_config__.tag
+        if kind == "intent":
+            self._check_epoch()
+        body, ts_ns = msgspec.json.encode(event), self._clock.wall_ns()
+        row_hash = _chain(self._hash, self._seq + 1, ts_ns, kind, event.key, event.story, body)
+        try:
+            self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", (
+                self._seq + 1, ts_ns, kind, event.key, event.story, body, row_hash))
+        except sqlite3.IntegrityError:
+            raise JournalError(f"a second {kind} {event.key} was refused: it is in the journal") from None
+        except sqlite3.Error as error:
+            raise JournalError(f"journal cannot be written: {error}; free disk space") from None
+        self._seq += 1
+        self._hash = row_hash
+
+    def commit(self) -> None:
+        """Return when everything appended is on the disk. Raises JournalError; then nothing is."""
+        try:
+            self._db.commit()
+        except sqlite3.Error as error:
+            raise JournalError(f"journal cannot be synced: {error}; free disk space") from None
+
+    def checkpoint(self, books: Books) -> bool:
+        """Write the folded books when enough events have come since the last time."""
+        if self._seq - self._checkpoint_seq < self._checkpoint_events:
+            return False
+        self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?)",
+                         (self._seq, self._hash, books.encode()))
+        self._db.execute("DELETE FROM checkpoints WHERE seq NOT IN "
+                         "(SELECT seq FROM checkpoints ORDER BY seq DESC LIMIT ?)", (CHECKPOINTS_KEPT,))
+        self.commit()
+        self._checkpoint_seq = self._seq
+        return True
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return whether an event of a kind in ONCE is there, committed or not."""
+        return self.find(kind, key) is not None
+
+    def find(self, kind: str, key: str) -> JournalEvent | None:
+        """Return the event of a kind in ONCE with this key."""
+        return _find(self._db, kind, key)
+
+    def close(self) -> None:
+        """Commit, close, and let go of the lock."""
+        self._db.commit()
+        self._db.close()
+        os.close(self._lock)
+
+    def _check_epoch(self) -> None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
+        if not self._epoch or row != (self._epoch,):
+            raise JournalError(f"this executor's epoch {self._epoch or '(none)'} is over: the journal is "
+                               f"in epoch {row[0] if row else '(none)'}; a second executor was started")
+
+    def _stamp(self, identity: dict[str, str]) -> None:
+        # A journal belongs to one exchange, URL and account for life.
+        for name, value in identity.items():
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                self._db.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
+            elif row[0] != value:
+                raise JournalError(f"this journal belongs to {name} {row[0]}, the config says {value}; "
+                                   "give the other account a journal.path of its own")
+        self._db.commit()
+
+
+class JournalReader:
+    """Reads a journal beside its writer, for botctl. Sees what was committed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open read-only. Raises JournalError when there is no journal yet."""
+        if not path.is_file():
+            raise JournalError(f"{path}: there is no journal yet; has the executor been started?")
+        self._db = _connect(f"file:{path}?mode=ro")
+
+    def books(self) -> Books:
+        """Return the books folded up to now. Raises JournalError on damage."""
+        return _fold(self._db)[0]
+
+    def find(self, kind: str, key: str) -> JournalEvent | None:
+        """Return the event of a kind in ONCE with this key."""
+        return _find(self._db, kind, key)
+
+    def story(self, story: str) -> list[Entry]:
+        """Return all events of a story, in the sequence they happened."""
+        return self._entries("story = ?", story)
+
+    def newest(self, kind: str, count: int) -> list[Entry]:
+        """Return the newest events of a kind, the newest first."""
+        rows = self._db.execute("SELECT seq, ts_ns, body FROM events WHERE kind = ? "
+                                "ORDER BY seq DESC LIMIT ?", (kind, count))
+        return [Entry(seq, ts_ns, _decoder.decode(body)) for seq, ts_ns, body in rows]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many events there are of each kind."""
+        return dict(self._db.execute("SELECT kind, count(*) FROM events GROUP BY kind"))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _entries(self, where: str, value: str) -> list[Entry]:
+        rows = self._db.execute(f"SELECT seq, ts_ns, body FROM events WHERE {where} ORDER BY seq", (value,))
+        return [Entry(seq, ts_ns, _decoder.decode(body)) for seq, ts_ns, body in rows]
+
+
+def take_lock(path: Path) -> int:
+    """Return a handle on the lock beside the journal; whoever holds it is the one executor.
+
+    Raises JournalError when another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise JournalError(f"{lock}: is held by another executor; only one may run") from None
+    os.truncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())  # guard finds here whom to end
+    return handle
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_MS / 1_000)
+    db.execute("PRAGMA foreign_keys=OFF")
+    return db
+
+
+def _find(db: sqlite3.Connection, kind: str, key: str) -> JournalEvent | None:
+    if kind not in ONCE:
+        raise ValueError(f"only {ONCE} are found by key; was {kind}")
+    # The kind stands in the text so that SQLite sees that the partial index fits.
+    row = db.execute(f"SELECT body FROM events WHERE kind = '{kind}' AND key = ?", (key,)).fetchone()
+    return _decoder.decode(row[0]) if row else None
+
+
+def _fold(db: sqlite3.Connection) -> tuple[Books, int, bytes]:
+    books, seq, row_hash = Books(), 0, _GENESIS
+    row = db.execute("SELECT seq, hash, books FROM checkpoints ORDER BY seq DESC LIMIT 1").fetchone()
+    if row is not None:
+        at = db.execute("SELECT hash FROM events WHERE seq = ?", (row[0],)).fetchone()
+        if at is None or at[0] != row[1]:
+            raise JournalError(f"checkpoint {row[0]} does not belong to these events: the journal is damaged")
+        books, seq, row_hash = Books.decode(row[2]), row[0], row[1]
+    for entry_seq, event, entry_hash in _verified(db, seq, row_hash):
+        books.apply(event)
+        seq, row_hash = entry_seq, entry_hash
+    return books, seq, row_hash
+
+
+def _verified(db: sqlite3.Connection, seq: int, row_hash: bytes) -> Iterator[tuple[int, JournalEvent, bytes]]:
+    try:
+        for row in db.execute("SELECT seq, ts_ns, kind, key, story, body, hash FROM events "
+                              "WHERE seq > ? ORDER BY seq", (seq,)):
+            expected = _chain(row_hash, *row[:6])
+            if row[0] != seq + 1 or expected != row[6]:
+                raise JournalError(f"event {row[0]} breaks the hash chain after {seq}: the journal is damaged; "
+                                   "restore a backup and reconcile")
+            seq, row_hash = row[0], row[6]
+            yield seq, _decoder.decode(row[5]), row_hash
+    except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+        raise JournalError(f"the journal is damaged after event {seq}: {error}; restore a backup") from None
+
+
+def _chain(previous: bytes, seq: int, ts_ns: int, kind: str, key: str, story: str, body: bytes) -> bytes:
+    head = f"{seq}\0{ts_ns}\0{kind}\0{key}\0{story}\0".encode()
+    return hashlib.sha256(previous + head + body).digest()

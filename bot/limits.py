@@ -1,0 +1,137 @@
+"""Limits and states: what may pass, and why not. Pure; counts the unknown at full size.
+
+Each check returns its evidence for the journal, so that `explain` can show what was looked at.
+"""
+
+from decimal import Decimal
+from typing import Literal
+
+import msgspec
+
+from bot.books import SymbolBook
+from bot.config import LimitsConfig
+from bot.model import Instrument, TradingSignal
+from bot.orders import Side
+
+Action = Literal["entry", "reduce", "protect", "close", "operator"]
+
+# DESIGN 5, second table. RECONCILING protects once the symbol's position was read.
+MAY_PASS: dict[str, frozenset[str]] = {
+    "RUNNING": frozenset({"entry", "reduce", "protect", "close", "operator"}),
+    "REDUCING": frozenset({"reduce", "protect", "close", "operator"}),
+    "LOCKED": frozenset({"reduce", "protect", "close", "operator"}),
+    "HALTED": frozenset({"protect", "close", "operator"}),
+    "RECONCILING": frozenset({"operator"}),
+}
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a symbol's market; None: nothing yet. Times by the exchange's clock."""
+
+    mark: Decimal | None = None
+    mark_ns: int = 0
+    bid: Decimal | None = None
+    ask: Decimal | None = None
+    quote_ns: int = 0
+
+
+class Denial(msgspec.Struct, frozen=True):
+    """Our no: the rule, and the words for people."""
+
+    rule: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.text}"
+
+
+def check_signal(signal: TradingSignal, book: SymbolBook, limits: LimitsConfig, *, now_ns: int,
+                 exchange_now_ns: int) -> Denial | None:
+    """Return why the signal may not lead to an order, None when it may.
+
+    now_ns: this host's clock, as the signal's created time; exchange_now_ns: the exchange's.
+    """
+    age_ms = (now_ns - signal.created_ns) // 1_000_000
+    if not -1_000 <= age_ms <= limits.signal_age_ms_max:
+        return Denial("signal_age", f"limit {limits.signal_age_ms_max} ms, was {age_ms} ms")
+    tick_age_ms = (exchange_now_ns - signal.tick_exchange_ns) // 1_000_000
+    if not -1_000 <= tick_age_ms <= limits.tick_age_ms_max + limits.signal_age_ms_max:
+        return Denial("stale_tick", f"its Tick was {tick_age_ms} ms old; limit {limits.tick_age_ms_max} ms "
+                      f"and {limits.signal_age_ms_max} ms for the signal")
+    if signal.position_version != book.version:
+        return Denial("stale_position", f"decided on position version {signal.position_version}, "
+                      f"it is {book.version} since a stop, an exit or an operator moved it")
+    for name in ("stop_loss", "take_profit"):
+        price = getattr(signal, name)
+        if price is not None and not (price.is_finite() and price > 0):
+            return Denial("bad_price", f"{name} must be a positive number, was {price}")
+    if not signal.target_qty.is_finite():
+        return Denial("bad_quantity", f"target_qty must be finite, was {signal.target_qty}")
+    return _check_exit_side(signal)
+
+
+def _check_exit_side(signal: TradingSignal) -> Denial | None:
+    # A stop on the wrong side would fire at once, or never.
+    if signal.target_qty == 0 or not signal.tick_price > 0:
+        return None
+    price = Decimal(repr(signal.tick_price))
+    sign = 1 if signal.target_qty > 0 else -1
+    if signal.stop_loss is not None and (price - signal.stop_loss) * sign <= 0:
+        return Denial("stop_side", f"the stop {signal.stop_loss} is not beyond the price {price}")
+    if signal.take_profit is not None and (signal.take_profit - price) * sign <= 0:
+        return Denial("take_profit_side", f"the take-profit {signal.take_profit} is not ahead of the price {price}")
+    return None
+
+
+def check_prices(prices: Prices, limits: LimitsConfig, side: Side, *, exchange_now_ns: int,
+                 checks: dict[str, str]) -> Denial | None:
+    """Return why these prices are no ground for an order; fill in the checks made."""
+    best = prices.ask if side == "buy" else prices.bid
+    if prices.mark is None or best is None:
+        return Denial("no_price", "no mark or no quote has arrived yet; is the gateway up?")
+    for name, ns in (("mark", prices.mark_ns), ("quote", prices.quote_ns)):
+        age_ms = (exchange_now_ns - ns) // 1_000_000
+        checks[f"{name}_age_ms"] = f"{age_ms} of {limits.tick_age_ms_max}"
+        # A quiet market may not quote for long; the mark comes each second and bounds the quote.
+        if name == "mark" and not -1_000 <= age_ms <= limits.tick_age_ms_max:
+            return Denial("stale_mark", f"limit {limits.tick_age_ms_max} ms, was {age_ms} ms")
+    away_pct = abs(best - prices.mark) / prices.mark * 100
+    checks["price_collar_pct"] = f"{away_pct:.4f} of {limits.price_collar_pct}"
+    if away_pct > limits.price_collar_pct:
+        return Denial("price_collar", f"limit {limits.price_collar_pct} %, the best price {best} is "
+                      f"{away_pct:.3f} % from the mark {prices.mark}")
+    return None
+
+
+def check_entry(book: SymbolBook, instrument: Instrument, limits: LimitsConfig, *, side: Side, qty: Decimal,
+                mark: Decimal, entries_last_minute: int, checks: dict[str, str]) -> Denial | None:
+    """Return why a quantity (unsigned, a multiple of the increment) may not be added."""
+    if instrument.status != "TRADING":
+        return Denial("not_trading", f"{instrument.symbol} has status {instrument.status}")
+    notional = qty * instrument.contract_size * mark
+    checks["order_notional"] = f"{notional:.2f} of {limits.order_notional_max}"
+    if notional > limits.order_notional_max:
+        return Denial("order_notional", f"limit {limits.order_notional_max}, was {notional:.2f}")
+    signed = qty if side == "buy" else -qty
+    worst = worst_position(book, signed)
+    worst_notional = abs(worst) * instrument.contract_size * mark
+    checks["position_notional"] = f"{worst_notional:.2f} of {limits.position_notional_max}"
+    if worst_notional > limits.position_notional_max:
+        return Denial("position_notional", f"limit {limits.position_notional_max}, would be {worst_notional:.2f} "
+                      "with all open and unknown orders")
+    checks["orders_per_minute"] = f"{entries_last_minute + 1} of {limits.orders_per_minute_max}"
+    if entries_last_minute >= limits.orders_per_minute_max:
+        return Denial("order_rate", f"limit {limits.orders_per_minute_max} entries per minute")
+    if qty < instrument.qty_min or notional < instrument.notional_min:
+        return Denial("too_small", f"{qty} ({notional:.2f}) is below the exchange's minimum {instrument.qty_min} "
+                      f"or {instrument.notional_min}")
+    if qty > instrument.qty_max:
+        return Denial("too_large", f"{qty} is above the exchange's maximum {instrument.qty_max} of one order")
+    return None
+
+
+def worst_position(book: SymbolBook, signed_qty: Decimal) -> Decimal:
+    """Return the largest position that may come of this order and of all that is not settled."""
+    same_side = sum((o.signed_leaves_qty for o in book.working()
+                     if (o.signed_leaves_qty > 0) == (signed_qty > 0)), Decimal(0))
+    return book.position_qty + same_side + signed_qty
