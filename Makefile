@@ -1,0 +1,67 @@
+# The two commands: make run, make test. Each makes .venv itself, pinned and checked by hashes.
+PYTHON3 ?= python3
+CONFIG  ?= ops/bot.example.toml
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+PIP     := $(PYTHON) -m pip --disable-pip-version-check
+PYTEST  := $(PYTHON) -m pytest
+COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile -q --strip-extras \
+           --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links \
+           --no-emit-trusted-host --build-deps-for editable
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help run test check drill bench docs lock install
+
+help:
+	@echo "make run     trade on the paper exchange, in the foreground; Ctrl-C ends it (CONFIG=path)"
+	@echo "make test    the tests, at most 10 minutes"
+	@echo "make check   lint, types, layers, generated docs, example config"
+	@echo "make drill   the long proofs; make bench: the measurements"
+	@echo "make docs    write the generated docs; make lock: refresh the pinned requirements"
+
+run: $(VENV)/.run
+	@$(PYTHON) -m bot.run --config $(CONFIG)
+
+install: $(VENV)/.run
+
+test: $(VENV)/.dev
+	@$(PYTEST) -m "not drill and not bench" --durations=10 $(ARGS)
+
+check: $(VENV)/.dev
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) docs/generate.py --check
+	@$(PYTEST) -q tests/unit/test_tidy.py tests/unit/test_docs.py tests/unit/test_config_file.py
+
+drill: $(VENV)/.dev
+	@$(PYTEST) -m drill --durations=10 $(ARGS)
+
+bench: $(VENV)/.dev
+	@$(PYTEST) -s -m bench $(ARGS)
+
+docs: $(VENV)/.dev
+	@$(PYTHON) docs/generate.py
+
+lock: $(VENV)/.dev
+	$(COMPILE) --output-file ops/requirements.lock setup.cfg pyproject.toml
+	$(COMPILE) --extra dev --constraint ops/requirements.lock \
+	  --output-file ops/requirements-dev.lock setup.cfg pyproject.toml
+
+$(VENV)/bin/pip:
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	@echo "making $(VENV) ..."
+	@$(PYTHON3) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "The virtual environment cannot be made; on Debian: apt-get install python3-venv"; exit 1; }
+
+# The project itself is linked, not copied, and built with the pinned setuptools: nothing comes in unpinned.
+$(VENV)/.run: ops/requirements.lock setup.cfg pyproject.toml | $(VENV)/bin/pip
+	@echo "installing what it runs on (once; a minute or two) ..."
+	@$(PIP) install --require-hashes -r ops/requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: ops/requirements-dev.lock $(VENV)/.run
+	@echo "installing what tests and checks need (once) ..."
+	@$(PIP) install --require-hashes -r ops/requirements-dev.lock
+	@touch $@
