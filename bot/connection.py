@@ -1,46 +1,220 @@
 """HTTP requests that are sent at most once, each with a full account of how far it got.
 
-One byte may have left: then nothing is ever repeated here, for no method. Edge to the network (h11).
+Once a byte may have left, nothing is ever repeated here, for no method: an HTTP library that quietly
+sends a DELETE again when a kept connection dies (exchange-facts 0.7) would make a cancel's answer lie.
+Edge to the network (asyncio transports, h11).
 """
 
+import asyncio
+import select
+import ssl
 from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import h11
 
 from bot.clock import Clock
 from bot.outcome import Answer
 
+# A connection idle for longer is not trusted: load balancers commonly drop one after 60 s.
+IDLE_S_MAX = 30
+
 
 class RestConnection:
-    """One kept-open connection to one host; one request at a time, others wait."""
+    """One kept-open connection to one host; one request at a time, others wait.
+
+    Limits: milliseconds to open (TLS included) and from then to the end of the answer; bytes of body.
+    ca_file: trusted instead of the system's certificates.
+    """
 
     def __init__(self, base_url: str, clock: Clock, *, connect_timeout_ms: int, request_timeout_ms: int,
                  body_bytes_max: int, ca_file: str | None = None) -> None:
-        raise NotImplementedError
+        url = urlsplit(base_url)
+        self._scheme, self._netloc, self._host = url.scheme, url.netloc, url.hostname or ""
+        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._tls = ssl.create_default_context(cafile=ca_file) if url.scheme == "https" else None
+        self._clock = clock
+        self._connect_timeout_s, self._request_timeout_s = connect_timeout_ms / 1e3, request_timeout_ms / 1e3
+        self._body_bytes_max = body_bytes_max
+        self._lock = asyncio.Lock()
+        self._wire: _Wire | None = None
+        self._used_ns = 0
 
-    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Send one request and return its answer; network trouble is told in it, never raised."""
-        raise NotImplementedError
+    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> Answer:
+        """Send one request and return its answer; network trouble is told in it, never raised.
+
+        url: absolute at this host, or a path. Raises ValueError for another host, before anything.
+        """
+        request = self._head(method, url, headers, body)
+        async with self._lock:
+            sent_ns = self._clock.wall_ns()
+            status, fields, answer, is_sent, trouble = 0, dict[str, str](), b"", False, ""
+            try:
+                wire = await self._open()
+                sent_ns, is_sent = self._clock.wall_ns(), True
+                async with asyncio.timeout(self._request_timeout_s):
+                    status, fields, answer = await _exchange(wire, request, body, self._body_bytes_max)
+            except (OSError, h11.RemoteProtocolError) as error:  # refused, DNS, TLS, timeout, torn, garbage
+                trouble = ("" if is_sent else "cannot connect: ") + f"{type(error).__name__}: {error}"
+            finally:  # also when this task is canceled: a late answer must not meet the next request
+                if self._wire is not None and (status == 0 or not self._wire.is_reusable()):
+                    self._drop()
+            return Answer(status=status, headers=fields, body=answer, is_sent=is_sent, error=trouble,
+                          sent_ns=sent_ns, received_ns=self._clock.wall_ns())
 
     async def warm(self) -> bool:
         """Open the connection ahead of need; return whether it is open."""
-        raise NotImplementedError
+        async with self._lock:
+            try:
+                return await self._open() is not None
+            except OSError:
+                return False
 
     async def close(self) -> None:
-        raise NotImplementedError
+        """Close the connection; the next request opens another."""
+        self._drop()
+
+    def _head(self, method: str, url: str, headers: dict[str, str], body: bytes) -> h11.Request:
+        parts = urlsplit(url)
+        if (parts.scheme, parts.netloc) not in ((self._scheme, self._netloc), ("", "")):
+            raise ValueError(f"url: must be at {self._scheme}://{self._netloc}; was {url.split('?')[0]}")
+        fields = {"Host": self._netloc, "Accept": "application/json", **headers}
+        if body or method not in ("GET", "DELETE"):
+            fields["Content-Length"] = str(len(body))
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return h11.Request(method=method, target=target, headers=list(fields.items()))
+
+    async def _open(self) -> "_Wire":
+        # Returns a connection on which nothing has been sent since its last answer.
+        now_ns = self._clock.mono_ns()
+        if self._wire is not None and (self._wire.is_dead() or now_ns - self._used_ns > IDLE_S_MAX * 1e9):
+            self._drop()
+        if self._wire is None:
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(self._connect_timeout_s):
+                # asyncio sets TCP_NODELAY on every TCP socket.
+                _, self._wire = await loop.create_connection(_Wire, self._host, self._port, ssl=self._tls)
+        self._used_ns = now_ns
+        return self._wire
+
+    def _drop(self) -> None:
+        if self._wire is not None:
+            self._wire.transport.abort()
+            self._wire = None
 
 
 class RestPool:
     """Several connections to one host, so that a request does not wait behind a slow one."""
 
     def __init__(self, connections: Sequence[RestConnection]) -> None:
-        raise NotImplementedError
+        self._connections = connections  # the last is used first
+        self._idle: asyncio.LifoQueue[RestConnection] = asyncio.LifoQueue()
+        for connection in connections:
+            self._idle.put_nowait(connection)
 
-    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes) -> Answer:
+    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> Answer:
         """Send one request on an idle connection, the one used last if possible."""
-        raise NotImplementedError
+        connection = await self._idle.get()
+        try:
+            return await connection.request(method, url, headers, body)
+        finally:
+            self._idle.put_nowait(connection)
 
     async def warm(self) -> bool:
-        """Open one connection ahead of need; return whether it is open."""
-        raise NotImplementedError
+        """Open the connection that is used first; return whether it is open."""
+        return await self._connections[-1].warm()
 
     async def close(self) -> None:
-        raise NotImplementedError
+        """Close all connections."""
+        for connection in self._connections:
+            await connection.close()
+
+
+class _Wire(asyncio.Protocol):
+    # One TCP or TLS connection: what came, and whether more can come. An end of the peer's closes it.
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.http = h11.Connection(h11.CLIENT)
+        self.received, self.is_closed = bytearray(), False
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self._news.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed, self._error = True, exc
+        self._news.set()
+
+    async def read(self) -> bytes:
+        # b"" at the end of the stream. Raises when it was torn.
+        while not self.received and not self.is_closed:
+            self._news.clear()
+            await self._news.wait()
+        data = bytes(self.received)
+        self.received.clear()
+        if not data and self._error is not None:
+            raise ConnectionError(f"torn: {self._error!r}")
+        return data
+
+    def is_reusable(self) -> bool:
+        # After an answer: both sides are ready for another, and no byte came that nobody asked for.
+        return (self.http.our_state is self.http.their_state is h11.DONE and not self.received
+                and self.http.trailing_data == (b"", False) and not self.is_closed)
+
+    def is_dead(self) -> bool:
+        # Anything that came in idleness is an end, or a byte nobody asked for; the kernel may know of
+        # it before the event loop does.
+        if self.received or self.is_closed or self.transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+
+async def _exchange(wire: _Wire, request: h11.Request, body: bytes,
+                    body_bytes_max: int) -> tuple[int, dict[str, str], bytes]:
+    # Raises OSError or h11.RemoteProtocolError when the answer is not complete and well framed.
+    http = wire.http
+    if http.our_state is h11.DONE:
+        http.start_next_cycle()
+    out = http.send(request) or b""
+    if body:
+        out += http.send(h11.Data(data=body)) or b""
+    out += http.send(h11.EndOfMessage()) or b""
+    wire.transport.write(out)
+    status, fields, parts, size = 0, dict[str, str](), list[bytes](), 0
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            data = await wire.read()
+            if not data and not status:
+                raise ConnectionError("closed before an answer")
+            http.receive_data(data)
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+            fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+            _check_framing(status, fields)
+        elif isinstance(event, h11.Data):
+            size += len(event.data)
+            if size > body_bytes_max:
+                raise OSError(f"answer longer than {body_bytes_max} bytes")
+            parts.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            return status, fields, b"".join(parts)
+        elif not isinstance(event, h11.InformationalResponse):
+            raise OSError("not an answer to a request")
+
+
+def _check_framing(status: int, fields: dict[str, str]) -> None:
+    # A body that is ended by closing may be a cut one, and nobody could tell.
+    if not {"content-length", "transfer-encoding"} & fields.keys() and status not in (204, 304):
+        raise OSError("answer without a length")
+    if fields.get("content-encoding", "identity") != "identity":
+        raise OSError(f"answer in an encoding not asked for: {fields['content-encoding'][:40]}")
