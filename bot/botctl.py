@@ -1,0 +1,290 @@
+"""botctl: the operator's hands. Tables for people, --json for scripts.
+
+Exit codes: 0 done; 1 the answer is no (not running, not found, nothing to resume); 2 wrong usage;
+78 the configuration is wrong.
+"""
+
+import argparse
+import getpass
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bot import __version__
+from bot.clock import Clock
+from bot.config import Config
+from bot.config_file import load
+from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError
+from bot.events import SignalClosed
+from bot.explain import clock_text, find_story, tell
+from bot.halt import HaltFiles
+from bot.journal import JournalReader
+from bot.programs import find_config
+from bot.status import gather, position_row
+
+EXIT_NO = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one botctl command; return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.verb == "config":
+            return _config_check(args)
+        config = load(args.config or find_config())
+        return args.run(args, config)
+    except ConfigError as error:
+        print(f"config error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except JournalError as error:
+        print(f"botctl: {error}", file=sys.stderr)
+        return EXIT_NO
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader (head, less) has seen enough
+        return EXIT_OK
+
+
+def _status(args: argparse.Namespace, config: Config) -> int:
+    status = gather(config, Clock())
+    if args.json:
+        return _json(status, status["state"] != "DOWN")
+    print(f"{status['mode']}  {status['state']}  {status['state_reason']}")
+    for halt in status["halted"]:
+        print(f"HALTED {halt['scope']} by {halt['who']} since {clock_text(halt['since_ns'])}: {halt['why']}")
+    for symbol, locks in status["locked_symbols"].items():
+        for cause, text in locks.items():
+            print(f"LOCKED {symbol} {cause}: {text}")
+    print()
+    _table(status["processes"], ("name", "pid", "state", "uptime_s", "heartbeat_age_ms"))
+    print()
+    _table(status["positions"], ("symbol", "strategy", "qty", "entry_price", "stop_loss", "take_profit",
+                                 "realized_pnl", "fees"))
+    counters = "  ".join(f"{name} {value}" for name, value in status["counters"].items())
+    print(f"\n{counters}  open_orders {status['open_orders']}  unknown_orders {status['unknown_orders']}")
+    return EXIT_OK if status["state"] != "DOWN" else EXIT_NO
+
+
+def _config_check(args: argparse.Namespace) -> int:
+    config = load(args.file)
+    text = (f"{args.file}: good; mode {config.mode}, {len(config.strategy)} strategies on "
+            f"{', '.join(config.symbols())}, fingerprint {config.fingerprint()}")
+    if args.json:
+        return _json({"file": str(args.file), "is_valid": True, "fingerprint": config.fingerprint()}, True)
+    print(text)
+    return EXIT_OK
+
+
+def _halt(args: argparse.Namespace, config: Config) -> int:
+    scope = _scope(args, config)
+    halt = HaltFiles(config.state_path / "halt").set(
+        scope, who=getpass.getuser(), why=args.reason, clock=Clock()
+    )
+    if args.json:
+        return _json(halt, True)
+    print(f"HALTED {scope} by {halt.who}: {halt.why}")
+    print(
+        "No entry and no reducing order leaves any more; stops stay at the exchange. To go on: botctl resume"
+        + ("" if scope == "all" else f" --{scope.split(':')[0]} {scope.split(':', 1)[1]}")
+    )
+    return EXIT_OK
+
+
+def _resume(args: argparse.Namespace, config: Config) -> int:
+    scope = _scope(args, config)
+    halt = HaltFiles(config.state_path / "halt").clear(scope)
+    if args.json:
+        return _json({"scope": scope, "was": halt}, halt is not None)
+    if halt is None:
+        print(f"{scope} was not halted", file=sys.stderr)
+        return EXIT_NO
+    print(f"RESUMED {scope}; it had been halted by {halt.who} since {clock_text(halt.time_ns)}: {halt.why}")
+    return EXIT_OK
+
+
+def _scope(args: argparse.Namespace, config: Config) -> str:
+    if args.strategy is not None:
+        if args.strategy not in config.strategy:
+            raise ConfigError(f"there is no strategy {args.strategy}; there are {', '.join(config.strategy)}")
+        return f"strategy:{args.strategy}"
+    if args.symbol is not None:
+        if args.symbol not in config.symbols():
+            raise ConfigError(f"there is no symbol {args.symbol}; there are {', '.join(config.symbols())}")
+        return f"symbol:{args.symbol}"
+    return "all"
+
+
+def _orders(args: argparse.Namespace, config: Config) -> int:
+    reader = _reader(config)
+    rows = []
+    for book in reader.books().symbols.values():
+        for order in book.orders.values() if args.all else book.live_orders():
+            request = order.request
+            rows.append(
+                {
+                    "client_order_id": order.id,
+                    "time": clock_text(order.intended_ns),
+                    "strategy": order.strategy,
+                    "symbol": request.symbol,
+                    "leg": order.leg,
+                    "side": request.side,
+                    "qty": request.qty,
+                    "filled_qty": order.filled_qty,
+                    "trigger_price": request.trigger_price,
+                    "state": order.state,
+                    "code": order.code or None,
+                    "text": order.text,
+                }
+            )
+    rows.sort(key=lambda row: row["time"], reverse=True)
+    if args.json:
+        return _json(rows[: args.count], True)
+    _table(
+        rows[: args.count],
+        (
+            "time",
+            "client_order_id",
+            "symbol",
+            "leg",
+            "side",
+            "qty",
+            "filled_qty",
+            "trigger_price",
+            "state",
+            "text",
+        ),
+        "no open order (--all shows the closed ones too)",
+    )
+    return EXIT_OK
+
+
+def _signals(args: argparse.Namespace, config: Config) -> int:
+    reader = _reader(config)
+    rows = []
+    for entry in reader.newest("signal", args.count):
+        signal = entry.event.signal  # type: ignore[union-attr]
+        closed = reader.find("outcome", entry.event.key)
+        is_closed = isinstance(closed, SignalClosed)
+        rows.append({
+            "signal": entry.event.key, "time": clock_text(entry.ts_ns), "symbol": signal.symbol,
+            "target_qty": signal.target_qty, "stop_loss": signal.stop_loss, "take_profit": signal.take_profit,
+            "outcome": closed.outcome if is_closed else "open",  # type: ignore[union-attr]
+            "filled_qty": closed.filled_qty if is_closed else None,  # type: ignore[union-attr]
+            "why": closed.reason if is_closed else "", "decided_because": signal.reason})  # type: ignore[union-attr]
+    if args.json:
+        return _json(rows, True)
+    _table(rows, ("time", "signal", "symbol", "target_qty", "outcome", "filled_qty", "why"),
+           "no signal was received yet")
+    return EXIT_OK
+
+
+def _positions(args: argparse.Namespace, config: Config) -> int:
+    rows = [position_row(book, config) for book in _reader(config).books().symbols.values()]
+    if args.json:
+        return _json(rows, True)
+    _table(rows, ("symbol", "strategy", "qty", "entry_price", "stop_loss", "take_profit", "version",
+                  "realized_pnl", "fees"), "no position yet")
+    return EXIT_OK
+
+
+def _explain(args: argparse.Namespace, config: Config) -> int:
+    story = find_story(_reader(config), args.id)
+    if args.json:
+        return _json([{"seq": e.seq, "ts_ns": e.ts_ns, "event": e.event} for e in story], bool(story))
+    if not story:
+        print(f"the journal knows no signal, order or fill {args.id}; botctl signals and botctl orders --all "
+              "list the names", file=sys.stderr)
+        return EXIT_NO
+    for entry in story:
+        print(tell(entry))
+    return EXIT_OK
+
+
+def _reader(config: Config) -> JournalReader:
+    return JournalReader(config.path(config.journal.path))
+
+
+def _json(value: Any, is_yes: bool) -> int:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    return EXIT_OK if is_yes else EXIT_NO
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...], empty: str = "none") -> None:
+    if not rows:
+        print(empty)
+        return
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
+    for line in [list(columns), *cells]:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{value:f}".rstrip("0").rstrip(".")
+        if isinstance(value, Decimal) and "." in f"{value:f}"
+        else str(value)
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="botctl", description="Look at tradehost and steer it.",
+        epilog="exit codes: 0 done, 1 the answer is no, 2 wrong usage, 78 the configuration is wrong")
+    parser.add_argument("--version", action="version", version=f"tradehost {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="FILE", help="default: the one that runs")
+    shared.add_argument("--json", action="store_true", help="print JSON for scripts")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            parents=[shared],
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example: botctl {example}",
+        )
+        added.set_defaults(run=run)
+        return added
+
+    verb("status", _status, "show the state of everything", "status --json")
+    config = verbs.add_parser("config", help="check a configuration file")
+    checks = config.add_subparsers(dest="what", required=True, metavar="check")
+    check = checks.add_parser("check", help="check a configuration file; exit 78 when it is wrong",
+                              epilog="example: botctl config check ops/bot.example.toml")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.add_argument("--json", action="store_true", help="print JSON for scripts")
+    for name, run, text in (("halt", _halt, "let no entry and no reducing order leave; stops stay"),
+                            ("resume", _resume, "end a halt, and say why it was set")):
+        added = verb(name, run, text, f"{name} --symbol BTC/USDT:USDT")
+        scope = added.add_mutually_exclusive_group()
+        scope.add_argument("--strategy", metavar="NAME", help="only this strategy")
+        scope.add_argument("--symbol", metavar="SYMBOL", help="only this symbol")
+        if name == "halt":
+            added.add_argument(
+                "--reason", default="by hand", metavar="TEXT", help="why; it is kept and shown"
+            )
+    orders = verb("orders", _orders, "list open orders, the newest first", "orders --all --count 20")
+    orders.add_argument("--all", action="store_true", help="closed ones too, as far as the books keep them")
+    signals = verb(
+        "signals", _signals, "list signals with their outcomes, the newest first", "signals --count 20"
+    )
+    for added in (orders, signals):
+        added.add_argument("--count", type=int, default=50, metavar="N", help="at most so many (50)")
+    verb("positions", _positions, "list positions with their exits", "positions")
+    explain = verb(
+        "explain", _explain, "tell the story of a signal, order or fill", "explain sr/1763848800/17"
+    )
+    explain.add_argument(
+        "id", metavar="ID", help="a signal (strategy/run/seq), client order id, or SYMBOL#TRADE"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,487 @@
+"""OrderExecutor: signals in, orders out, and the one who answers for every position.
+
+    signal -> journal -> acknowledged -> decided -> intent journaled and synced -> sent, once
+Whatever changed, `cycle` asks for each touched symbol what follows from its books, records it,
+makes it durable, and only then lets anything leave. A restart folds the same books and goes on.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from decimal import Decimal
+from typing import Any
+
+from bot import __version__
+from bot.bookkeeper import Bookkeeper
+from bot.books import Books, Order, SymbolBook
+from bot.bus import ZmqPublisher, ZmqPuller, ZmqSubscriber, signal_endpoint
+from bot.clock import Clock
+from bot.config import Config
+from bot.config_file import read_secret
+from bot.connection import RestPool
+from bot.daemon import Daemon, run
+from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
+from bot.errors import ConfigError, ExchangeError, IllegalTransition, InvariantError, WireError
+from bot.events import ExitsSet, Halted, Resumed, Started
+from bot.exchange import Exchange
+from bot.halt import HaltFiles
+from bot.journal import Journal
+from bot.limits import Prices
+from bot.log import Log
+from bot.model import Heartbeat, PositionReport, Report, Tick, TradingSignal
+from bot.orders import Leg, OrderRequest, Side, client_order_id, new_epoch
+from bot.outcome import classify, classify_cancel
+from bot.protector import Protector
+from bot.reconciler import Reconciler
+from bot.stream import open_stream
+from bot.wire import (
+    HEARTBEAT_TOPIC,
+    LossCounter,
+    decode_signal,
+    decode_tick,
+    encode,
+    report_topic,
+    tick_topic,
+)
+
+CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
+MINUTE_NS = 60_000_000_000
+ENTRY_LEGS = ("open", "reduce")
+
+
+class OrderExecutor:
+    """Turns signals into orders. Everything it touches is passed in."""
+
+    def __init__(self, config: Config, clock: Clock, log: Log, *, run_id: int, exchange: Exchange,
+                 journal: Journal, halts: HaltFiles, publish: Callable[[bytes, bytes], None],
+                 open_stream: Callable[..., Awaitable],
+                 spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
+        self._config, self._clock, self._log, self._run = config, clock, log, run_id
+        self._exchange, self._halts, self._publish, self._spawn = exchange, halts, publish, spawn
+        self.losses = LossCounter()
+        self.dropped: dict[str, int] = {}
+        self._prices: dict[str, Prices] = {}
+        self._gateway_ns = 0  # monotonic time of the last sign of life on the ticks channel
+        self.books: Books = journal.load()
+        self.keeper = Bookkeeper(journal, self.books, clock, self._report)
+        self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
+                                     open_stream=open_stream, wake=self.cycle, halt=self.halt_all)
+        self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend)
+        self._subscribed = frozenset(config.symbols())
+
+    def begin(self) -> None:
+        """Start a new epoch: orders of the last one that had no answer are unknown now."""
+        epoch = new_epoch(self._clock.wall_ns(), self._clock.token(2))
+        self.keeper.journal.begin_epoch(epoch)
+        self.keeper.record(Started(epoch=epoch, version=__version__, config=self._config.fingerprint()))
+        for book in self.books.symbols.values():
+            for order in book.live_orders():
+                if order.state == "INTENDED":
+                    self.keeper.change(order, "lose", text="the executor ended before the answer")
+        self.keeper.commit()
+
+    def on_signal_messages(self, batch: list[bytes], strategy: str | None = None) -> None:
+        """Take raw signals in. strategy: whose endpoint they came from, when each has its own."""
+        for raw in batch:
+            try:
+                signal = decode_signal(raw)
+                if strategy is not None and signal.strategy != strategy:
+                    raise WireError("impostor", f"{strategy} sent a signal as {signal.strategy}")
+            except WireError as error:
+                self._drop("signals", error)
+                continue
+            self.process_received_signal(signal)
+        self.cycle()
+
+    def process_received_signal(self, signal: TradingSignal) -> None:
+        """Journal a signal once. It is acknowledged, and acted on, by the next cycle's commit."""
+        if self.keeper.receive(signal):
+            self._log.info("signal", strategy=signal.strategy, run=signal.run, seq=signal.seq,
+                           symbol=signal.symbol, target_qty=signal.target_qty, reason=signal.reason)
+
+    def on_tick_messages(self, batch: list[tuple[bytes, bytes]]) -> None:
+        """Take market data in: the prices that limits look at, and the exact count of losses."""
+        for _, raw in batch:
+            try:
+                message = decode_tick(raw)
+            except WireError as error:
+                self._drop("ticks", error)
+                continue
+            self._gateway_ns = self._clock.mono_ns()
+            if isinstance(message, Heartbeat):
+                self.losses.saw_heartbeat(message, self._subscribed)
+            elif isinstance(message, Tick) and self.losses.saw_tick(message):
+                self._see_price(message)
+
+    def cycle(self) -> None:
+        """Do what follows from the books, now. An invariant that broke halts before it ends us."""
+        try:
+            self._journal_halts()
+            symbols = set(self.reconciler.traded) | self.keeper.touched
+            self.keeper.touched = set()
+            orders, cancels = [], []
+            for symbol in sorted(symbols):
+                orders += self._act(symbol)
+                placed, canceled = self.protector.act(symbol, self.symbol_state(symbol)[0],
+                                                      is_read=symbol in self.reconciler.read)
+                orders += placed
+                cancels += canceled
+            changed = sorted(self.keeper.touched)
+            self.keeper.commit()
+        except (InvariantError, IllegalTransition) as error:
+            self.halt_all("executor", str(error))
+            raise
+        for symbol in changed:
+            self._report_position(symbol)
+        for order in orders:
+            self.reconciler.sending.add(order.id)
+            self._spawn(self.send_market_order(order))
+        for order in cancels:
+            self.reconciler.sending.add(order.id)
+            self._spawn(self._cancel(order))
+
+    def state(self) -> tuple[str, str]:
+        """Return the state of the whole, and why."""
+        halt = next((h for h in self._halts.list() if h.scope == "all"), None)
+        if halt is not None:
+            return "HALTED", f"{halt.who}: {halt.why}"
+        if not self.reconciler.is_ready:
+            return "RECONCILING", "the books are not compared with the exchange yet"
+        if self._clock.mono_ns() - self._gateway_ns > self._config.bus.silence_ms * 1_000_000:
+            return "REDUCING", "the gateway is silent"
+        return "RUNNING", ""
+
+    def symbol_state(self, symbol: str) -> tuple[str, str]:
+        """Return the state that counts for one symbol, and why."""
+        halt = self._halts.covering(strategy=self._config.owner_of(symbol) or "", symbol=symbol)
+        if halt is not None:
+            return "HALTED", f"{halt.who}: {halt.why}"
+        state, why = self.state()
+        locks = self.books.book(symbol).locks
+        unknown = self.books.book(symbol).unknown()
+        if state == "RUNNING" and (locks or unknown):
+            causes = [f"{cause}: {text}" for cause, text in locks.items()]
+            return "LOCKED", "; ".join(causes + [f"order {o.id} is unknown" for o in unknown])
+        return state, why
+
+    def halt_all(self, who: str, why: str) -> None:
+        """Halt trading, synced to disk before anything else happens."""
+        halt = self._halts.set("all", who=who, why=why, clock=self._clock)
+        self._log.error("halted", scope="all", who=halt.who, why=halt.why)
+
+    async def send_market_order(self, order: Order) -> None:
+        """Send an intended order, once, and record what its answer proves."""
+        try:
+            signed = self._exchange.build(order.request)
+            self.reconciler.fences[order.id] = signed.fence_ns
+            answer = await self._exchange.submit(signed, may_send=lambda: self._refusal(order))
+            outcome = classify(answer, order.id)
+            self._log.info(
+                "order_answered",
+                client_order_id=order.id,
+                outcome=outcome.kind,
+                status=answer.status,
+                code=outcome.code,
+                text=outcome.text,
+                round_trip_us=(answer.received_ns - answer.sent_ns) // 1_000,
+            )
+            if outcome.kind == "accepted":
+                status = self._exchange.answered_order(answer)
+                if status is None or not self.keeper.report_status(order, status):
+                    self.keeper.change(order, "accept")
+            elif outcome.kind == "not_sent":
+                self.keeper.change(order, "not_sent", text=outcome.text)
+            elif outcome.kind in ("rejected", "not_executed"):
+                self.keeper.change(order, "reject", code=outcome.code, text=outcome.text)
+            else:
+                # needs_operator: the exchange itself does not know; the code keeps ABSENT from being found.
+                code = -1007 if outcome.needs_operator else outcome.code
+                self.keeper.change(order, "lose", code=code, text=outcome.text)
+        except ExchangeError as error:  # it could not be built: nothing left
+            self.keeper.change(order, "not_sent", text=str(error))
+        finally:
+            self.reconciler.sending.discard(order.id)
+        self.cycle()
+
+    SendMarketOrder = send_market_order  # the name it had in the first sketch of the system
+
+    async def _cancel(self, order: Order) -> None:
+        try:
+            answer = await self._exchange.cancel(order.request.symbol, order.id,
+                                                 is_conditional=order.request.is_conditional)
+        finally:
+            self.reconciler.sending.discard(order.id)
+        outcome = classify_cancel(answer, order.id)
+        self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind, code=outcome.code)
+        if outcome.kind == "canceled":
+            self.keeper.change(order, "cancel")
+        elif outcome.kind in ("rejected", "not_executed", "not_sent"):
+            self.keeper.change(order, "refuse_cancel", code=outcome.code, text=outcome.text)
+        self.cycle()  # "gone" and "unknown" say nothing of its end: it is asked for
+
+    def _act(self, symbol: str) -> list[Order]:
+        orders: list[Order] = []
+        while True:
+            book = self.books.book(symbol)
+            step = next_step(book, self._context(symbol))
+            if isinstance(step, CloseSignal):
+                self._close_signal(step, symbol)
+            elif isinstance(step, MoveExits):
+                self._set_exits(book, step.signal.signal, step.signal.id)
+                self.keeper.close_signal(step.signal.id, symbol, "done", "the exits were moved", Decimal(0))
+            elif isinstance(step, SendOrder):
+                if step.set_exits:
+                    self._set_exits(book, step.signal.signal, step.signal.id)
+                orders.append(
+                    self.intend(
+                        symbol,
+                        step.leg,
+                        step.side,
+                        step.qty,
+                        reduce_only=step.leg != "open",
+                        signal=step.signal.id,
+                        checks=step.checks,
+                    )
+                )
+            else:
+                return orders
+
+    def _close_signal(self, step: CloseSignal, symbol: str) -> None:
+        self.keeper.close_signal(step.signal.id, symbol, step.outcome, step.reason, step.signal.filled_qty)
+        self._log.info(
+            "outcome", signal=step.signal.id, symbol=symbol, outcome=step.outcome, reason=step.reason
+        )
+        if step.outcome == "rejected":
+            self._spawn(self.reconciler.reconcile_until_done("an order was rejected"))
+
+    def _set_exits(self, book: SymbolBook, signal: TradingSignal, name: str) -> None:
+        # A signal that keeps the side and names no exit leaves the ones in force: protection never
+        # ends by omission. A new side starts with what its signal says.
+        keeps_side = book.position_qty != 0 and (book.position_qty > 0) == (signal.target_qty > 0)
+        stop_loss = signal.stop_loss or (book.stop_loss if keeps_side else None)
+        take_profit = signal.take_profit or (book.take_profit if keeps_side else None)
+        if (stop_loss, take_profit) != (book.stop_loss, book.take_profit) or not keeps_side:
+            self.keeper.record(ExitsSet(symbol=signal.symbol, signal=name, stop_loss=stop_loss,
+                                        take_profit=take_profit), signal.symbol)
+
+    def intend(self, symbol: str, leg: Leg, side: Side, qty: Decimal, *, reduce_only: bool, signal: str,
+                checks: dict[str, str], trigger_price: Decimal | None = None) -> Order:
+        """Record an order to be sent after the commit; its id is made here, once."""
+        strategy, run_id, seq = (
+            signal.split("/") if signal else (self._config.owner_of(symbol) or "none", "0", "0")
+        )
+        request = OrderRequest(
+            client_order_id=client_order_id(
+                self.books.epoch,
+                strategy=strategy,
+                run=int(run_id),
+                seq=int(seq),
+                leg=leg,
+                attempt=self.books.book(symbol).intents,
+            ),
+            symbol=symbol,
+            side=side,
+            qty=qty,
+            reduce_only=reduce_only,
+            trigger_price=trigger_price,
+            type=leg if leg in ("stop", "take_profit") else "market",
+        )  # type: ignore[arg-type]
+        return self.keeper.intend(request, strategy=strategy, signal=signal, leg=leg, checks=checks)
+
+    def _refusal(self, order: Order) -> str:
+        # Asked immediately before the first byte: "" lets it leave.
+        if order.leg in ENTRY_LEGS:
+            halt = self._halts.covering(strategy=order.strategy, symbol=order.request.symbol)
+            if halt is not None:
+                return f"halted by {halt.who}: {halt.why}"
+        return ""
+
+    def _context(self, symbol: str) -> Context:
+        state, why = self.symbol_state(symbol)
+        now_ns = self._clock.wall_ns()
+        entries = sum(o.leg == "open" and now_ns - o.intended_ns < MINUTE_NS
+                      for b in self.books.symbols.values() for o in b.orders.values())
+        return Context(
+            owner=self._config.owner_of(symbol),
+            state=state,
+            state_reason=why,
+            limits=self._config.limits,
+            instrument=self._exchange.instruments.get(symbol),
+            prices=self._prices.get(symbol, Prices()),
+            now_ns=now_ns,
+            exchange_now_ns=now_ns + self._exchange.clock_offset_ns,
+            entries_last_minute=entries,
+        )
+
+    def _see_price(self, tick: Tick) -> None:
+        old = self._prices.get(tick.symbol, Prices())
+        if tick.kind == "mark":
+            self._prices[tick.symbol] = Prices(
+                mark=Decimal(repr(tick.price)), mark_ns=tick.exchange_ns, bid=old.bid, ask=old.ask,
+                quote_ns=old.quote_ns)
+        elif tick.kind == "quote" and tick.bid is not None and tick.ask is not None:
+            self._prices[tick.symbol] = Prices(
+                mark=old.mark, mark_ns=old.mark_ns, bid=Decimal(repr(tick.bid)), ask=Decimal(repr(tick.ask)),
+                quote_ns=tick.exchange_ns)
+
+    def _journal_halts(self) -> None:
+        halts = {h.scope: h for h in self._halts.list()}
+        for scope, halt in halts.items():
+            if scope not in self.books.halts:
+                self.keeper.record(Halted(scope=scope, who=halt.who, why=halt.why))
+                self._log.warning("halted", scope=scope, who=halt.who, why=halt.why)
+        for scope in [s for s in self.books.halts if s not in halts]:
+            self.keeper.record(Resumed(scope=scope))
+            self._log.warning("resumed", scope=scope)
+
+    def _report(self, report: Report) -> None:
+        self._publish(report_topic(report.strategy), encode(report))
+
+    def report_positions(self) -> None:
+        """Publish the snapshot of every symbol of every strategy."""
+        for symbol in self.reconciler.traded:
+            self._report_position(symbol)
+
+    def _report_position(self, symbol: str) -> None:
+        book, owner = self.books.book(symbol), self._config.owner_of(symbol)
+        if owner is None or not self.reconciler.last_mono_ns:
+            return  # before the first comparison nobody knows the position
+        self._report(
+            PositionReport(
+                strategy=owner,
+                symbol=symbol,
+                position_qty=book.position_qty,
+                entry_price=book.entry_price,
+                position_version=book.version,
+                open_orders=len(book.live_orders()),
+                unknown_orders=len(book.unknown()),
+                state=self.symbol_state(symbol)[0],
+                time_ns=self._clock.wall_ns(),
+                executor_run=self._run,
+            )
+        )
+
+    def beat(self) -> None:
+        """Publish the heartbeat of the reports channel."""
+        self._publish(HEARTBEAT_TOPIC, encode(Heartbeat(
+            publisher="executor", run=self._run, time_ns=self._clock.wall_ns(), last_seq={},
+            clock_offset_ns=self._exchange.clock_offset_ns)))
+
+    def status(self) -> dict[str, Any]:
+        """Return what botctl status shows of the executor."""
+        state, why = self.state()
+        books = self.books.symbols.values()
+        return {
+            "state": state,
+            "state_reason": why,
+            "mode": self._config.mode,
+            "epoch": self.books.epoch,
+            "counters": {
+                "ticks": self.losses.received,
+                "ticks_lost": self.losses.lost,
+                "signals": self.books.signals,
+                "orders": self.books.orders,
+                "fills": self.books.fills,
+            },
+            "outcomes": self.books.outcomes,
+            "dropped": self.dropped,
+            "symbols": {
+                b.symbol: {
+                    "state": self.symbol_state(b.symbol)[0],
+                    "unprotected_s": self.protector.unprotected_s(b.symbol),
+                }
+                for b in books
+            },
+            "wallet_balance": self.books.wallet_balance,
+            "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000,
+        }
+
+    def _drop(self, channel: str, error: WireError) -> None:
+        self.dropped[error.reason] = self.dropped.get(error.reason, 0) + 1
+        self._log.warning("message_dropped", channel=channel, reason=error.reason, error=str(error))
+
+
+async def main(daemon: Daemon) -> None:
+    """Turn trading signals into orders, and answer for every position."""
+    config, clock, bus = daemon.config, daemon.clock, daemon.config.bus
+    secret = [read_secret(config.path(getattr(config.exchange, key)), f"exchange.{key}")
+              for key in ("api_key_file", "api_secret_file")]
+    journal = Journal(
+        config.path(config.journal.path),
+        clock,
+        checkpoint_events=config.journal.checkpoint_events,
+        identity={
+            "exchange": config.exchange.id,
+            "url": config.exchange.rest_url,
+            "account": config.exchange.account,
+            "mode": config.mode,
+        },
+    )
+    pools = [RestPool(config.exchange.rest_url, clock, connect_timeout_ms=config.exchange.connect_timeout_ms,
+                      request_timeout_ms=config.exchange.request_timeout_ms) for _ in ("orders", "queries")]
+    exchange = Exchange(
+        config.exchange, clock, orders=pools[0], queries=pools[1], keys=(secret[0], secret[1])
+    )
+    publisher = ZmqPublisher(bus.reports, bus)
+    executor = OrderExecutor(
+        config, clock, daemon.log, run_id=daemon.run, exchange=exchange, journal=journal,
+        halts=HaltFiles(config.state_path / "halt"), publish=publisher.send, open_stream=open_stream,
+        spawn=daemon.spawn)
+    executor.begin()
+    daemon.status = executor.status
+    await _load(daemon, exchange, executor)
+    sockets = _open_sockets(config, executor)
+    daemon.spawn(executor.reconciler.follow())
+    daemon.spawn(executor.reconciler.keep_key())
+    daemon.spawn(executor.reconciler.chase())
+    daemon.every(CYCLE_S, executor.cycle)
+    daemon.every(bus.heartbeat_ms / 1_000, executor.beat)
+    daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
+    daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))
+    daemon.every(config.executor.reconcile_s, lambda: _quietly(daemon, _timed(executor)))
+    await daemon.stopping.wait()
+    for socket in (*sockets, publisher):
+        socket.close()
+    journal.close()
+
+
+def _open_sockets(config: Config, executor: OrderExecutor) -> list:
+    bus = config.bus
+    endpoints = {signal_endpoint(bus, name): name if "{strategy}" in bus.signals.endpoint else None
+                 for name in config.strategy}
+    sockets: list = []
+    for endpoint, name in endpoints.items():
+        puller = ZmqPuller(bus.signals, bus, endpoint)
+        puller.watch(lambda batch, name=name: executor.on_signal_messages(batch, name))
+        sockets.append(puller)
+    ticks = ZmqSubscriber(bus.ticks, bus, [HEARTBEAT_TOPIC, *(tick_topic(s) for s in config.symbols())])
+    ticks.watch(executor.on_tick_messages)
+    return [*sockets, ticks]
+
+
+async def _load(daemon: Daemon, exchange: Exchange, executor: OrderExecutor) -> None:
+    # The exchange may be down at our start: keep asking, nothing can be sent before.
+    while not daemon.stopping.is_set():
+        try:
+            await exchange.load()
+            break
+        except ExchangeError as error:
+            daemon.log.warning("exchange_unreachable", error=str(error))
+            await daemon.clock.sleep(1.0)
+    missing = [s for s in executor.reconciler.traded if s not in exchange.instruments]
+    if missing and not daemon.stopping.is_set():
+        raise ConfigError(f"strategy symbols {', '.join(missing)}: not listed by {daemon.config.exchange.id}")
+
+
+async def _timed(executor: OrderExecutor) -> None:
+    if executor.reconciler.is_ready:
+        await executor.reconciler.reconcile("timer")
+
+
+async def _quietly(daemon: Daemon, work: Awaitable[None]) -> None:
+    try:
+        await work
+    except ExchangeError as error:
+        daemon.log.warning("query_failed", client_order_id="", error=str(error))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run("executor", main))

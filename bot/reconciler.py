@@ -1,0 +1,359 @@
+"""Asks the exchange what is true: the private stream, unsettled orders, and the whole books.
+
+The private stream is a hint that comes fast; REST is the truth that is fetched. Unknown stays
+unknown until the exchange gives evidence (DESIGN 4.3), and a difference is never papered over: it
+locks its symbol and is shown.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+
+from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
+from bot.books import Order
+from bot.clock import Clock
+from bot.config import Config
+from bot.errors import ConfigError, ExchangeError
+from bot.events import FillCause, OrderIntended, Reconciled
+from bot.exchange import AccountChanged, Exchange, ListenKeyExpired, Unrecognized
+from bot.log import Log
+from bot.orders import GUARD_PREFIX, PREFIX, ExchangeFill, OrderStatus
+from bot.stream import StreamClosed
+
+MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
+CHASE_S = 0.1  # how often unsettled orders are looked at; each has its own, growing, wait
+CHASE_WAIT_MS_MAX = 30_000
+KEEP_KEY_S = 1_200  # a listen key lives 60 minutes; three tries fit
+RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minute
+FRAME_BYTES_MAX = 1_048_576
+CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
+# Client order ids the exchange itself makes (exchange-facts 1.1).
+EXCHANGE_MADE: dict[str, FillCause] = {
+    "autoclose-": "liquidation", "adl_autoclose": "adl", "settlement_autoclose-": "operator",
+    "delivery_autoclose-": "operator"}
+
+
+class Chase:
+    """What is remembered of an order that is being asked for."""
+
+    def __init__(self, now_ns: int, wait_ms: int) -> None:
+        self.wait_ms = wait_ms
+        self.next_ns = now_ns + wait_ms * 1_000_000
+        self.first_miss_ns = 0
+        self.misses = 0
+
+
+class Reconciler:
+    """Keeps the books true. `wake` runs the executor's cycle; `halt` stops everything."""
+
+    def __init__(self, config: Config, clock: Clock, log: Log, *, exchange: Exchange, keeper: Bookkeeper,
+                 open_stream: Callable[..., Awaitable], wake: Callable[[], None],
+                 halt: Callable[[str, str], None]) -> None:
+        self._config, self._clock, self._log = config, clock, log
+        self._exchange, self._keeper, self._books = exchange, keeper, keeper.books
+        self._open_stream, self._wake, self._halt = open_stream, wake, halt
+        self._stream_up_ns: int | None = None  # monotonic; None while there is a gap
+        self._chases: dict[str, Chase] = {}
+        self._turn = asyncio.Lock()  # one comparison at a time
+        self.sending: set[str] = set()  # orders and cancels whose answer is awaited right now
+        self.fences: dict[str, int] = {}  # client order id -> server time after which it cannot arrive
+        self.is_ready = False  # compared since the stream came up
+        self.read: set[str] = set()  # symbols whose position the exchange has told since our start
+        self.last_mono_ns = 0
+
+    @property
+    def traded(self) -> tuple[str, ...]:
+        return tuple(sorted(s for strategy in self._config.strategy.values() for s in strategy.symbols))
+
+    async def follow(self) -> None:
+        """Follow the private stream for ever; each time it is up again, compare the books."""
+        wait_ms = self._config.gateway.reconnect_ms_min
+        while True:
+            try:
+                key = await self._exchange.listen_key()
+                stream = await self._open_stream(
+                    self._exchange.private_url(key), frame_bytes_max=FRAME_BYTES_MAX,
+                    connect_timeout_ms=self._config.exchange.connect_timeout_ms)
+            except (ExchangeError, StreamClosed) as error:
+                self._log.warning("private_stream_down", error=str(error), retry_ms=wait_ms)
+                await self._clock.sleep(wait_ms / 1_000 * self._clock.jitter())
+                wait_ms = min(wait_ms * 2, self._config.gateway.reconnect_ms_max)
+                continue
+            wait_ms = self._config.gateway.reconnect_ms_min
+            self._stream_up_ns = self._clock.mono_ns()
+            self._log.info("private_stream_up")
+            compare = asyncio.create_task(self.reconcile_until_done("private stream up"))
+            try:
+                async for raw in stream:
+                    if not self._hear(raw):
+                        break
+                reason = "listen key expired"
+            except StreamClosed as error:
+                reason = str(error)
+            finally:
+                compare.cancel()
+                self._stream_up_ns, self.is_ready = None, False
+            await stream.close()
+            self._log.warning("private_stream_down", error=reason, retry_ms=wait_ms)
+            self._wake()
+
+    async def keep_key(self) -> None:
+        """Keep the private stream's key alive."""
+        while True:
+            await self._clock.sleep(KEEP_KEY_S)
+            try:
+                await self._exchange.keep_listen_key()
+            except ExchangeError as error:
+                self._log.warning("private_stream_down", error=f"listen key: {error}", retry_ms=0)
+
+    async def reconcile_until_done(self, trigger: str) -> None:
+        """Compare the books, again until the exchange answered everything."""
+        while True:
+            try:
+                await self.reconcile(trigger)
+                return
+            except ExchangeError as error:
+                self._log.warning("reconcile_failed", trigger=trigger, error=str(error))
+                await self._clock.sleep(RETRY_S)
+
+    async def reconcile(self, trigger: str) -> None:
+        """Compare orders, fills, positions and settings with the exchange. Raises ExchangeError."""
+        async with self._turn:
+            account = await self._exchange.account()
+            if account.is_hedge_mode:
+                raise ConfigError(
+                    "exchange: the account is in hedge mode, tradehost needs one-way mode; "
+                    "switch it in the exchange's settings (no open position or order may be left)"
+                )
+            differences = await self._compare_orders()
+            for symbol in self.traded:
+                await self.fetch_fills(symbol)
+            positions = await self._positions()
+            for symbol in self.traded:
+                differences += await self._compare_position(symbol, positions)
+            self._keeper.record(
+                Reconciled(
+                    trigger=trigger,
+                    differences=tuple(differences),
+                    positions=positions,
+                    wallet_balance=account.wallet_balance,
+                )
+            )
+            self._keeper.commit()
+            self.is_ready = self._stream_up_ns is not None
+            self.last_mono_ns = self._clock.mono_ns()
+            self._log.info("reconciled", trigger=trigger, differences=differences)
+        self._wake()
+
+    async def fetch_fills(self, symbol: str) -> None:
+        """Book every fill of the symbol that is not in the books. Raises ExchangeError."""
+        book = self._books.book(symbol)
+        if book.last_trade_id:
+            fills = await self._exchange.fills_since(symbol, from_trade_id=book.last_trade_id + 1)
+        elif book.orders:
+            start_ns = min(o.intended_ns for o in book.orders.values()) - CLOCK_SLACK_NS
+            fills = await self._exchange.fills_since(symbol, start_ns=start_ns)
+        else:
+            return
+        names: dict[str, str] = {}
+        for fill in fills:
+            if self._books.find_order(symbol, client_order_id=fill.client_order_id,
+                                      exchange_order_id=fill.exchange_order_id) is None and not names:
+                listed = await self._exchange.orders_since(symbol, fill.exchange_ns - CLOCK_SLACK_NS)
+                names = {o.exchange_order_id: o.client_order_id for o in listed}
+            self._book(fill, names.get(fill.exchange_order_id, fill.client_order_id))
+        self._keeper.commit()
+
+    async def chase(self) -> None:
+        """Ask for unsettled orders until they are settled, for ever."""
+        while True:
+            now_ns = self._clock.mono_ns()
+            unsettled = {o.id: o for b in self._books.symbols.values() for o in b.live_orders()
+                         if o.id not in self.sending and not _rests(o)}
+            self._chases = {name: self._chases.get(name) or Chase(now_ns, self._config.executor.resolve_ms)
+                            for name in unsettled}
+            for name, chase in self._chases.items():
+                if now_ns >= chase.next_ns and self._exchange.banned_until_ns < self._clock.wall_ns():
+                    await self._ask(unsettled[name], chase)
+            await self._clock.sleep(CHASE_S)
+
+    async def _ask(self, order: Order, chase: Chase) -> None:
+        chase.wait_ms = min(chase.wait_ms * 2, CHASE_WAIT_MS_MAX)
+        chase.next_ns = self._clock.mono_ns() + chase.wait_ms * 1_000_000
+        request = order.request
+        try:
+            status = await self._exchange.order(
+                request.symbol, order.id, is_conditional=request.is_conditional
+            )
+            if order.id in self.sending:
+                return
+            if status is None:
+                await self._missed(order, chase)
+            else:
+                self._keeper.report_status(order, status)
+                if status.executed_qty > order.filled_qty or order.executed_qty > order.filled_qty:
+                    await self.fetch_fills(request.symbol)
+        except ExchangeError as error:
+            self._log.warning("query_failed", client_order_id=order.id, error=str(error))
+        self._keeper.commit()
+        self._wake()
+
+    async def _missed(self, order: Order, chase: Chase) -> None:
+        chase.misses += 1
+        now_ns = self._clock.mono_ns()
+        fence_ns = self.fences.get(order.id)
+        if fence_ns is None:  # sent by an earlier epoch: it left before this process began
+            window_ms = self._config.exchange.recv_window_ms
+            fence_ns = self.fences[order.id] = self._exchange.server_ns() + window_ms * 1_000_000
+        fence_ns += self._config.executor.fence_margin_ms * 1_000_000
+        if self._exchange.server_ns() <= fence_ns or self._stream_up_ns is None:
+            chase.misses, chase.first_miss_ns = 0, 0
+            return
+        chase.first_miss_ns = max(chase.first_miss_ns or now_ns, self._stream_up_ns)
+        span_s = (now_ns - chase.first_miss_ns) / 1e9
+        self._log.info("order_missed", client_order_id=order.id, misses=chase.misses, span_s=round(span_s, 1))
+        if order.state != "UNKNOWN" or order.code in (-1007, 503) or chase.misses < MISSES_MIN:
+            return
+        if span_s >= self._config.executor.absent_after_s and await self._is_nowhere(order):
+            self._keeper.change(
+                order, "absent", text=f"missed {chase.misses} times over {span_s:.0f} s, in no list"
+            )
+            self._log.warning(
+                "order_absent", client_order_id=order.id, misses=chase.misses, span_s=round(span_s, 1)
+            )
+
+    async def _is_nowhere(self, order: Order) -> bool:
+        symbol, start_ns = order.request.symbol, order.intended_ns - CLOCK_SLACK_NS
+        listed = await self._exchange.open_orders(symbol) + await self._exchange.orders_since(
+            symbol, start_ns
+        )
+        if any(o.client_order_id == order.id for o in listed):
+            return False
+        await self.fetch_fills(symbol)
+        return (await self._positions()).get(symbol, Decimal(0)) == self._books.book(symbol).position_qty
+
+    async def _positions(self) -> dict[str, Decimal]:
+        return {symbol: p.qty for symbol, p in (await self._exchange.positions()).items()}
+
+    async def _compare_orders(self) -> list[str]:
+        differences = []
+        open_now = await self._exchange.open_orders()
+        for status in open_now:
+            order = self._books.find_order(status.symbol, client_order_id=status.client_order_id,
+                                           exchange_order_id=status.exchange_order_id)
+            if order is not None:
+                self._keeper.report_status(order, status)
+            elif status.client_order_id.startswith(PREFIX):
+                self._unknown_of_ours(status.client_order_id)
+            elif status.symbol in self.traded and not status.client_order_id.startswith(GUARD_PREFIX):
+                evidence = f"order {status.client_order_id} {status.side} {status.qty} is not ours"
+                differences.append(f"{status.symbol} foreign_order: {evidence}")
+                self._lock(status.symbol, "foreign_order", evidence)
+        foreign = {d.split(" ")[0] for d in differences}
+        for symbol in self.traded:
+            if symbol not in foreign:
+                self._unlock(symbol, "foreign_order", "no foreign order is open any more")
+        names = {o.client_order_id for o in open_now}
+        for book in list(self._books.symbols.values()):
+            for order in book.live_orders():
+                if order.id not in names and order.id not in self.sending:
+                    request = order.request
+                    status = await self._exchange.order(request.symbol, order.id,
+                                                        is_conditional=request.is_conditional)
+                    if status is not None:
+                        self._keeper.report_status(order, status)
+        self._keeper.commit()
+        return differences
+
+    async def _compare_position(self, symbol: str, positions: dict[str, Decimal]) -> list[str]:
+        self.read.add(symbol)
+        for look in (1, 2):
+            held, ours = positions.get(symbol, Decimal(0)), self._books.book(symbol).position_qty
+            if held == ours or self._books.book(symbol).working():
+                if held == ours:
+                    self._unlock(symbol, "books_differ", f"both say {ours}")
+                return []
+            if look == 1:
+                # A fill between the two questions looks like a difference: ask once more.
+                await self._clock.sleep(0.3)
+                await self.fetch_fills(symbol)
+                positions.update({symbol: (await self._positions()).get(symbol, Decimal(0))})
+        evidence = f"the exchange says {held}, our fills say {ours}"
+        self._lock(symbol, "books_differ", evidence)
+        return [f"{symbol} books_differ: {evidence}"]
+
+    def _hear(self, raw: bytes) -> bool:
+        # False: the stream is of no more use.
+        for said in self._exchange.parse_private(raw):
+            if isinstance(said, ListenKeyExpired):
+                return False
+            if isinstance(said, OrderStatus):
+                order = self._books.find_order(said.symbol, client_order_id=said.client_order_id,
+                                               exchange_order_id=said.exchange_order_id)
+                if order is not None:
+                    self._keeper.report_status(order, said)
+                if said.event is None:
+                    self._log.warning("status_unrecognized", client_order_id=said.client_order_id,
+                                      raw_status=said.raw_status)
+            elif isinstance(said, ExchangeFill):
+                self._book(said, said.client_order_id)
+            elif isinstance(said, Unrecognized):
+                self._log.warning("message_dropped", channel="private", reason=said.reason)
+            elif isinstance(said, AccountChanged):
+                self._log.debug("account_changed", reason=said.reason)
+        self._keeper.commit()
+        self._wake()
+        return True
+
+    def _book(self, fill: ExchangeFill, name: str) -> None:
+        order = self._books.find_order(
+            fill.symbol, client_order_id=name, exchange_order_id=fill.exchange_order_id
+        )
+        if order is not None:
+            if order.state in ("ABSENT", "REJECTED"):
+                self._lock(fill.symbol, "late_fill", f"{order.id} was {order.state} and filled {fill.qty}")
+            new = self._keeper.book_fill(fill, order, CAUSE_OF_LEG[order.leg])
+        else:
+            new = self._book_without_order(fill, name)
+        if new:
+            self._log.info("fill", client_order_id=name, symbol=fill.symbol, side=fill.side, qty=fill.qty,
+                           price=fill.price, fee=fill.fee, trade_id=fill.trade_id)
+
+    def _book_without_order(self, fill: ExchangeFill, name: str) -> bool:
+        made = next((cause for prefix, cause in EXCHANGE_MADE.items() if name.startswith(prefix)), None)
+        intent = self._keeper.journal.find("intent", name) if name else None
+        if isinstance(intent, OrderIntended):
+            return self._keeper.book_fill(fill, None, CAUSE_OF_LEG[intent.leg])
+        if name.startswith(GUARD_PREFIX):
+            return self._keeper.book_fill(fill, None, "operator")
+        if made is not None:
+            self._lock(fill.symbol, made, f"the exchange closed {fill.qty} at {fill.price} ({name})")
+            return self._keeper.book_fill(fill, None, made)
+        if name.startswith(PREFIX):
+            self._unknown_of_ours(name)
+        elif fill.symbol in self.traded:
+            # Not ours: never booked by guess. The position will differ; the operator adopts it.
+            self._lock(fill.symbol, "foreign_fill", f"trade {fill.trade_id}: {fill.side} {fill.qty} at "
+                       f"{fill.price} by order {name or fill.exchange_order_id}")
+        return False
+
+    def _unknown_of_ours(self, name: str) -> None:
+        self._halt(
+            "executor",
+            f"order {name} has our prefix and is not in the journal: the journal lost its tail, "
+            "or a second instance trades this account",
+        )
+
+    def _lock(self, symbol: str, cause: str, evidence: str) -> None:
+        if self._keeper.lock(symbol, cause, evidence):
+            self._log.warning("symbol_locked", symbol=symbol, cause=cause, evidence=evidence)
+
+    def _unlock(self, symbol: str, cause: str, evidence: str) -> None:
+        if self._keeper.unlock(symbol, cause, evidence):
+            self._log.info("symbol_unlocked", symbol=symbol, cause=cause, evidence=evidence)
+
+
+def _rests(order: Order) -> bool:
+    # A conditional order at rest is asked for by the reconciliation only, until it was triggered.
+    return (order.request.is_conditional and order.state == "ACCEPTED" and not order.triggered_id
+            and order.executed_qty <= order.filled_qty)

@@ -1,0 +1,114 @@
+"""What the appliance is doing, gathered from beats, halt files and the journal. Reads only."""
+
+import os
+from typing import Any
+
+import msgspec
+
+from bot.clock import Clock
+from bot.config import Config
+from bot.daemon import run_folder
+from bot.errors import JournalError
+from bot.halt import HaltFiles
+from bot.journal import JournalReader
+
+COUNTERS = ("ticks", "ticks_lost", "signals", "orders", "fills")
+
+
+def process_names(config: Config) -> list[str]:
+    """Return the processes that should run, in the sequence they start."""
+    paper = ["paper"] if config.paper is not None else []
+    return [*paper, "gateway", "executor", *(f"strategy-{name}" for name in config.strategy)]
+
+
+def read_beats(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the last beat of each process, by name; one that cannot be read is left out."""
+    beats = {}
+    for name in process_names(config):
+        try:
+            beats[name] = msgspec.json.decode((run_folder(config) / f"{name}.json").read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            continue
+    return beats
+
+
+def process_rows(config: Config, beats: dict[str, dict[str, Any]], clock: Clock) -> list[dict[str, Any]]:
+    """Return name, pid, state, uptime and heartbeat age of each process.
+
+    state: UP, SILENT (it exists and does not beat: stuck, or stopped in the debugger), DOWN.
+    """
+    rows = []
+    for name in process_names(config):
+        beat = beats.get(name)
+        if beat is None or not _exists(beat["pid"]):
+            rows.append(
+                {"name": name, "pid": None, "state": "DOWN", "uptime_s": None, "heartbeat_age_ms": None}
+            )
+            continue
+        age_ms = (clock.mono_ns() - beat["mono_ns"]) // 1_000_000
+        state = "UP" if 0 <= age_ms <= config.bus.silence_ms else "SILENT"
+        rows.append({"name": name, "pid": beat["pid"], "state": state, "heartbeat_age_ms": age_ms,
+                     "uptime_s": round((clock.wall_ns() - beat["run"]) / 1e9, 1)})
+    return rows
+
+
+def gather(config: Config, clock: Clock) -> dict[str, Any]:
+    """Return everything `botctl status` shows."""
+    beats = read_beats(config)
+    processes = process_rows(config, beats, clock)
+    executor = beats.get("executor", {})
+    is_up = any(p["name"] == "executor" and p["state"] == "UP" for p in processes)
+    books = _books(config)
+    halts = HaltFiles(config.state_path / "halt").list()
+    state, why = ("DOWN", "the executor does not run; positions and stops stay at the exchange")
+    if is_up:
+        state, why = executor.get("state", "RECONCILING"), executor.get("state_reason", "")
+    symbols = list(books.symbols.values()) if books else []
+    return {
+        "mode": config.mode.upper(), "state": state, "state_reason": why,
+        "halted": [{"scope": h.scope, "who": h.who, "why": h.why, "since_ns": h.time_ns} for h in halts],
+        "processes": processes,
+        "counters": {name: executor.get("counters", {}).get(name, 0) for name in COUNTERS},
+        "outcomes": books.outcomes if books else {},
+        "positions": [position_row(book, config) for book in symbols],
+        "open_orders": sum(len(b.live_orders()) for b in symbols),
+        "unknown_orders": sum(len(b.unknown()) for b in symbols),
+        "locked_symbols": {b.symbol: b.locks for b in symbols if b.locks},
+        "prices": beats.get("gateway", {}).get("prices", {}),
+        "stale": beats.get("gateway", {}).get("stale", []),
+        "wallet_balance": books.wallet_balance if books else None,
+        "config": config.fingerprint(),
+    }
+
+
+def position_row(book, config: Config) -> dict[str, Any]:
+    """Return one symbol's position with its exits."""
+    return {
+        "symbol": book.symbol, "strategy": config.owner_of(book.symbol), "qty": book.position_qty,
+        "entry_price": book.entry_price, "stop_loss": book.stop_loss if book.position_qty else None,
+        "take_profit": book.take_profit if book.position_qty else None, "version": book.version,
+        "realized_pnl": book.realized_pnl, "fees": book.fees,
+        "stops_resting": [o.id for o in book.orders.values()
+                          if o.request.type == "stop" and o.state in ("ACCEPTED", "PARTIALLY_FILLED")],
+    }
+
+
+def _books(config: Config):
+    try:
+        reader = JournalReader(config.path(config.journal.path))
+    except JournalError:
+        return None
+    try:
+        return reader.books()
+    finally:
+        reader.close()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
