@@ -6,6 +6,7 @@ Prices and quantities are Decimal at this boundary. Symbols are the exchange's (
 
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -56,7 +57,7 @@ class Market(Protocol):
     def symbols(self) -> list[dict[str, Any]]:
         """Return the entries of exchangeInfo's `symbols`."""
 
-    def book(self, symbol: str) -> Book: ...
+    def book(self, symbol: str, limit: int = 1_000) -> Book: ...
 
     def last_price(self, symbol: str) -> Decimal: ...
 
@@ -70,6 +71,9 @@ class Market(Protocol):
     def klines(self, symbol: str, interval: str, limit: int, start_ms: int | None = None,
                end_ms: int | None = None) -> list[list[Any]]:
         """Return kline rows as the exchange does, oldest first, the running candle last."""
+
+    def day(self, symbol: str) -> list[Any]:
+        """Return the last 24 hours as one kline row, for the 24h ticker."""
 
     def recent_trades(self, symbol: str, limit: int) -> list[dict[str, Any]]:
         """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
@@ -101,5 +105,15 @@ def build_market(paper: PaperConfig, start_ms: int, trade_ids: Mapping[str, int]
     start_ms: when this market began, kept by the server over restarts: the market goes on from it.
     trade_ids: per symbol the highest public trade id booked in the ledger, so that after a restart
     no id meets twice. The first advance() may be any time later: what lies between is passed over.
+    A recording is named by an absolute path. Candles are made at the first klines() of a symbol and
+    kept: 500 take about a second.
     """
-    raise NotImplementedError
+    if paper.market == "synthetic":
+        from bot.paper_synthetic import SyntheticMarket  # built on the nouns above, as all markets
+
+        return SyntheticMarket(paper, start_ms, trade_ids or {})
+    from bot.paper_playback import RawMarket, RebasedMarket
+
+    if paper.playback == "raw":
+        return RawMarket(Path(paper.recording), float(paper.speed))
+    return RebasedMarket(Path(paper.recording), start_ms, trade_ids or {})
