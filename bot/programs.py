@@ -1,0 +1,72 @@
+"""The programs supervisord keeps alive, made from the config, and where the running config is noted."""
+
+import sys
+from pathlib import Path
+
+from bot.config import Config
+from bot.errors import ConfigError
+
+# Stop order is the reverse: strategies (40), executor (30), gateway (20), and the exchange last.
+# A strategy only has to sync its outbox; the paper exchange to close its ledger.
+SECTION = """\
+[program:{name}]
+command=%(ENV_BOT_PYTHON)s -m {command} --config %(ENV_BOT_CONFIG)s{arguments}
+priority={priority}
+startsecs=2
+startretries=20
+autorestart=unexpected
+exitcodes=78
+stopwaitsecs=3
+stopasgroup=true
+killasgroup=true
+redirect_stderr=true
+stdout_logfile=%(ENV_BOT_STATE_DIR)s/log/{name}.log
+stdout_logfile_maxbytes=20MB
+stdout_logfile_backups=5
+"""
+# Noted where botctl of the same checkout looks, whatever the config's state_dir is.
+RUNNING_CONFIG = Path("var") / "run" / "config.path"
+
+
+def sections(config: Config) -> dict[str, str]:
+    """Return the supervisor sections that depend on the config, by program name."""
+    made = {}
+    if config.mode == "paper" and config.paper is not None:
+        made["paper"] = SECTION.format(name="paper", command="bot.paper", arguments="", priority=10)
+    for name in config.strategy:
+        made[f"strategy-{name}"] = SECTION.format(
+            name=f"strategy-{name}", command="bot.strategy", arguments=f" --name {name}", priority=40)
+    return made
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """Return every program's name, in the order of start."""
+    made = sections(config)
+    paper = tuple(n for n in made if n == "paper")
+    return *paper, "gateway", "executor", *(n for n in made if n != "paper")
+
+
+def write_sections(config: Config) -> None:
+    """Write the sections below state_dir/supervisor.d, and remove those of programs that are gone."""
+    folder, made = config.path("supervisor.d"), sections(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.conf"):
+        if path.stem not in made:
+            path.unlink()
+    for name, text in made.items():
+        (folder / f"{name}.conf").write_text(text, encoding="utf-8")
+
+
+def note_config(path: Path, root: Path = Path(sys.prefix).parent) -> None:
+    """Note the config that runs, for botctl without --config."""
+    note = root / RUNNING_CONFIG
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{path.resolve()}\n", encoding="utf-8")
+
+
+def find_config(root: Path = Path(sys.prefix).parent) -> Path:
+    """Return the config that was started last from this checkout. Raises ConfigError."""
+    try:
+        return Path((root / RUNNING_CONFIG).read_text(encoding="utf-8").strip())
+    except OSError:
+        raise ConfigError("--config: nothing was started from here yet; give --config FILE") from None
