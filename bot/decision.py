@@ -96,6 +96,11 @@ def _begin(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | Non
     if denial is None and wanted.target_qty % context.instrument.qty_increment != 0:
         denial = Denial("bad_quantity", f"target_qty must be a multiple of {context.instrument.qty_increment}, "
                         f"was {wanted.target_qty}")
+    for name in ("stop_loss", "take_profit"):
+        price = getattr(wanted, name)
+        if denial is None and price is not None and price % context.instrument.price_increment != 0:
+            denial = Denial("bad_price", f"{name} must be a multiple of {context.instrument.price_increment}, "
+                            f"was {price}")
     if denial is not None:
         return _deny(signal, denial)
     if wanted.target_qty == book.position_qty:

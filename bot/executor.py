@@ -28,9 +28,9 @@ from bot.limits import Prices
 from bot.log import Log
 from bot.model import Heartbeat, PositionReport, Report, Tick, TradingSignal
 from bot.orders import Leg, OrderRequest, Side, client_order_id, new_epoch
-from bot.outcome import classify, classify_cancel
 from bot.protector import Protector
 from bot.reconciler import Reconciler
+from bot.sender import OrderSender
 from bot.stream import open_stream
 from bot.wire import (
     HEARTBEAT_TOPIC,
@@ -44,7 +44,6 @@ from bot.wire import (
 
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
 MINUTE_NS = 60_000_000_000
-ENTRY_LEGS = ("open", "reduce")
 
 
 class OrderExecutor:
@@ -64,6 +63,14 @@ class OrderExecutor:
         self.keeper = Bookkeeper(journal, self.books, clock, self._report)
         self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
                                      open_stream=open_stream, wake=self.cycle, halt=self.halt_all)
+        self.sender = OrderSender(
+            log,
+            exchange=exchange,
+            keeper=self.keeper,
+            halts=halts,
+            reconciler=self.reconciler,
+            wake=self.cycle,
+        )
         self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend)
         self._subscribed = frozenset(config.symbols())
 
@@ -133,10 +140,10 @@ class OrderExecutor:
             self._report_position(symbol)
         for order in orders:
             self.reconciler.sending.add(order.id)
-            self._spawn(self.send_market_order(order))
+            self._spawn(self.sender.send_market_order(order))
         for order in cancels:
             self.reconciler.sending.add(order.id)
-            self._spawn(self._cancel(order))
+            self._spawn(self.sender.cancel(order))
 
     def state(self) -> tuple[str, str]:
         """Return the state of the whole, and why."""
@@ -166,56 +173,6 @@ class OrderExecutor:
         """Halt trading, synced to disk before anything else happens."""
         halt = self._halts.set("all", who=who, why=why, clock=self._clock)
         self._log.error("halted", scope="all", who=halt.who, why=halt.why)
-
-    async def send_market_order(self, order: Order) -> None:
-        """Send an intended order, once, and record what its answer proves."""
-        try:
-            signed = self._exchange.build(order.request)
-            self.reconciler.fences[order.id] = signed.fence_ns
-            answer = await self._exchange.submit(signed, may_send=lambda: self._refusal(order))
-            outcome = classify(answer, order.id)
-            self._log.info(
-                "order_answered",
-                client_order_id=order.id,
-                outcome=outcome.kind,
-                status=answer.status,
-                code=outcome.code,
-                text=outcome.text,
-                round_trip_us=(answer.received_ns - answer.sent_ns) // 1_000,
-            )
-            if outcome.kind == "accepted":
-                status = self._exchange.answered_order(answer)
-                if status is None or not self.keeper.report_status(order, status):
-                    self.keeper.change(order, "accept")
-            elif outcome.kind == "not_sent":
-                self.keeper.change(order, "not_sent", text=outcome.text)
-            elif outcome.kind in ("rejected", "not_executed"):
-                self.keeper.change(order, "reject", code=outcome.code, text=outcome.text)
-            else:
-                # needs_operator: the exchange itself does not know; the code keeps ABSENT from being found.
-                code = -1007 if outcome.needs_operator else outcome.code
-                self.keeper.change(order, "lose", code=code, text=outcome.text)
-        except ExchangeError as error:  # it could not be built: nothing left
-            self.keeper.change(order, "not_sent", text=str(error))
-        finally:
-            self.reconciler.sending.discard(order.id)
-        self.cycle()
-
-    SendMarketOrder = send_market_order  # the name it had in the first sketch of the system
-
-    async def _cancel(self, order: Order) -> None:
-        try:
-            answer = await self._exchange.cancel(order.request.symbol, order.id,
-                                                 is_conditional=order.request.is_conditional)
-        finally:
-            self.reconciler.sending.discard(order.id)
-        outcome = classify_cancel(answer, order.id)
-        self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind, code=outcome.code)
-        if outcome.kind == "canceled":
-            self.keeper.change(order, "cancel")
-        elif outcome.kind in ("rejected", "not_executed", "not_sent"):
-            self.keeper.change(order, "refuse_cancel", code=outcome.code, text=outcome.text)
-        self.cycle()  # "gone" and "unknown" say nothing of its end: it is asked for
 
     def _act(self, symbol: str) -> list[Order]:
         orders: list[Order] = []
@@ -250,7 +207,7 @@ class OrderExecutor:
             "outcome", signal=step.signal.id, symbol=symbol, outcome=step.outcome, reason=step.reason
         )
         if step.outcome == "rejected":
-            self._spawn(self.reconciler.reconcile_until_done("an order was rejected"))
+            self.reconciler.request("an order was rejected")
 
     def _set_exits(self, book: SymbolBook, signal: TradingSignal, name: str) -> None:
         # A signal that keeps the side and names no exit leaves the ones in force: protection never
@@ -285,14 +242,6 @@ class OrderExecutor:
             type=leg if leg in ("stop", "take_profit") else "market",
         )  # type: ignore[arg-type]
         return self.keeper.intend(request, strategy=strategy, signal=signal, leg=leg, checks=checks)
-
-    def _refusal(self, order: Order) -> str:
-        # Asked immediately before the first byte: "" lets it leave.
-        if order.leg in ENTRY_LEGS:
-            halt = self._halts.covering(strategy=order.strategy, symbol=order.request.symbol)
-            if halt is not None:
-                return f"halted by {halt.who}: {halt.why}"
-        return ""
 
     def _context(self, symbol: str) -> Context:
         state, why = self.symbol_state(symbol)
@@ -431,12 +380,12 @@ async def main(daemon: Daemon) -> None:
     sockets = _open_sockets(config, executor)
     daemon.spawn(executor.reconciler.follow())
     daemon.spawn(executor.reconciler.keep_key())
+    daemon.spawn(executor.reconciler.compare())
     daemon.spawn(executor.reconciler.chase())
     daemon.every(CYCLE_S, executor.cycle)
     daemon.every(bus.heartbeat_ms / 1_000, executor.beat)
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
     daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))
-    daemon.every(config.executor.reconcile_s, lambda: _quietly(daemon, _timed(executor)))
     await daemon.stopping.wait()
     for socket in (*sockets, publisher):
         socket.close()
@@ -469,11 +418,6 @@ async def _load(daemon: Daemon, exchange: Exchange, executor: OrderExecutor) -> 
     missing = [s for s in executor.reconciler.traded if s not in exchange.instruments]
     if missing and not daemon.stopping.is_set():
         raise ConfigError(f"strategy symbols {', '.join(missing)}: not listed by {daemon.config.exchange.id}")
-
-
-async def _timed(executor: OrderExecutor) -> None:
-    if executor.reconciler.is_ready:
-        await executor.reconciler.reconcile("timer")
 
 
 async def _quietly(daemon: Daemon, work: Awaitable[None]) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from bot.books import Books
 from bot.clock import Clock
-from bot.errors import JournalError
+from bot.errors import ConfigError, JournalError
 from bot.events import ONCE, JournalEvent
 
 SCHEMA_VERSION = 1  # readable by this release and the one before
@@ -49,7 +49,7 @@ class Journal:
 
     def __init__(self, path: Path, clock: Clock, *, identity: dict[str, str],
                  checkpoint_events: int) -> None:
-        """Take the lock and open. Raises JournalError: locked, damaged, or of another account."""
+        """Take the lock and open. Raises ConfigError: locked, or of another account; JournalError: damaged."""
         self._clock = clock
         self._checkpoint_events = checkpoint_events
         self._lock = take_lock(path)
@@ -139,8 +139,8 @@ class Journal:
             if row is None:
                 self._db.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
             elif row[0] != value:
-                raise JournalError(f"this journal belongs to {name} {row[0]}, the config says {value}; "
-                                   "give the other account a journal.path of its own")
+                raise ConfigError(f"journal.path: this journal belongs to {name} {row[0]}, the config says {value}; "
+                                  "give the other account a journal of its own")
         self._db.commit()
 
 
@@ -186,7 +186,7 @@ class JournalReader:
 def take_lock(path: Path) -> int:
     """Return a handle on the lock beside the journal; whoever holds it is the one executor.
 
-    Raises JournalError when another process holds it.
+    Raises ConfigError when another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
@@ -195,7 +195,7 @@ def take_lock(path: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise JournalError(f"{lock}: is held by another executor; only one may run") from None
+        raise ConfigError(f"journal.path: {lock} is held by another executor; only one may run") from None
     os.truncate(handle, 0)
     os.write(handle, f"{os.getpid()}\n".encode())  # guard finds here whom to end
     return handle

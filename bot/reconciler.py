@@ -55,6 +55,7 @@ class Reconciler:
         self._stream_up_ns: int | None = None  # monotonic; None while there is a gap
         self._chases: dict[str, Chase] = {}
         self._turn = asyncio.Lock()  # one comparison at a time
+        self._wanted, self._trigger = asyncio.Event(), ""
         self.sending: set[str] = set()  # orders and cancels whose answer is awaited right now
         self.fences: dict[str, int] = {}  # client order id -> server time after which it cannot arrive
         self.is_ready = False  # compared since the stream came up
@@ -82,7 +83,7 @@ class Reconciler:
             wait_ms = self._config.gateway.reconnect_ms_min
             self._stream_up_ns = self._clock.mono_ns()
             self._log.info("private_stream_up")
-            compare = asyncio.create_task(self.reconcile_until_done("private stream up"))
+            self.request("private stream up")
             try:
                 async for raw in stream:
                     if not self._hear(raw):
@@ -91,7 +92,6 @@ class Reconciler:
             except StreamClosed as error:
                 reason = str(error)
             finally:
-                compare.cancel()
                 self._stream_up_ns, self.is_ready = None, False
             await stream.close()
             self._log.warning("private_stream_down", error=reason, retry_ms=wait_ms)
@@ -106,18 +106,32 @@ class Reconciler:
             except ExchangeError as error:
                 self._log.warning("private_stream_down", error=f"listen key: {error}", retry_ms=0)
 
-    async def reconcile_until_done(self, trigger: str) -> None:
-        """Compare the books, again until the exchange answered everything."""
+    def request(self, trigger: str) -> None:
+        """Ask for a comparison soon; several requests are one."""
+        self._trigger = trigger
+        self._wanted.set()
+
+    async def compare(self) -> None:
+        """Compare the books when asked to and each reconcile_s, for ever."""
         while True:
             try:
-                await self.reconcile(trigger)
-                return
+                async with asyncio.timeout(self._config.executor.reconcile_s):
+                    await self._wanted.wait()
+            except TimeoutError:
+                self._trigger = "timer"
+            self._wanted.clear()
+            if self._stream_up_ns is None:
+                continue  # the stream asks again when it is up
+            try:
+                await self.reconcile(self._trigger)
             except ExchangeError as error:
-                self._log.warning("reconcile_failed", trigger=trigger, error=str(error))
+                self._log.warning("reconcile_failed", trigger=self._trigger, error=str(error))
                 await self._clock.sleep(RETRY_S)
+                self._wanted.set()
 
     async def reconcile(self, trigger: str) -> None:
         """Compare orders, fills, positions and settings with the exchange. Raises ExchangeError."""
+        up_ns = self._stream_up_ns
         async with self._turn:
             account = await self._exchange.account()
             if account.is_hedge_mode:
@@ -140,7 +154,7 @@ class Reconciler:
                 )
             )
             self._keeper.commit()
-            self.is_ready = self._stream_up_ns is not None
+            self.is_ready = up_ns is not None and self._stream_up_ns == up_ns
             self.last_mono_ns = self._clock.mono_ns()
             self._log.info("reconciled", trigger=trigger, differences=differences)
         self._wake()
@@ -212,7 +226,7 @@ class Reconciler:
         chase.first_miss_ns = max(chase.first_miss_ns or now_ns, self._stream_up_ns)
         span_s = (now_ns - chase.first_miss_ns) / 1e9
         self._log.info("order_missed", client_order_id=order.id, misses=chase.misses, span_s=round(span_s, 1))
-        if order.state != "UNKNOWN" or order.code in (-1007, 503) or chase.misses < MISSES_MIN:
+        if order.state != "UNKNOWN" or order.code == -1007 or chase.misses < MISSES_MIN:
             return
         if span_s >= self._config.executor.absent_after_s and await self._is_nowhere(order):
             self._keeper.change(

@@ -1,0 +1,82 @@
+"""Sends intended orders and cancels, each once, and records what the answers prove."""
+
+from collections.abc import Callable
+
+from bot.bookkeeper import Bookkeeper
+from bot.books import Order
+from bot.errors import ExchangeError
+from bot.exchange import Exchange
+from bot.halt import HaltFiles
+from bot.log import Log
+from bot.outcome import classify, classify_cancel
+from bot.reconciler import Reconciler
+
+HALTABLE_LEGS = ("open", "reduce")  # what a halt keeps from leaving; protection goes on
+
+
+class OrderSender:
+    """The last step before the exchange. `wake` runs the executor's cycle."""
+
+    def __init__(self, log: Log, *, exchange: Exchange, keeper: Bookkeeper, halts: HaltFiles,
+                 reconciler: Reconciler, wake: Callable[[], None]) -> None:
+        self._log, self._exchange, self._keeper, self._halts = log, exchange, keeper, halts
+        self._reconciler, self._wake = reconciler, wake
+
+    async def send_market_order(self, order: Order) -> None:
+        """Send an intended order, once, and record what its answer proves."""
+        try:
+            signed = self._exchange.build(order.request)
+            self._reconciler.fences[order.id] = signed.fence_ns
+            answer = await self._exchange.submit(signed, may_send=lambda: self._refusal(order))
+            outcome = classify(answer, order.id)
+            self._log.info(
+                "order_answered",
+                client_order_id=order.id,
+                outcome=outcome.kind,
+                status=answer.status,
+                code=outcome.code,
+                text=outcome.text,
+                round_trip_us=(answer.received_ns - answer.sent_ns) // 1_000,
+            )
+            if outcome.kind == "accepted":
+                status = self._exchange.answered_order(answer)
+                if status is None or not self._keeper.report_status(order, status):
+                    self._keeper.change(order, "accept")
+            elif outcome.kind == "not_sent":
+                self._keeper.change(order, "not_sent", text=outcome.text)
+            elif outcome.kind in ("rejected", "not_executed"):
+                self._keeper.change(order, "reject", code=outcome.code, text=outcome.text)
+            else:
+                # needs_operator: the exchange itself does not know; the code keeps ABSENT from being found.
+                code = -1007 if outcome.needs_operator else outcome.code
+                self._keeper.change(order, "lose", code=code, text=outcome.text)
+        except ExchangeError as error:  # it could not be built: nothing left
+            self._keeper.change(order, "not_sent", text=str(error))
+        finally:
+            self._reconciler.sending.discard(order.id)
+        self._wake()
+
+    SendMarketOrder = send_market_order  # the name it had in the first sketch of the system
+
+    async def cancel(self, order: Order) -> None:
+        """Send a cancel, once; what it leaves open is asked for by the reconciler."""
+        try:
+            answer = await self._exchange.cancel(order.request.symbol, order.id,
+                                                 is_conditional=order.request.is_conditional)
+        finally:
+            self._reconciler.sending.discard(order.id)
+        outcome = classify_cancel(answer, order.id)
+        self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind, code=outcome.code)
+        if outcome.kind == "canceled":
+            self._keeper.change(order, "cancel")
+        elif outcome.kind in ("rejected", "not_executed", "not_sent"):
+            self._keeper.change(order, "refuse_cancel", code=outcome.code, text=outcome.text)
+        self._wake()  # "gone" and "unknown" say nothing of its end: it is asked for
+
+    def _refusal(self, order: Order) -> str:
+        # Asked immediately before the first byte: "" lets it leave.
+        if order.leg in HALTABLE_LEGS:
+            halt = self._halts.covering(strategy=order.strategy, symbol=order.request.symbol)
+            if halt is not None:
+                return f"halted by {halt.who}: {halt.why}"
+        return ""
