@@ -1,0 +1,232 @@
+"""The paper exchange's websockets: market streams in both URL generations, and user data.
+
+Each frame is encoded once, as the bytes of a websocket message, and the bytes go to all who want it.
+A connection that does not read is cut (as on the real exchange) when the market is live; raw playback
+waits for it instead: nothing is dropped there, and nothing is buffered beyond BUFFER_BYTES.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from bot.paper_engine import Engine
+from bot.paper_faults import StreamFault
+from bot.paper_market import Frame, canonical_stream
+from bot.paper_model import AccountEvent, AlgoEvent, Event, OrderEvent
+from bot.paper_shapes import event_json
+
+PING_S = 180.0  # the exchange pings every three minutes
+STREAMS_MAX = 200  # per connection
+MESSAGE_BYTES_MAX = 65_536  # of a client's message
+BUFFER_BYTES = 262_144  # raw playback waits while more than this is unsent
+BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent than this is cut (about 60 s of a busy market)
+
+
+class Connection:
+    """One websocket. names: canonical stream -> as the client called it (the envelope says it so)."""
+
+    def __init__(self, ws: web.WebSocketResponse, transport: Any, is_combined: bool) -> None:
+        self.ws, self.transport, self.is_combined = ws, transport, is_combined
+        self.names: dict[str, str] = {}
+        self.account, self.listen_key = "", ""
+        self.lost, self.frozen_until_ms, self.is_half_open = 0, 0, False
+        self.out: list[bytes] = []
+
+    @property
+    def unsent(self) -> int:
+        return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
+
+    def flush(self) -> None:
+        """Hand over what was collected, in one write."""
+        if self.out and not (self.transport.is_closing() or self.ws.closed):
+            self.transport.write(b"".join(self.out))
+        self.out.clear()
+
+    def is_deaf(self, now_ms: int) -> bool:
+        """Say whether a fault swallows the next frame, and count it."""
+        if self.lost:
+            self.lost -= 1
+            return True
+        return self.is_half_open or now_ms < self.frozen_until_ms
+
+
+class Hub:
+    """All websocket connections."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.connections: set[Connection] = set()
+        self._readers: dict[str, list[Connection]] = defaultdict(list)
+        engine.listener = self.tell
+
+    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+        """Serve one connection from its handshake to its end."""
+        ws = web.WebSocketResponse(compress=False, heartbeat=PING_S, max_msg_size=MESSAGE_BYTES_MAX)
+        await ws.prepare(request)
+        path = request.path.strip("/").split("/")
+        if path[0] in ("public", "market", "private"):
+            del path[0]
+        connection = Connection(ws, request.transport, path[0] == "stream")
+        self.connections.add(connection)
+        try:
+            wanted = request.query.get("streams", "").split("/") + path[1:] + [request.query.get("listenKey", "")]
+            self._subscribe(connection, [name for name in wanted if name and not name.isdigit()])
+            async for message in ws:
+                if message.type is WSMsgType.TEXT:
+                    connection.out.append(text_frame(self._control(connection, message.data)))
+                    connection.flush()
+                while connection.is_half_open and not connection.transport.is_closing():
+                    await self.engine.clock.sleep(0.05)
+        finally:
+            self._unsubscribe(connection, list(connection.names.values()))
+            self.connections.discard(connection)
+        return ws
+
+    def publish(self, frames: list[Frame]) -> None:
+        """Send market frames to those who want them."""
+        touched: set[Connection] = set()
+        now_ms = self.engine.now_ms()
+        for frame in frames:
+            made: dict[str, bytes] = {}
+            for connection in self._readers.get(frame.stream, ()):
+                if connection.is_deaf(now_ms):
+                    continue
+                name = connection.names[frame.stream] if connection.is_combined else ""
+                if name not in made:
+                    made[name] = text_frame(_payload(frame, name))
+                connection.out.append(made[name])
+                touched.add(connection)
+        for connection in touched:
+            self._send(connection)
+
+    def tell(self, events: list[Event]) -> None:
+        """Send what happened to an account to its user streams."""
+        now_ms = self.engine.now_ms()
+        for event in events:
+            account = _account_of(event)
+            readers = [c for c in self.connections if c.account == account]
+            if not readers:
+                continue
+            for body in event_json(event, self.engine.ledger, now_ms):
+                self._tell(readers, msgspec.json.encode(body), now_ms)
+
+    def inject(self, fault: StreamFault) -> int:
+        """Apply a fault to the open connections that carry the stream; return how many."""
+        found = [c for c in self.connections if f"user:{c.account}" == fault.match
+                 or canonical_stream(fault.match) in c.names]
+        now_ms = self.engine.now_ms()
+        for connection in found:
+            if fault.do == "gap":
+                connection.lost += fault.count
+            elif fault.do == "freeze":
+                connection.frozen_until_ms = now_ms + fault.duration_ms
+            elif fault.do == "half_open":
+                connection.is_half_open = True
+                connection.transport.pause_reading()
+            elif fault.do == "close":
+                connection.transport.abort()
+            else:
+                body = {"e": "listenKeyExpired", "E": now_ms, "listenKey": connection.listen_key}
+                self.engine.drop_listen_key(connection.account)
+                self._tell([connection], msgspec.json.encode(body), now_ms)
+                connection.account = ""
+        return len(found)
+
+    async def drain(self) -> None:
+        """Wait until everybody has read most of what was sent."""
+        while any(c.unsent > BUFFER_BYTES for c in self.connections):
+            await self.engine.clock.sleep(0.001)
+
+    async def close(self) -> None:
+        """Close all connections, saying that the server goes away."""
+        for connection in list(self.connections):
+            await connection.ws.close(code=1001)
+
+    def _send(self, connection: Connection) -> None:
+        connection.flush()
+        if self.engine.market.is_tradable and connection.unsent > BUFFER_BYTES_MAX:
+            connection.transport.abort()
+
+    def _tell(self, readers: list[Connection], body: bytes, now_ms: int) -> None:
+        for connection in readers:
+            if not connection.is_deaf(now_ms):
+                stream = b'{"stream":"%s","data":%s}' % (connection.listen_key.encode(), body)
+                connection.out.append(text_frame(stream if connection.is_combined else body))
+                self._send(connection)
+
+    def _subscribe(self, connection: Connection, names: list[str]) -> None:
+        for name in names:
+            if "@" not in name:
+                connection.listen_key, connection.account = name, self.engine.account_of(name) or ""
+                continue
+            stream = canonical_stream(name)
+            if stream not in connection.names:
+                self._readers[stream].append(connection)
+            connection.names[stream] = name
+            self.engine.market.start(self.engine.now_ms())
+
+    def _unsubscribe(self, connection: Connection, names: list[str]) -> None:
+        for name in names:
+            stream = canonical_stream(name)
+            if connection.names.pop(stream, None) is not None:
+                self._readers[stream].remove(connection)
+
+    def _control(self, connection: Connection, text: str) -> bytes:
+        id_: Any = None
+        try:
+            message = json.loads(text)
+            id_ = message.get("id")
+            return msgspec.json.encode({"result": self._command(connection, message), "id": id_})
+        except (ValueError, AttributeError, RecursionError) as error:
+            return msgspec.json.encode({"error": {"code": 2, "msg": f"Invalid request: {error}"}, "id": id_})
+
+    def _command(self, connection: Connection, message: dict[str, Any]) -> Any:
+        method, params = message.get("method"), message.get("params", [])
+        if method == "LIST_SUBSCRIPTIONS":
+            return [*connection.names.values()]
+        if not isinstance(params, list):
+            raise ValueError("params must be an array")
+        if method == "SET_PROPERTY" and len(params) == 2 and params[0] == "combined":
+            connection.is_combined = params[1] is True
+            return None
+        actions: dict[Any, Callable[[Connection, list[str]], None]] = {
+            "SUBSCRIBE": self._subscribe, "UNSUBSCRIBE": self._unsubscribe}
+        if not isinstance(method, str) or method not in actions:
+            raise ValueError(f"unknown variant `{method}`, expected one of `SUBSCRIBE`, `UNSUBSCRIBE`, "
+                             "`LIST_SUBSCRIPTIONS`, `SET_PROPERTY`, `GET_PROPERTY`")
+        if not all(isinstance(name, str) for name in params):
+            raise ValueError("every stream must be a string")
+        if len(connection.names) + len(params) > STREAMS_MAX and method == "SUBSCRIBE":
+            raise ValueError(f"at most {STREAMS_MAX} streams a connection")
+        actions[method](connection, params)
+        return None
+
+
+def text_frame(payload: bytes) -> bytes:
+    """Return a whole, unmasked websocket text message (RFC 6455 section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x81, size)) + payload
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+def _payload(frame: Frame, name: str) -> bytes:
+    if frame.is_enveloped:  # recorded bytes: sent as they are, or what is inside them
+        return frame.raw if name else frame.raw[frame.raw.index(b'"data":') + 7:frame.raw.rindex(b"}")]
+    return b'{"stream":"%s","data":%s}' % (name.encode(), frame.raw) if name else frame.raw
+
+
+def _account_of(event: Event) -> str:
+    match event:
+        case OrderEvent():
+            return event.order.account
+        case AlgoEvent():
+            return event.algo.account
+        case AccountEvent():
+            return event.account
