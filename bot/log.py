@@ -15,6 +15,35 @@ EVENTS = {
     "stopped": "the process ends cleanly",
     "crashed": "an error ended the process; traceback",
     "message_dropped": "a message was malformed, oversized, of another version or not ours",
+    "warm": "the strategy has its instruments and history; Ticks reach it from now on",
+    "signal_sent": "a Target became a signal: written to the outbox and pushed",
+    "signal_outcome": "the executor closed a signal",
+    "target_rounded": "a Target was moved onto the instrument's grid; what it was and what was sent",
+    "target_held": "a Target waits; for what",
+    "target_refused": "a Target did not become a signal; the rule, the value, the count since the last line",
+    "outbox_failed": "the outbox could not be written; the signal was not sent, or is not yet synced",
+    "outbox_cut": "a torn record at the end of the outbox was left out; its signal never existed",
+    "cycle": "what a turn of the loop did, in a sentence",
+    "private_stream_up": "the account's own stream is connected; the books are compared next",
+    "private_stream_down": "the account's own stream is lost; no entry until it is back and compared",
+    "reconciled": "books and exchange were compared; differences, if any",
+    "reconcile_failed": "a comparison could not be finished; it is tried again",
+    "query_failed": "the exchange did not answer a question; it is asked again",
+    "order_missed": "the exchange does not know an order whose outcome is unknown; evidence, not proof",
+    "order_absent": "an unknown order was missed long enough, everywhere: it never existed",
+    "order_answered": "an order was sent and answered; what the answer proves",
+    "cancel_answered": "a cancel was sent and answered",
+    "status_unrecognized": "the exchange used an order status nobody here knows; kept raw",
+    "account_changed": "the exchange told of balances or settings",
+    "fill": "an execution of ours was booked",
+    "signal": "a new signal was journaled",
+    "outcome": "a signal got its one outcome",
+    "symbol_locked": "no new risk in a symbol; why",
+    "symbol_unlocked": "a lock's cause is gone",
+    "halted": "trading is halted; who, why",
+    "resumed": "a halt was ended by the operator",
+    "position_unprotected": "a position lacked its stop past the budget and is being closed",
+    "exchange_unreachable": "the exchange does not answer at our start; it is tried again",
 }
 
 
@@ -26,8 +55,7 @@ class Log:
         self._process = process
         self._logger = logging.Logger(process, level)
         handler = logging.StreamHandler(stream or sys.stdout)
-        handler.setFormatter(JsonFormatter("%(message)s", rename_fields={"message": "event"},
-                                           json_default=str))
+        handler.setFormatter(JsonFormatter([], json_default=str))
         self._logger.addHandler(handler)
 
     def debug(self, event: str, **fields: Any) -> None:
@@ -46,6 +74,27 @@ class Log:
         if event not in EVENTS:
             raise KeyError(f'log event "{event}" is not listed in bot/log.py EVENTS')
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, extra={
+            # A dict as the message: `extra` would refuse names that logging uses itself ("process", "name").
+            self._logger.log(level, {
                 "ts_ns": self._clock.wall_ns(), "level": logging.getLevelName(level),
-                "process": self._process, **fields})
+                "process": self._process, "event": event, **fields})
+
+
+class Tally:
+    """Counts by reason; the first is logged at once, then one line per reason each 10 s at most."""
+
+    EVERY_NS = 10_000_000_000  # a flood must not fill the disk with what it says about itself
+
+    def __init__(self, event: str, log: Log, clock: Clock) -> None:
+        self.counts: dict[str, int] = {}
+        self._event, self._log, self._clock = event, log, clock
+        self._said: dict[str, tuple[int, int]] = {}  # reason -> (when, count then)
+
+    def add(self, reason: str, number: int = 1, **fields: Any) -> None:
+        """Count, and perhaps log: `count` since the last line of this reason, `total` of this run."""
+        now_ns, total = self._clock.mono_ns(), self.counts.get(reason, 0) + number
+        self.counts[reason] = total
+        said_ns, said_total = self._said.get(reason, (-self.EVERY_NS, 0))
+        if now_ns - said_ns >= self.EVERY_NS:
+            self._said[reason] = (now_ns, total)
+            self._log.warning(self._event, reason=reason, count=total - said_total, total=total, **fields)
