@@ -65,8 +65,11 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        broken: asyncio.Future[None] = loop.create_future()
+        loop.set_exception_handler(lambda loop, context: _callback_failed(loop, context, broken))
         async with asyncio.TaskGroup() as self._tasks:
             beats = self.every(self.config.bus.heartbeat_ms / 1_000, self._beat)
+            self.spawn(_until_broken(broken))
             await main(self)
             self.stopping.set()
             beats.cancel()
@@ -84,6 +87,19 @@ class Daemon:
         part = path.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(beat))
         os.replace(part, path)
+
+
+async def _until_broken(broken: asyncio.Future[None]) -> None:
+    await broken
+
+
+def _callback_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any],
+                     broken: asyncio.Future[None]) -> None:
+    # asyncio only logs what a callback (a socket's handler) raises; here it ends the process.
+    if "handle" in context and not broken.done():
+        broken.set_exception(context["exception"])
+    else:
+        loop.default_exception_handler(context)
 
 
 _parent = os.getppid()
@@ -108,7 +124,7 @@ def run(name: str, main: Callable[[Daemon], Coroutine[Any, Any, None]], argv: li
     clock = Clock()
     try:
         config = load(args.config)
-        lock = _take_lock(config, name)
+        lock = take_lock(config, name)
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG
@@ -139,8 +155,8 @@ def _crashed(log: Log, error: BaseException) -> int:
     return EXIT_SOFTWARE
 
 
-def _take_lock(config: Config, name: str) -> int:
-    # A bind is no mutex (ipc paths are stolen in silence), so each process holds a file lock.
+def take_lock(config: Config, name: str) -> int:
+    """Take the process's file lock, for its life: a bind is no mutex. Raises ConfigError when it is held."""
     folder = run_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)

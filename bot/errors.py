@@ -32,6 +32,10 @@ class JournalError(TradehostError):
     """The journal is damaged, locked by another executor, or belongs to another account."""
 
 
+class OutboxError(TradehostError):
+    """A strategy's outbox file is damaged before its tail: signals may be missing from it."""
+
+
 class InvariantError(TradehostError):
     """A statement about money that must hold does not: trading halts before the process dies."""
 
