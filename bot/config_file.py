@@ -17,6 +17,16 @@ from bot.errors import ConfigError
 
 def load(path: Path) -> Config:
     """Read and check the file. Raises ConfigError with the key's path, the rule and the value."""
+    config = parse(path)
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def parse(path: Path) -> Config:
+    """Read the file and check each key by itself. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
         # Numbers with a point stay exact: limits are money.
@@ -26,21 +36,15 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     try:
-        config = msgspec.convert(data, Config)
+        return msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_plain(str(error))}") from None
-    try:
-        check(config)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return config
 
 
 def _plain(text: str) -> str:
     # msgspec says "Expected `int` >= 1 - at `$.bus.ticks.hwm`"; people read the key first.
-    match = re.fullmatch(r"(.*?)(?: - at `(?:key in )?`?\$\.?(.*?)`)?", text, re.DOTALL)
-    rule, where = match.group(1), match.group(2)
-    return f"{where}: {rule}" if where else rule
+    match = re.search(r" - at `(?:key in )?`?\$\.?(.*?)`$", text)
+    return f"{match.group(1)}: {text[:match.start()]}" if match else text
 
 
 def check(config: Config) -> None:
@@ -106,12 +110,14 @@ def _check_addresses(config: Config) -> None:
         value = getattr(config.exchange, key)
         url = urlsplit(value)
         if url.scheme not in schemes or not url.hostname or url.path not in ("", "/"):
-            raise ConfigError(f"exchange.{key}: must be {' or '.join(schemes)}://HOST without a path; was {value}")
+            raise ConfigError(f"exchange.{key}: must be {' or '.join(schemes)}://HOST without a path; "
+                              f"was {value}")
         local = _is_loopback(url.hostname)
         if config.mode == "paper" and not local:
             raise ConfigError(f"exchange.{key}: mode paper trades on loopback only; was {value}")
         if config.mode != "paper" and (local or url.scheme in ("http", "ws")) and config.mode == "live":
-            raise ConfigError(f"exchange.{key}: mode live needs an encrypted address beyond loopback; was {value}")
+            raise ConfigError(f"exchange.{key}: mode live needs an encrypted address beyond loopback; "
+                              f"was {value}")
     if config.paper is not None:
         if config.mode == "live":
             raise ConfigError("paper: mode live has no paper exchange; remove the table")
@@ -140,7 +146,7 @@ def _port(url) -> int | None:
 
 def _check_budgets(config: Config) -> None:
     bus, exchange, executor, limits = config.bus, config.exchange, config.executor, config.limits
-    rules = [
+    rules: list[tuple[str, Decimal | int, str, Decimal | int]] = [
         ("bus.zmtp_timeout_ms", bus.zmtp_timeout_ms, "bus.zmtp_heartbeat_ms", bus.zmtp_heartbeat_ms * 2),
         ("bus.silence_ms", bus.silence_ms, "bus.heartbeat_ms", bus.heartbeat_ms * 2),
         ("gateway.reconnect_ms_max", config.gateway.reconnect_ms_max, "gateway.reconnect_ms_min",
@@ -161,7 +167,8 @@ def _check_budgets(config: Config) -> None:
         if value < least:
             raise ConfigError(f"{key}: must be at least {least} (from {least_key}); was {value}")
     if limits.price_collar_pct > 50:
-        raise ConfigError(f"limits.price_collar_pct: more than 50 is no collar; was {limits.price_collar_pct}")
+        raise ConfigError("limits.price_collar_pct: more than 50 is no collar; "
+                          f"was {limits.price_collar_pct}")
 
 
 def _check_files(config: Config) -> None:
@@ -170,9 +177,9 @@ def _check_files(config: Config) -> None:
     for name, account in (config.paper.accounts if config.paper else {}).items():
         for key in ("api_key_file", "api_secret_file"):
             check_secret_file(config.path(getattr(account, key)), f"paper.accounts.{name}.{key}")
-    if config.paper and config.paper.recording:
-        if not config.path(config.paper.recording).is_file():
-            raise ConfigError(f"paper.recording: must be a file; {config.path(config.paper.recording)} is not")
+    recording = config.path(config.paper.recording) if config.paper and config.paper.recording else None
+    if recording is not None and not recording.is_file():
+        raise ConfigError(f"paper.recording: must be a file; {recording} is not")
     if config.path(config.journal.path).is_dir():
         raise ConfigError(f"journal.path: must be a file; {config.path(config.journal.path)} is a folder")
 

@@ -1,0 +1,73 @@
+"""What the kernel and supervisord say about our processes. Edge to psutil and to supervisord's socket."""
+
+import http.client
+import signal
+import socket
+import xmlrpc.client
+from pathlib import Path
+
+import msgspec
+import psutil
+
+ANSWER_S = 1.0  # a healthy supervisord answers within milliseconds; one that hangs is no news
+
+
+class ProgramInfo(msgspec.Struct, frozen=True):
+    """A program as supervisord sees it. state: its words (RUNNING, BACKOFF, FATAL, ...); pid 0: none."""
+
+    name: str
+    state: str
+    pid: int
+    description: str
+
+
+class Supervisor:
+    """supervisord, asked over its unix socket."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._proxy = xmlrpc.client.ServerProxy("http://localhost/RPC2",
+                                                transport=_UnixTransport(socket_path))
+
+    def programs(self) -> list[ProgramInfo]:
+        """Return all programs; none when supervisord does not answer."""
+        try:
+            answer: list[dict] = self._proxy.supervisor.getAllProcessInfo()  # type: ignore[assignment]
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            return []
+        return [ProgramInfo(p["name"], p["statename"], p["pid"], p["spawnerr"] or p["description"])
+                for p in answer]
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = str(path)
+
+    def make_connection(self, host) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("localhost", timeout=ANSWER_S)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(ANSWER_S)
+        connection.sock.connect(self._path)
+        return connection
+
+
+def descendants() -> list[psutil.Process]:
+    """Return every living process below this one."""
+    return [p for p in psutil.Process().children(recursive=True) if _is_alive(p)]
+
+
+def kill(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Kill the processes by force; return those that are still there after timeout_s."""
+    for process in processes:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    return psutil.wait_procs(processes, timeout_s)[1]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
