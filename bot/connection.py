@@ -8,16 +8,18 @@ Edge to the network (asyncio transports, h11).
 import asyncio
 import select
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 import h11
 
 from bot.clock import Clock
+from bot.config import ExchangeConfig
 from bot.outcome import Answer
 
 # A connection idle for longer is not trusted: load balancers commonly drop one after 60 s.
 IDLE_S_MAX = 30
+BODY_BYTES_MAX = 64_000_000  # the longest answer is exchangeInfo, a few MB for a thousand symbols
 
 
 class RestConnection:
@@ -40,10 +42,12 @@ class RestConnection:
         self._wire: _Wire | None = None
         self._used_ns = 0
 
-    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> Answer:
+    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes = b"",
+                      may_send: Callable[[], str] | None = None) -> Answer:
         """Send one request and return its answer; network trouble is told in it, never raised.
 
-        url: absolute at this host, or a path. Raises ValueError for another host, before anything.
+        url: absolute at this host, or a path; ValueError for another host. may_send is asked when the
+        connection stands, immediately before the first byte: "" lets it leave, words keep it back.
         """
         request = self._head(method, url, headers, body)
         async with self._lock:
@@ -51,13 +55,16 @@ class RestConnection:
             status, fields, answer, is_sent, trouble = 0, dict[str, str](), b"", False, ""
             try:
                 wire = await self._open()
+                refusal = may_send() if may_send is not None else ""
+                if refusal:
+                    return Answer(error=f"kept back: {refusal}", sent_ns=sent_ns, received_ns=sent_ns)
                 sent_ns, is_sent = self._clock.wall_ns(), True
                 async with asyncio.timeout(self._request_timeout_s):
                     status, fields, answer = await _exchange(wire, request, body, self._body_bytes_max)
             except (OSError, h11.RemoteProtocolError) as error:  # refused, DNS, TLS, timeout, torn, garbage
                 trouble = ("" if is_sent else "cannot connect: ") + f"{type(error).__name__}: {error}"
             finally:  # also when this task is canceled: a late answer must not meet the next request
-                if self._wire is not None and (status == 0 or not self._wire.is_reusable()):
+                if self._wire is not None and is_sent and (status == 0 or not self._wire.is_reusable()):
                     self._drop()
             return Answer(status=status, headers=fields, body=answer, is_sent=is_sent, error=trouble,
                           sent_ns=sent_ns, received_ns=self._clock.wall_ns())
@@ -107,16 +114,17 @@ class RestPool:
     """Several connections to one host, so that a request does not wait behind a slow one."""
 
     def __init__(self, connections: Sequence[RestConnection]) -> None:
-        self._connections = connections  # the last is used first
+        self._connections = connections  # each opens when it is needed, the last first
         self._idle: asyncio.LifoQueue[RestConnection] = asyncio.LifoQueue()
         for connection in connections:
             self._idle.put_nowait(connection)
 
-    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> Answer:
+    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes = b"",
+                      may_send: Callable[[], str] | None = None) -> Answer:
         """Send one request on an idle connection, the one used last if possible."""
         connection = await self._idle.get()
         try:
-            return await connection.request(method, url, headers, body)
+            return await connection.request(method, url, headers, body, may_send)
         finally:
             self._idle.put_nowait(connection)
 
@@ -128,6 +136,14 @@ class RestPool:
         """Close all connections."""
         for connection in self._connections:
             await connection.close()
+
+
+def pool(config: ExchangeConfig, clock: Clock, connections: int = 2) -> RestPool:
+    """Return connections to the configured exchange."""
+    return RestPool([RestConnection(
+        config.rest_url, clock, connect_timeout_ms=config.connect_timeout_ms,
+        request_timeout_ms=config.request_timeout_ms, body_bytes_max=BODY_BYTES_MAX)
+        for _ in range(connections)])
 
 
 class _Wire(asyncio.Protocol):

@@ -1,36 +1,69 @@
 """The exchange: builds, signs and parses with ccxt; moves no byte itself. Edge to ccxt.
 
-Requests leave through two connections that are passed in: one for orders and cancels, one for
-queries. ccxt's own network code, rate limiter and exception classes are not used (exchange-facts 0).
+Requests leave through two lanes that are passed in: one for orders and cancels, one for queries.
+ccxt's own network code, rate limiter and exception classes are not used (exchange-facts 0).
 """
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
 
+import ccxt
 import msgspec
 
 from bot.clock import Clock
 from bot.config import ExchangeConfig
+from bot.errors import ConfigError, ExchangeError, InvariantError
 from bot.model import Candle, Instrument
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
-from bot.outcome import Answer
+from bot.outcome import LIMITER_STATUS, Answer, error_of, retry_later_s
+from bot.rows import (
+    ALGO,
+    FILL,
+    ORDER,
+    UNREADABLE,
+    AccountSettings,
+    ExchangePosition,
+    PrivateEvent,
+    money,
+    read_fill,
+    read_position,
+    read_private,
+    read_status,
+)
+
+# The exchanges whose orders, answers and streams the tests know. Another one is a row here, readers in
+# bot/rows.py, codes in bot/outcome.py, and its recorded answers in the tests.
+TRADABLE = {"binanceusdm": ccxt.binanceusdm}
+TYPES = {"market": "MARKET", "stop": "STOP_MARKET", "take_profit": "TAKE_PROFIT_MARKET"}
+NOT_FOUND, CLOCK_REFUSED, TOO_MUCH = (-2011, -2013), -1021, -1003
+COUNTERS = {"x-mbx-used-weight-1m": "used_weight_1m", "x-mbx-order-count-10s": "order_count_10s",
+            "x-mbx-order-count-1m": "order_count_1m"}
+PAGE_ROWS = 1_000  # of userTrades, allOrders and allAlgoOrders
+WEEK_MS = 7 * 86_400_000 - 1  # they answer for less than 7 days at once (exchange-facts 1.1)
+KLINES_MAX = 1_500
+# Streams of the /public address; all others are on /market (Important WebSocket Change Notice, 2026).
+PUBLIC_STREAMS = frozenset({"depth", "rpiDepth", "bookTicker", "trade"})
 
 
 class Rest(Protocol):
     """One lane to the exchange; bot.connection.RestPool, or a simulator's."""
 
-    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes) -> Answer: ...
+    async def request(self, method: str, url: str, headers: dict[str, str], body: bytes = b"",
+                      may_send: Callable[[], str] | None = None) -> Answer: ...
 
 
 class SignedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """An order ready to leave. Its repr and `sent_text` hold no secret.
+    """An order ready to leave. Its repr and sent_text hold no secret.
 
     timestamp_ms: server time of the signature. fence_ns: server time after which it can no longer be
     delivered for the first time.
     """
 
     client_order_id: str
-    method: str
     url: str
     headers: dict[str, str]
     body: bytes
@@ -40,162 +73,330 @@ class SignedRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sent_text(self) -> str:
         """Return what leaves, without the signature: for the journal and `explain`."""
-        raise NotImplementedError
+        return f"POST {urlsplit(self.url).path} {self.body.decode().split('&signature=')[0]}"
 
-
-class ExchangePosition(msgspec.Struct, frozen=True, kw_only=True):
-    """A position as the exchange tells it. qty: signed contracts. leverage and margin_mode where told."""
-
-    symbol: str
-    qty: Decimal
-    entry_price: Decimal
-    mark_price: Decimal
-    liquidation_price: Decimal | None
-    leverage: Decimal | None
-    margin_mode: str  # "cross", "isolated" or "" where the exchange does not say
-
-
-class AccountSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The account's modes and balances, in the settlement currency."""
-
-    is_hedge_mode: bool
-    is_multi_asset: bool
-    can_trade: bool
-    settle: str
-    wallet_balance: Decimal
-    available_balance: Decimal
-
-
-class AccountChanged(msgspec.Struct, frozen=True, kw_only=True):
-    """A private-stream word on balances and positions, or on settings (reason ACCOUNT_CONFIG_UPDATE).
-
-    reason: the exchange's own (ORDER, FUNDING_FEE, ...). positions: signed contracts per symbol.
-    """
-
-    reason: str
-    balances: dict[str, Decimal]
-    positions: dict[str, Decimal]
-    time_ns: int
-
-
-class ListenKeyExpired(msgspec.Struct, frozen=True):
-    """The private stream is dead although connected: a new listen key and connection are needed."""
-
-    listen_key: str
-
-
-class Unrecognized(msgspec.Struct, frozen=True):
-    """A private frame, or part of one, that nobody here can read: log it, count it, go on."""
-
-    reason: str
-    raw: bytes
-
-
-PrivateEvent = OrderStatus | ExchangeFill | AccountChanged | ListenKeyExpired | Unrecognized
+    def __repr__(self) -> str:
+        return f"SignedRequest({self.sent_text})"
 
 
 class Exchange:
     """One account at one exchange. keys: (API key, secret), None for market data alone.
 
     Raises ConfigError for an exchange outside the tested table. Queries raise ExchangeError (status,
-    code) on anything but a clean answer. banned_until_ns: by this host's wall clock, 0 when free.
+    code) on anything but a clean answer. banned_until_ns: by this host's wall clock.
     """
-
-    instruments: dict[str, Instrument]  # by symbol, after load()
-    used_weight_1m: int
-    order_count_10s: int
-    order_count_1m: int
-    banned_until_ns: int
 
     def __init__(self, config: ExchangeConfig, clock: Clock, *, orders: Rest, queries: Rest,
                  keys: tuple[str, str] | None) -> None:
-        raise NotImplementedError
+        if config.id not in TRADABLE:
+            raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.id}"')
+        self._config, self._clock, self._orders, self._queries = config, clock, orders, queries
+        api_key, secret = keys or ("", "")
+        self._ccxt = TRADABLE[config.id]({"apiKey": api_key, "secret": secret, "maxRetriesOnFailure": 0})
+        self._ccxt.number = str  # money never becomes a float
+        base = config.rest_url.rstrip("/")
+        self._ccxt.urls["api"] = {section: base + urlsplit(url).path
+                                  for section, url in self._ccxt.urls["api"].items()}
+        self._ahead_ns = clock.wall_ns() - clock.mono_ns()  # exchange time minus the monotonic clock
+        self._symbols: dict[str, str] = {}
+        self.instruments: dict[str, Instrument] = {}
+        self.used_weight_1m = self.order_count_10s = self.order_count_1m = self.banned_until_ns = 0
 
     async def load(self) -> None:
         """Measure the clock and fetch the instruments."""
-        raise NotImplementedError
+        await self.measure_clock()
+        info = await self._query("GET", "fapiPublic", "exchangeInfo")
+        with _reading("exchangeInfo"):
+            markets = self._ccxt.parse_markets(info["symbols"])
+            self._ccxt.set_markets(markets)
+            found = [_instrument(market) for market in markets if market["linear"]]
+            self.instruments = {row.symbol: row for row in found}
+            self._symbols = {row.exchange_symbol: row.symbol for row in found}
 
     async def measure_clock(self, tries: int = 3) -> None:
         """Measure the exchange's clock; the fastest of a few round trips counts."""
-        raise NotImplementedError
+        measured = []
+        for _ in range(tries):
+            sent_ns = self._clock.mono_ns()
+            row = await self._query("GET", "fapiPublic", "time")
+            received_ns = self._clock.mono_ns()
+            with _reading("time"):  # whole milliseconds: the middle of the one it names
+                server_ns = int(row["serverTime"]) * 1_000_000 + 500_000
+            measured.append((received_ns - sent_ns, server_ns - (sent_ns + received_ns) // 2))
+        self._ahead_ns = min(measured)[1]
 
     @property
     def clock_offset_ns(self) -> int:
-        """Return exchange clock minus this host's wall clock, now."""
-        raise NotImplementedError
+        """Return the exchange's clock minus this host's wall clock, now; 0 before it was measured."""
+        return self.server_ns() - self._clock.wall_ns()
 
     def server_ns(self) -> int:
-        """Return the exchange's time; does not step with the host's clock. Raises before measure_clock."""
-        raise NotImplementedError
+        """Return the exchange's time. It goes by the monotonic clock: the host's may step."""
+        return self._clock.mono_ns() + self._ahead_ns
 
     async def candles(self, symbol: str, timeframe: str, count: int) -> list[Candle]:
-        """Return the last closed candles, oldest first, at most 1,499."""
-        raise NotImplementedError
+        """Return the last closed candles, oldest first; at most 1,499."""
+        rows = await self._query("GET", "fapiPublic", "klines", symbol=self._id(symbol), interval=timeframe,
+                                 limit=min(count + 1, KLINES_MAX))
+        now_ms = self.server_ns() // 1_000_000
+        with _reading("klines"):
+            closed = [row for row in rows if row[6] < now_ms]
+            return [Candle(row[0] * 1_000_000, *map(float, row[1:6])) for row in closed][-count:]
 
     def build(self, request: OrderRequest, recv_window_ms: int | None = None) -> SignedRequest:
-        """Build and sign an order; default window is the configured one.
+        """Build and sign an order; the default window is the configured one. Nothing leaves.
 
-        Raises InvariantError when what was built is not exactly what was asked, ExchangeError when
-        ccxt refuses to build it (nothing has left in both cases).
+        Raises InvariantError when what was built is not exactly what was asked (ccxt rounds prices),
+        ExchangeError when ccxt refuses to build it.
         """
-        raise NotImplementedError
+        exchange_symbol = self._id(request.symbol)
+        params: dict[str, Any] = {"reduceOnly": True} if request.reduce_only else {}
+        if request.is_conditional:
+            name = "stopLossPrice" if request.type == "stop" else "takeProfitPrice"
+            params |= {name: f"{request.trigger_price or 0:f}", "clientAlgoId": request.client_order_id,
+                       "isAlgoOrder": True, "workingType": "MARK_PRICE", "algoType": "CONDITIONAL"}
+        else:
+            params["newClientOrderId"] = request.client_order_id
+        window_ms = recv_window_ms or self._config.recv_window_ms
+        timestamp_ms = self.server_ns() // 1_000_000
+        try:
+            fields = self._ccxt.create_order_request(request.symbol, "market", request.side,
+                                                     f"{request.qty:f}", None, params)
+        except ccxt.BaseError as error:
+            raise ExchangeError(f"order {request.client_order_id} cannot be built: {error}") from None
+        fields |= {"timestamp": timestamp_ms, "recvWindow": window_ms}
+        signed = self._sign("POST", "fapiPrivate", "algoOrder" if request.is_conditional else "order", fields)
+        built = SignedRequest(client_order_id=request.client_order_id, timestamp_ms=timestamp_ms,
+                              fence_ns=(timestamp_ms + window_ms) * 1_000_000, **signed)
+        _check_built(request, exchange_symbol, built, window_ms)
+        return built
 
-    async def submit(self, signed: SignedRequest) -> Answer:
-        """Send the order, once; bot.outcome.classify says what the answer proves."""
-        raise NotImplementedError
+    async def submit(self, signed: SignedRequest, may_send: Callable[[], str] | None = None) -> Answer:
+        """Send the order, once; bot.outcome.classify says what the answer proves.
+
+        may_send is asked immediately before the first byte leaves: "" lets it, words keep it back.
+        """
+        return self._note(await self._orders.request("POST", signed.url, signed.headers, signed.body,
+                                                     may_send))
 
     def answered_order(self, answer: Answer) -> OrderStatus | None:
-        """Return the order an accepted answer describes, None when it cannot be read."""
-        raise NotImplementedError
+        """Return the order that an accepted answer describes, None when it cannot be read."""
+        try:
+            row = msgspec.json.decode(answer.body)
+            return read_status(row, ALGO if "algoId" in row else ORDER, self._symbols)
+        except UNREADABLE:
+            return None
 
     async def cancel(self, symbol: str, client_order_id: str, *, is_conditional: bool) -> Answer:
         """Send a cancel, once; bot.outcome.classify_cancel says what the answer proves."""
-        raise NotImplementedError
+        path, name = ("algoOrder", "clientAlgoId") if is_conditional else ("order", "origClientOrderId")
+        params = {"symbol": self._id(symbol), name: client_order_id}
+        return self._note(await self._orders.request(
+            "DELETE", **self._sign("DELETE", "fapiPrivate", path, params)))
 
     async def order(self, symbol: str, client_order_id: str, *, is_conditional: bool) -> OrderStatus | None:
         """Return the order, or None when the exchange says that it does not know it.
 
-        A conditional order that was triggered is told with the end of the order it turned into.
+        A triggered conditional order is told with the end of the order it turned into, which is asked
+        for by its exchange id, and keeps the client id (nautilus #3664).
         """
-        raise NotImplementedError
+        if not is_conditional:
+            return await self._find(ORDER, symbol, origClientOrderId=client_order_id)
+        status = await self._find(ALGO, symbol, clientAlgoId=client_order_id)
+        if status is None:
+            return await self._find(ORDER, symbol, origClientOrderId=client_order_id)
+        if not status.triggered_id:
+            return status
+        child = await self._find(ORDER, symbol, orderId=status.triggered_id)
+        return status if child is None else msgspec.structs.replace(
+            status, executed_qty=child.executed_qty, event=child.event, update_ns=child.update_ns,
+            raw_status=f"{status.raw_status}/{child.raw_status}")
 
     async def open_orders(self, symbol: str | None = None) -> list[OrderStatus]:
         """Return open orders, plain and conditional."""
-        raise NotImplementedError
+        where = {"symbol": self._id(symbol)} if symbol else {}
+        plain = await self._query("GET", "fapiPrivate", "openOrders", **where)
+        return self._statuses(plain, await self._query("GET", "fapiPrivate", "openAlgoOrders", **where))
 
     async def orders_since(self, symbol: str, start_ns: int) -> list[OrderStatus]:
         """Return all orders, plain and conditional, made since start_ns (exchange clock)."""
-        raise NotImplementedError
+        plain = await self._pages("allOrders", symbol, ("orderId", "orderId"), start_ns)
+        conditional = await self._pages("allAlgoOrders", symbol, ("algoId", "algoId"), start_ns)
+        return self._statuses(plain, conditional)
 
     async def fills_since(self, symbol: str, *, from_trade_id: int | None = None,
                           start_ns: int | None = None) -> list[ExchangeFill]:
-        """Return fills, oldest first, from a trade id on or since start_ns (exchange clock)."""
-        raise NotImplementedError
+        """Return fills, oldest first, from a trade id on, or since start_ns (exchange clock)."""
+        rows = await self._pages("userTrades", symbol, ("id", "fromId"), start_ns, from_trade_id)
+        with _reading("userTrades"):
+            return [read_fill(row, FILL, self._symbols) for row in rows]
 
     async def positions(self) -> dict[str, ExchangePosition]:
         """Return the positions that are not zero, by symbol. Raises ExchangeError in hedge mode."""
-        raise NotImplementedError
+        rows = await self._query("GET", "fapiPrivateV3", "positionRisk")
+        with _reading("positionRisk"):
+            found = [read_position(row, self._symbols) for row in rows]
+            return {position.symbol: position for position in found if position.qty}
 
     async def account(self, settle: str = "USDT") -> AccountSettings:
-        """Return the account's modes and its balance in one currency."""
-        raise NotImplementedError
+        """Return the account's modes, and its balance in one currency."""
+        modes = await self._query("GET", "fapiPrivate", "accountConfig")
+        balances = await self._query("GET", "fapiPrivateV3", "balance")
+        with _reading("account"):
+            row: dict[str, Any] = next((row for row in balances if row["asset"] == settle), {})
+            return AccountSettings(
+                is_hedge_mode=modes["dualSidePosition"], is_multi_asset=modes["multiAssetsMargin"],
+                can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
+                available_balance=money(row.get("availableBalance", 0)))
 
     async def listen_key(self) -> str:
-        """Return a key for the private stream, good for 60 minutes; extends one that lives."""
-        raise NotImplementedError
+        """Return a key for the private stream, good for 60 minutes; one that lives is extended."""
+        row = await self._query("POST", "fapiPrivate", "listenKey")
+        with _reading("listenKey"):
+            return str(row["listenKey"])
 
     async def keep_listen_key(self) -> None:
         """Extend the key by 60 minutes. Raises ExchangeError; code -1125: take a new key."""
-        raise NotImplementedError
+        await self._query("PUT", "fapiPrivate", "listenKey")
 
     def private_url(self, listen_key: str) -> str:
         """Return the address of the private stream."""
-        raise NotImplementedError
+        return f"{self._config.ws_url.rstrip('/')}/private/ws?listenKey={listen_key}"
 
     def market_urls(self, streams: list[str]) -> list[str]:
-        """Return the addresses that together carry the combined streams, one per class of data."""
-        raise NotImplementedError
+        """Return the addresses that together carry the streams, one per class of data."""
+        classes: dict[str, list[str]] = {}
+        for stream in streams:
+            channel = re.split(r"[\d@]", stream.partition("@")[2])[0]
+            classes.setdefault("public" if channel in PUBLIC_STREAMS else "market", []).append(stream)
+        base = self._config.ws_url.rstrip("/")
+        return [f"{base}/{name}/stream?streams={'/'.join(names)}" for name, names in classes.items()]
 
     def parse_private(self, raw: bytes) -> list[PrivateEvent]:
         """Return what a private frame says; never raises. A trade gives its order's status, then the fill."""
-        raise NotImplementedError
+        return read_private(raw, self._symbols)
+
+    def _statuses(self, plain: list[Any], conditional: list[Any]) -> list[OrderStatus]:
+        with _reading("orders"):
+            return ([read_status(row, ORDER, self._symbols) for row in plain]
+                    + [read_status(row, ALGO, self._symbols) for row in conditional])
+
+    async def _find(self, names: tuple[str, ...], symbol: str, **where: str) -> OrderStatus | None:
+        path = "algoOrder" if names is ALGO else "order"
+        try:
+            row = await self._query("GET", "fapiPrivate", path, symbol=self._id(symbol), **where)
+        except ExchangeError as error:
+            if error.code in NOT_FOUND and 400 <= error.status < 500:
+                return None
+            raise
+        with _reading(path):
+            status = read_status(row, names, self._symbols)
+            told = {status.client_order_id, status.exchange_order_id}
+            if status.symbol != symbol or not told & {*where.values()}:
+                raise ValueError(f"asked for {where}, was told of {status.client_order_id}")
+            return status
+
+    async def _pages(self, path: str, symbol: str, names: tuple[str, str], start_ns: int | None,
+                     from_id: int | None = None) -> list[Any]:
+        # names: of a row's id, and of the parameter for "from this id on", which excludes times. The
+        # windows of time are walked through all the same; rows that come twice fall together.
+        rows: dict[int, Any] = {}
+        start_ms = None if start_ns is None else start_ns // 1_000_000
+        while True:
+            where = {names[1]: from_id} if from_id is not None else {} if start_ms is None else {
+                "startTime": start_ms, "endTime": start_ms + WEEK_MS}
+            page = await self._query("GET", "fapiPrivate", path, symbol=self._id(symbol), limit=PAGE_ROWS,
+                                     **where)
+            with _reading(path):
+                found = {int(row[names[0]]): row for row in page}
+                if from_id is not None and found and min(found) < from_id:
+                    raise ValueError(f"asked for ids from {from_id}, was told of {min(found)}")
+            rows |= found
+            if len(found) >= PAGE_ROWS:
+                from_id = max(found) + 1
+            elif start_ms is not None and start_ms + WEEK_MS < self.server_ns() // 1_000_000:
+                start_ms, from_id = start_ms + WEEK_MS + 1, None
+            else:
+                return [rows[key] for key in sorted(rows)]
+
+    async def _query(self, method: str, section: str, path: str, **params: Any) -> Any:
+        wait_s = (self.banned_until_ns - self._clock.wall_ns()) / 1e9
+        if wait_s > 0:
+            raise ExchangeError(f"{path}: not asked: banned for another {wait_s:.0f} s", code=TOO_MUCH)
+        answer = self._note(await self._queries.request(method, **self._sign(method, section, path, params)))
+        if answer.status == 200 and not answer.error:
+            with _reading(path):
+                return msgspec.json.decode(answer.body)
+        code, text = error_of(answer)
+        if code == CLOCK_REFUSED:
+            await self.measure_clock()
+        raise ExchangeError(f"{path}: {answer.error or text}", status=answer.status, code=code)
+
+    def _sign(self, method: str, section: str, path: str, params: dict[str, Any]) -> dict[str, Any]:
+        if section != "fapiPublic" and path != "listenKey":
+            params = {"timestamp": self.server_ns() // 1_000_000, "recvWindow": self._config.recv_window_ms,
+                      **params}
+        try:
+            signed = self._ccxt.sign(path, [section, method], method, params)
+        except ccxt.BaseError as error:  # no keys were given
+            raise ExchangeError(f"{path}: {error}") from None
+        return {"url": signed["url"], "headers": signed["headers"] or {},
+                "body": (signed["body"] or "").encode()}
+
+    def _note(self, answer: Answer) -> Answer:
+        for header, name in COUNTERS.items():
+            if re.fullmatch(r"\d{1,9}", answer.headers.get(header, "")):
+                setattr(self, name, int(answer.headers[header]))
+        wait_s = retry_later_s(answer)
+        # -1015 alone counts orders: queries may go on.
+        if wait_s is not None and (answer.status in LIMITER_STATUS or error_of(answer)[0] == TOO_MUCH):
+            self.banned_until_ns = max(self.banned_until_ns, answer.received_ns + int(wait_s * 1e9))
+        return answer
+
+    def _id(self, symbol: str) -> str:
+        if symbol not in self.instruments:
+            raise ExchangeError(f"{symbol}: not listed by {self._config.id}, or not loaded")
+        return self.instruments[symbol].exchange_symbol
+
+
+def _check_built(request: OrderRequest, exchange_symbol: str, built: SignedRequest, window_ms: int) -> None:
+    # What leaves, read back from its bytes, is what was asked, and nothing else.
+    name, resting = f"order {request.client_order_id}", request.is_conditional
+    if resting and not (request.reduce_only and request.trigger_price):
+        raise InvariantError(f"{name}: must be reduce-only and have a trigger price; was {request}")
+    wanted: dict[str, str | Decimal | None] = {
+        "symbol": exchange_symbol, "side": request.side.upper(), "type": TYPES[request.type],
+        "quantity": request.qty, "timestamp": str(built.timestamp_ms), "recvWindow": str(window_ms),
+        "newOrderRespType": "RESULT", "reduceOnly": "true" if request.reduce_only else None,
+        "clientAlgoId" if resting else "newClientOrderId": request.client_order_id}
+    if resting:
+        wanted |= {"algoType": "CONDITIONAL", "workingType": "MARK_PRICE",
+                   "triggerPrice": request.trigger_price}
+    sent = dict(parse_qsl(built.body.decode(), keep_blank_values=True))
+    for key in wanted.keys() | sent.keys() - {"signature"}:
+        want, was = wanted.get(key), sent.get(key)
+        if (Decimal(was) if isinstance(want, Decimal) and was else was) != want:
+            raise InvariantError(f"{name}: {key} must be {want}; was {was}")
+    if urlsplit(built.url).path != ("/fapi/v1/algoOrder" if resting else "/fapi/v1/order"):
+        raise InvariantError(f"{name}: would go to {urlsplit(built.url).path}")
+
+
+def _instrument(market: dict[str, Any]) -> Instrument:
+    # A market order must keep both rules of size, so the stricter of each counts.
+    filters = {row["filterType"]: row for row in market["info"]["filters"]}
+    lots = [filters[name] for name in ("LOT_SIZE", "MARKET_LOT_SIZE") if name in filters]
+    return Instrument(
+        symbol=market["symbol"], exchange_symbol=market["id"], status=market["info"]["status"],
+        price_increment=money(filters["PRICE_FILTER"]["tickSize"]),
+        qty_increment=max(money(lot["stepSize"]) for lot in lots),
+        qty_min=max(money(lot["minQty"]) for lot in lots), qty_max=min(money(lot["maxQty"]) for lot in lots),
+        notional_min=money(market["limits"]["cost"]["min"] or 0), settle=market["settle"],
+        contract_size=money(market["contractSize"]))
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (*UNREADABLE, ccxt.BaseError) as error:
+        raise ExchangeError(f"{what}: cannot be read: {error!r}"[:300], status=200) from None

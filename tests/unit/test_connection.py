@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bot.clock import Clock
-from bot.connection import IDLE_S_MAX, RestConnection, RestPool
+from bot.config import ExchangeConfig
+from bot.connection import IDLE_S_MAX, RestConnection, RestPool, pool
 from tests.harness import free_port
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-MBX-Used-Weight-1M: 5\r\n\r\n{}"
@@ -303,30 +304,44 @@ def test_requests_at_once_on_one_connection_wait_for_each_other():
 
 def test_pool_with_one_slow_answer_serves_the_others():
     async def scenario():
-        async with serving(always(b""), always(*[OK] * 3), request_timeout_ms=300) as (server, first):
-            options = {"connect_timeout_ms": 1_000, "request_timeout_ms": 300, "body_bytes_max": 1_000}
-            second = RestConnection(f"http://127.0.0.1:{server.port}", Clock(), **options)
-            pool = RestPool([second, first])
-            slow = asyncio.create_task(get(pool))
+        async with serving(always(b""), always(*[OK] * 3)) as (server, _connection):
+            both = pool(ExchangeConfig(rest_url=f"http://127.0.0.1:{server.port}", ws_url="", api_key_file="",
+                                       api_secret_file="", request_timeout_ms=300), Clock())
+            slow = asyncio.create_task(get(both))
             while not server.requests:
                 await asyncio.sleep(0.005)
             for _ in range(3):
-                assert (await get(pool)).status == 200
+                assert (await get(both)).status == 200
             assert not slow.done() and server.connections == 2
             assert (await slow).error.startswith("TimeoutError")
-            await pool.close()
+            await both.close()
     run(scenario())
 
 
 def test_warm_opens_the_connection_that_the_next_request_uses():
     async def scenario():
         async with serving(always(OK)) as (server, connection):
-            pool = RestPool([connection])
-            assert await pool.warm()
+            assert await RestPool([connection]).warm()
             while not server.connections:
                 await asyncio.sleep(0.005)
-            assert (await get(pool)).status == 200
+            assert (await get(connection)).status == 200
             assert server.connections == 1
+    run(scenario())
+
+
+def test_request_kept_back_at_the_last_moment_sends_no_byte():
+    async def scenario():
+        async with serving(always(OK)) as (server, connection):
+            asked = []
+
+            def may_send():
+                asked.append(server.connections)
+                return "halted by me"
+            answer = await connection.request("POST", "/fapi/v1/order", {}, b"x=1", may_send)
+            assert (answer.is_sent, answer.status, answer.error) == (False, 0, "kept back: halted by me")
+            answer = await connection.request("POST", "/fapi/v1/order", {}, b"x=2", lambda: "")
+            assert answer.status == 200 and len(asked) == 1
+            assert (server.connections, [r[-3:] for r in server.requests]) == (1, [b"x=2"])
     run(scenario())
 
 
