@@ -16,7 +16,7 @@ from bot.bus import ZmqPublisher, ZmqPuller, ZmqSubscriber, signal_endpoint
 from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import read_secret
-from bot.connection import RestPool
+from bot.connection import pool
 from bot.daemon import Daemon, run
 from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
 from bot.errors import ConfigError, ExchangeError, IllegalTransition, InvariantError, WireError
@@ -364,11 +364,8 @@ async def main(daemon: Daemon) -> None:
             "mode": config.mode,
         },
     )
-    pools = [RestPool(config.exchange.rest_url, clock, connect_timeout_ms=config.exchange.connect_timeout_ms,
-                      request_timeout_ms=config.exchange.request_timeout_ms) for _ in ("orders", "queries")]
-    exchange = Exchange(
-        config.exchange, clock, orders=pools[0], queries=pools[1], keys=(secret[0], secret[1])
-    )
+    exchange = Exchange(config.exchange, clock, orders=pool(config.exchange, clock),
+                        queries=pool(config.exchange, clock), keys=(secret[0], secret[1]))
     publisher = ZmqPublisher(bus.reports, bus)
     executor = OrderExecutor(
         config, clock, daemon.log, run_id=daemon.run, exchange=exchange, journal=journal,

@@ -15,9 +15,10 @@ from bot.clock import Clock
 from bot.config import Config
 from bot.errors import ConfigError, ExchangeError
 from bot.events import FillCause, OrderIntended, Reconciled
-from bot.exchange import AccountChanged, Exchange, ListenKeyExpired, Unrecognized
+from bot.exchange import Exchange
 from bot.log import Log
 from bot.orders import GUARD_PREFIX, PREFIX, ExchangeFill, OrderStatus
+from bot.rows import AccountChanged, ListenKeyExpired, Unrecognized
 from bot.stream import StreamClosed
 
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
@@ -93,7 +94,7 @@ class Reconciler:
                 reason = str(error)
             finally:
                 self._stream_up_ns, self.is_ready = None, False
-            await stream.close()
+                await stream.close()
             self._log.warning("private_stream_down", error=reason, retry_ms=wait_ms)
             self._wake()
 
@@ -272,10 +273,10 @@ class Reconciler:
             for order in book.live_orders():
                 if order.id not in names and order.id not in self.sending:
                     request = order.request
-                    status = await self._exchange.order(request.symbol, order.id,
+                    told = await self._exchange.order(request.symbol, order.id,
                                                         is_conditional=request.is_conditional)
-                    if status is not None:
-                        self._keeper.report_status(order, status)
+                    if told is not None:
+                        self._keeper.report_status(order, told)
         self._keeper.commit()
         return differences
 
