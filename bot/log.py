@@ -43,6 +43,11 @@ EVENTS = {
     "halted": "trading is halted; who, why",
     "resumed": "a halt was ended by the operator",
     "position_unprotected": "a position lacked its stop past the budget and is being closed",
+    "stream_up": "a market stream is connected",
+    "stream_down": "a market stream ended, by whom and why; it is opened again after wait_ms, at random less",
+    "feed_condition": "a symbol's data is fresh, quiet (marks, no trades or quotes) or stale (no marks)",
+    "history_failed": "candles could not be fetched; it is tried again",
+    "history_refused": "a subscription asks for a history that does not exist or is one too many",
     "exchange_unreachable": "the exchange does not answer at our start; it is tried again",
 }
 
