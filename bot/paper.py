@@ -1,12 +1,11 @@
 """The paper exchange: Binance USD-M's REST and websocket API on [paper] bind, over a local market.
 
 Reads: requests. Writes: its state file. State: accounts, orders, positions, fills, kept over kill -9.
-Faults and the market's levels are behind `/paper/...` on the same port. Run: python -m bot.paper
+Faults and the market's levels are behind `/paper/...` on the same port.
 """
 
 import asyncio
 import sys
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -15,12 +14,11 @@ from bot.config import PaperConfig
 from bot.config_file import read_secret
 from bot.daemon import Daemon, run
 from bot.errors import ConfigError, InvariantError
+from bot.paper_endpoints import ROUTES
 from bot.paper_engine import Engine
-from bot.paper_faults import Fault, Faults, StreamFault
+from bot.paper_faults import Control, Faults
 from bot.paper_market import build_market
-from bot.paper_model import ZERO, Order, Refused
 from bot.paper_rest import Answer, Rest
-from bot.paper_shapes import account_json
 from bot.paper_store import Store
 from bot.paper_stream import Hub
 
@@ -33,8 +31,9 @@ class Server:
     """HTTP in front of the engine: requests with their faults, and the control endpoint."""
 
     def __init__(self, daemon: Daemon, engine: Engine, keys: dict[str, tuple[str, str]]) -> None:
-        self.daemon, self.engine = daemon, engine
-        self.rest, self.hub, self.faults = Rest(engine, keys), Hub(engine), Faults()
+        self.clock, self.engine, self.faults = daemon.clock, engine, Faults()
+        self.rest, self.hub = Rest(engine, keys, ROUTES), Hub(engine)
+        self.control = Control(engine, self.faults, self.hub.inject)
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -44,7 +43,8 @@ class Server:
         body = (await request.read()).decode(errors="replace")
         try:
             if request.path.startswith("/paper/"):
-                return _response(self._control(request.method, request.path, body))
+                status, value = self.control.answer(f"{request.method} {request.path}", body)
+                return _response(Answer(status, msgspec.json.encode(value), {}))
             return await self._serve(request, body)
         except InvariantError as error:
             # The books are wrong in memory and right on disk: start afresh from there.
@@ -54,75 +54,31 @@ class Server:
 
     async def _serve(self, request: web.Request, body: str) -> web.StreamResponse:
         fault = self.faults.take(f"{request.method} {request.path}")
-        do = fault.do if fault else ""
-        if do in ("lose_request", "hang"):
-            await self.daemon.clock.sleep(HANG_S if do == "hang" else 0)
+        if fault is None:
+            return _response(await self._execute(request, body))
+        delay_s = fault.delay_ms / 1_000
+        if fault.do in ("lose_request", "hang"):
+            await self.clock.sleep(HANG_S if fault.do == "hang" else 0)
             return _cut(request)
-        if fault and do == "delay":
-            await self.daemon.clock.sleep(fault.delay_ms / 1_000)
-        answer = Answer(200, b"", {})
-        for _ in range(2 if do == "duplicate" else 0 if fault and do == "answer" and not fault.is_executed else 1):
-            later = await self._execute(request, body)
-            answer = answer if answer.body else later
-        if do == "lose_answer":
+        if fault.do == "delay":
+            await self.clock.sleep(delay_s)
+        answer = Answer(fault.status, fault.body.encode(), fault.headers)
+        if fault.do != "answer":
+            answer = await self._execute(request, body)
+        if fault.do == "duplicate" or (fault.do == "answer" and fault.is_executed):
+            await self._execute(request, body)
+        if fault.do == "lose_answer":
             return _cut(request)
-        if fault and do == "delay_answer":
-            await self.daemon.clock.sleep(fault.delay_ms / 1_000)
-        if fault and do == "answer":
-            answer = Answer(fault.status, fault.body.encode(), fault.headers)
-        if do == "truncate":
-            return await _truncated(request, answer)
-        return _response(answer)
+        if fault.do == "delay_answer":
+            await self.clock.sleep(delay_s)
+        return await _truncated(request, answer) if fault.do == "truncate" else _response(answer)
 
     async def _execute(self, request: web.Request, body: str) -> Answer:
-        route = self.rest.route(request.method, request.path)
+        route = ROUTES.get(f"{request.method} {request.path}")
         if route and (route.is_order or request.method == "DELETE"):
-            await self.daemon.clock.sleep(self.engine.config.latency_ms / 1_000)
-        query = request.raw_path.partition("?")[2]
-        return self.rest.answer(request.method, request.path, query, body, request.headers.get("X-MBX-APIKEY"))
-
-    def _control(self, method: str, path: str, body: str) -> Answer:
-        engine, ledger = self.engine, self.engine.ledger
-        try:
-            match method, path:
-                case "POST", "/paper/faults":
-                    self.faults.waiting.append(msgspec.json.decode(body, type=Fault))
-                case "DELETE", "/paper/faults":
-                    self.faults.waiting.clear()
-                case "GET", "/paper/faults":
-                    return _json(self.faults.waiting)
-                case "POST", "/paper/stream":
-                    return _json({"connections": self.hub.inject(msgspec.json.decode(body, type=StreamFault))})
-                case "POST", "/paper/clock":
-                    engine.offset_ms = msgspec.json.decode(body, type=dict[str, int])["offset_ms"]
-                case "POST", "/paper/trade":
-                    wish = msgspec.json.decode(body, type=ManualTrade)
-                    return _json(engine.place(Order(
-                        id=0, account=wish.account, symbol=wish.symbol, side=wish.side, type="MARKET", tif="GTC",
-                        client_id=f"web_{engine.clock.token(20)}", qty=wish.qty, price=ZERO, time_ms=0,
-                        update_ms=0, reduce_only=False)))
-                case "GET", "/paper/levels":
-                    return _json({symbol: engine.market.levels(symbol) for symbol in ledger.rules})
-                case "GET", "/paper/state":
-                    return _json({name: {**account_json(ledger, name, 2),
-                                         "orders": ledger.open_orders(name), "algos": ledger.open_algos(name)}
-                                  for name in ledger.accounts})
-                case _:
-                    return Answer(404, b'{"code":-5000,"msg":"no such control"}', {})
-        except (msgspec.MsgspecError, KeyError) as error:
-            return Answer(400, msgspec.json.encode({"code": -1102, "msg": str(error)}), {})
-        except Refused as refusal:
-            return Answer(400, msgspec.json.encode({"code": refusal.code, "msg": refusal.text}), {})
-        return _json({})
-
-
-class ManualTrade(msgspec.Struct, forbid_unknown_fields=True):
-    """A person trades on the account behind the bot's back."""
-
-    account: str
-    symbol: str
-    side: Any
-    qty: Any
+            await self.clock.sleep(self.engine.config.latency_ms / 1_000)
+        return self.rest.answer(request.method, request.path, request.raw_path.partition("?")[2], body,
+                                request.headers.get("X-MBX-APIKEY"))
 
 
 async def main(daemon: Daemon) -> None:
@@ -144,43 +100,37 @@ async def main(daemon: Daemon) -> None:
         await web.TCPSite(runner, host, int(port)).start()
     except OSError as error:
         raise ConfigError(f"paper.bind: {config.bind} cannot be bound: {error.strerror}") from None
-    daemon.spawn(_end_when_broken(server))
     try:
-        await _play(daemon, engine, server.hub)
+        await _play(daemon, engine, server)
     finally:
         await server.hub.close()
         await runner.cleanup()
         store.close()
 
 
-async def _play(daemon: Daemon, engine: Engine, hub: Hub) -> None:
+async def _play(daemon: Daemon, engine: Engine, server: Server) -> None:
     while not daemon.stopping.is_set():
         frames = engine.step(FRAMES_MAX)
-        hub.publish(frames)
+        server.hub.publish(frames)
         if not engine.market.is_tradable:
-            await hub.drain()
-        due = engine.market.next_due_ms()
-        wait_s = STEP_S_MAX if due is None else (due - engine.now_ms()) / 1_000
-        await daemon.clock.sleep(0 if len(frames) == FRAMES_MAX else min(max(wait_s, STEP_S_MIN), STEP_S_MAX))
-
-
-async def _end_when_broken(server: Server) -> None:
-    await server.broken
+            await server.hub.drain()
+        if server.broken.done():
+            server.broken.result()
+        due_ms = engine.market.next_due_ms()
+        wait_s = STEP_S_MAX if due_ms is None else (due_ms - engine.now_ms()) / 1_000
+        await daemon.clock.sleep(
+            0 if len(frames) == FRAMES_MAX else min(max(wait_s, STEP_S_MIN), STEP_S_MAX))
 
 
 def _keys(daemon: Daemon, config: PaperConfig) -> dict[str, tuple[str, str]]:
-    keys = {}
+    keys: dict[str, tuple[str, str]] = {}
     for name, account in config.accounts.items():
-        table = f"paper.accounts.{name}"
-        key = read_secret(daemon.config.path(account.api_key_file), f"{table}.api_key_file")
+        path, table = daemon.config.path, f"paper.accounts.{name}"
+        key = read_secret(path(account.api_key_file), f"{table}.api_key_file")
         if key in keys:
-            raise ConfigError(f"{table}.api_key_file: two accounts must not share a key")
-        keys[key] = (name, read_secret(daemon.config.path(account.api_secret_file), f"{table}.api_secret_file"))
+            raise ConfigError(f"{table}.api_key_file: is the key of {keys[key][0]} too; give it its own")
+        keys[key] = (name, read_secret(path(account.api_secret_file), f"{table}.api_secret_file"))
     return keys
-
-
-def _json(value: Any) -> Answer:
-    return Answer(200, msgspec.json.encode(value), {})
 
 
 def _response(answer: Answer) -> web.Response:

@@ -1,27 +1,33 @@
-"""The paper exchange's faults: what is to go wrong with which request, told through `/paper/faults`.
+"""The paper exchange's faults: what is to go wrong with which request or stream, told to `/paper/...`.
 
 Deterministic: a fault is for the next, or after `skip` the n-th, request of a kind. Example, the
 answer to the second order from now is lost although the order is executed:
 curl -d '{"match": "POST /fapi/v1/order", "skip": 1, "do": "lose_answer"}' 127.0.0.1:5560/paper/faults
 """
 
+from collections.abc import Callable
+from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
+from bot.paper_engine import Engine
+from bot.paper_model import Order, Refused, Side
+from bot.paper_shapes import account_json
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
-    """One fault. match: "METHOD path", with * as wildcard.
+    """One fault (POST /paper/faults). match: "METHOD path", with * as wildcard.
 
-    do: lose_request (closed unread), hang (taken, never executed, never answered), delay (executed
+    do: lose_request (closed, not executed), hang (neither executed nor answered), delay (executed
     delay_ms late), duplicate (executed twice, the first answer returned), lose_answer (executed,
     closed without an answer), delay_answer, truncate (half of the body, then closed), answer
-    (status, body and headers as given; executed before only with is_executed).
+    (status, body and headers as given; executed all the same with is_executed).
     """
 
     match: str
@@ -37,10 +43,10 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
-    """One fault of websocket connections that are open now.
+    """One fault of the websocket connections that are open now (POST /paper/stream).
 
-    match: of a stream they carry, "btcusdt@trade" or "user:NAME". do: gap (the next `count` frames are
-    lost), freeze (nothing is sent for `duration_ms`, and is lost), half_open (nothing is sent, read or
+    match: a stream they carry, "btcusdt@trade" or "user:NAME". do: gap (the next `count` frames are
+    lost), freeze (nothing is sent for duration_ms, and is lost), half_open (nothing is sent, read or
     answered any more), close (the connection is reset), expire (listenKeyExpired is sent).
     """
 
@@ -48,6 +54,22 @@ class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
     do: Literal["gap", "freeze", "half_open", "close", "expire"]
     count: Count = 1
     duration_ms: Milliseconds = 0
+
+
+class ManualTrade(msgspec.Struct, forbid_unknown_fields=True):
+    """A person trades on the account, behind the bot's back (POST /paper/trade)."""
+
+    account: str
+    symbol: str
+    side: Side
+    qty: Decimal
+    reduce_only: bool = False
+
+
+class ClockFault(msgspec.Struct, forbid_unknown_fields=True):
+    """The exchange's clock is off by this much (POST /paper/clock)."""
+
+    offset_ms: Annotated[int, Meta(ge=-86_400_000, le=86_400_000)]
 
 
 class Faults:
@@ -58,9 +80,7 @@ class Faults:
 
     def take(self, request: str) -> Fault | None:
         """Return the fault of this request ("METHOD path"), counted down."""
-        for fault in self.waiting:
-            if not fnmatchcase(request, fault.match):
-                continue
+        for fault in [fault for fault in self.waiting if fnmatchcase(request, fault.match)]:
             if fault.skip:
                 fault.skip -= 1
                 continue
@@ -69,3 +89,49 @@ class Faults:
                 self.waiting.remove(fault)
             return fault
         return None
+
+
+class Control:
+    """What /paper/... answers: faults in, and the truth out."""
+
+    def __init__(self, engine: Engine, faults: Faults, inject: Callable[[StreamFault], int]) -> None:
+        self.engine, self.faults, self.inject = engine, faults, inject
+
+    def answer(self, request: str, body: str) -> tuple[int, Any]:
+        """Serve one control request; return HTTP status and the value to send."""
+        try:
+            return 200, self._do(request, body)
+        except (msgspec.MsgspecError, KeyError) as error:
+            return 400, {"code": -1102, "msg": str(error)}
+        except Refused as refusal:
+            return refusal.status, {"code": refusal.code, "msg": refusal.text}
+
+    def _do(self, request: str, body: str) -> Any:
+        engine, ledger = self.engine, self.engine.ledger
+        match request:
+            case "POST /paper/faults":
+                self.faults.waiting.append(msgspec.json.decode(body, type=Fault))
+            case "DELETE /paper/faults":
+                self.faults.waiting.clear()
+            case "GET /paper/faults":
+                return self.faults.waiting
+            case "POST /paper/stream":
+                return {"connections": self.inject(msgspec.json.decode(body, type=StreamFault))}
+            case "POST /paper/clock":
+                engine.offset_ms = msgspec.json.decode(body, type=ClockFault).offset_ms
+            case "POST /paper/trade":
+                wish = msgspec.json.decode(body, type=ManualTrade)
+                if wish.symbol not in ledger.rules or wish.account not in ledger.accounts:
+                    raise Refused(-1121, "Invalid symbol or account.")
+                return engine.place(Order(
+                    account=wish.account, symbol=wish.symbol, client_id=f"web_{engine.clock.token(20)}",
+                    side=wish.side, type="MARKET", qty=wish.qty, reduce_only=wish.reduce_only))
+            case "GET /paper/levels":
+                return {symbol: engine.market.levels(symbol) for symbol in ledger.rules}
+            case "GET /paper/state":
+                engine.see_prices()
+                return {name: {**account_json(ledger, name, 2), "orders": ledger.mine(name, "order"),
+                               "algos": ledger.mine(name, "algo")} for name in ledger.accounts}
+            case _:
+                raise Refused(-5000, f"{request} is no control of the paper exchange", 404)
+        return {}

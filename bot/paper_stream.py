@@ -16,14 +16,14 @@ from aiohttp import WSMsgType, web
 from bot.paper_engine import Engine
 from bot.paper_faults import StreamFault
 from bot.paper_market import Frame, canonical_stream
-from bot.paper_model import AccountEvent, AlgoEvent, Event, OrderEvent
+from bot.paper_model import Event
 from bot.paper_shapes import event_json
 
 PING_S = 180.0  # the exchange pings every three minutes
 STREAMS_MAX = 200  # per connection
 MESSAGE_BYTES_MAX = 65_536  # of a client's message
 BUFFER_BYTES = 262_144  # raw playback waits while more than this is unsent
-BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent than this is cut (about 60 s of a busy market)
+BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent (a minute of a busy market) is cut
 
 
 class Connection:
@@ -73,7 +73,8 @@ class Hub:
         connection = Connection(ws, request.transport, path[0] == "stream")
         self.connections.add(connection)
         try:
-            wanted = request.query.get("streams", "").split("/") + path[1:] + [request.query.get("listenKey", "")]
+            query = request.query
+            wanted = [*path[1:], *query.get("streams", "").split("/"), query.get("listenKey", "")]
             self._subscribe(connection, [name for name in wanted if name and not name.isdigit()])
             async for message in ws:
                 if message.type is WSMsgType.TEXT:
@@ -107,11 +108,8 @@ class Hub:
         """Send what happened to an account to its user streams."""
         now_ms = self.engine.now_ms()
         for event in events:
-            account = _account_of(event)
-            readers = [c for c in self.connections if c.account == account]
-            if not readers:
-                continue
-            for body in event_json(event, self.engine.ledger, now_ms):
+            readers = [c for c in self.connections if c.account == event.account]
+            for body in event_json(event, self.engine.ledger, now_ms) if readers else ():
                 self._tell(readers, msgspec.json.encode(body), now_ms)
 
     def inject(self, fault: StreamFault) -> int:
@@ -161,7 +159,7 @@ class Hub:
     def _subscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
             if "@" not in name:
-                connection.listen_key, connection.account = name, self.engine.account_of(name) or ""
+                connection.listen_key, connection.account = name, self.engine.account_of(name)
                 continue
             stream = canonical_stream(name)
             if stream not in connection.names:
@@ -221,12 +219,3 @@ def _payload(frame: Frame, name: str) -> bytes:
         return frame.raw if name else frame.raw[frame.raw.index(b'"data":') + 7:frame.raw.rindex(b"}")]
     return b'{"stream":"%s","data":%s}' % (name.encode(), frame.raw) if name else frame.raw
 
-
-def _account_of(event: Event) -> str:
-    match event:
-        case OrderEvent():
-            return event.order.account
-        case AlgoEvent():
-            return event.algo.account
-        case AccountEvent():
-            return event.account
