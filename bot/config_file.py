@@ -6,8 +6,8 @@ import stat
 import tomllib
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, get_args, get_type_hints
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -38,13 +38,62 @@ def parse(path: Path) -> Config:
     try:
         return msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_plain(str(error))}") from None
+        raise ConfigError(f"{path}: {_plain(data, str(error))}") from None
 
 
-def _plain(text: str) -> str:
-    # msgspec says "Expected `int` >= 1 - at `$.bus.ticks.hwm`"; people read the key first.
-    match = re.search(r" - at `(?:key in )?`?\$\.?(.*?)`$", text)
-    return f"{match.group(1)}: {text[:match.start()]}" if match else text
+def _plain(data: dict[str, Any], text: str) -> str:
+    # msgspec says "Expected `int` >= 1 - at `$.bus.ticks.hwm`"; people want key, rule and value.
+    match = re.fullmatch(r"(.*?)(?: - at `(?:key in )?`?\$\.?(.*?)`)?", text, re.DOTALL)
+    rule, where = match.groups() if match else (text, None)
+    if not where:
+        return rule
+    value, keys = _value_at(data, where.replace("[...]", ".*").split("."), text)
+    if "Invalid enum value" in rule:
+        rule = f"must be one of {', '.join(_words(keys))}"
+    if rule.startswith("Object "):
+        return f"{'.'.join(keys)}: {rule}"
+    rule = re.sub(r", got `\w+`$", "", rule).replace("Expected", "must be").replace("`object`", "a table")
+    return f"{'.'.join(keys)}: {rule}; was {_short(value)}"
+
+
+def _value_at(data: dict[str, Any], keys: list[str], text: str) -> tuple[Any, list[str]]:
+    # A key of a table of tables is "*" here: it is the one that still fails when it is alone.
+    value: Any = data
+    for number, key in enumerate(keys):
+        if key == "*":
+            key = keys[number] = next(k for k in value if _fails_alone(data, value, k, text))
+        name, *places = key.replace("]", "").split("[")
+        value = value[name]
+        for place in places:
+            value = value[int(place)]
+    return value, keys
+
+
+def _fails_alone(data: dict[str, Any], table: dict[str, Any], key: str, text: str) -> bool:
+    kept = dict(table)
+    table.clear()
+    table[key] = kept[key]
+    try:
+        msgspec.convert(data, Config)
+    except msgspec.ValidationError as error:
+        return str(error) == text
+    finally:
+        table.clear()
+        table.update(kept)
+    return False
+
+
+def _words(keys: list[str]) -> tuple[str, ...]:
+    kind: Any = Config
+    for key in keys:
+        kind = get_type_hints(kind)[key]
+        kind = next((t for t in get_args(kind) if isinstance(t, type)), kind)
+    return get_args(kind)
+
+
+def _short(value: Any) -> str:
+    text = "a table" if isinstance(value, dict) else str(value) if value != "" else '""'
+    return text.splitlines()[0][:80]
 
 
 def check(config: Config) -> None:
@@ -76,24 +125,40 @@ def _check_names(config: Config) -> None:
     for name, strategy in config.strategy.items():
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
             raise ConfigError(f"strategy.{name}: a name is a-z, 0-9, _ and -, at most 31, first a letter")
-        for symbol in (*strategy.symbols, *strategy.listen):
-            _check_symbol(f"strategy.{name}.symbols", symbol)
+        for key in ("symbols", "listen"):
+            _check_symbols(f"strategy.{name}.{key}", getattr(strategy, key))
         for symbol in strategy.symbols:
             if symbol in symbol_owner:
                 raise ConfigError(f"strategy.{name}.symbols: {symbol} already belongs to "
                                   f"strategy.{symbol_owner[symbol]}; a symbol has exactly one strategy")
             symbol_owner[symbol] = name
-    for symbol in config.gateway.symbols:
-        _check_symbol("gateway.symbols", symbol)
+    _check_symbols("gateway.symbols", config.gateway.symbols)
+    if config.paper is not None:
+        _check_symbols("paper.symbols", config.paper.symbols)
+        for symbol in config.symbols():
+            if config.mode == "paper" and symbol not in config.paper.symbols:
+                raise ConfigError(f"paper.symbols: must list all that is fed or traded; {symbol} is missing")
 
 
-def _check_symbol(key: str, symbol: str) -> None:
-    if not re.fullmatch(r"[A-Z0-9]{1,20}/[A-Z0-9]{1,10}:[A-Z0-9]{1,10}(-[0-9]{6})?", symbol):
-        raise ConfigError(f'{key}: a symbol is written like "BTC/USDT:USDT"; was "{symbol}"')
+def _check_symbols(key: str, symbols: tuple[str, ...]) -> None:
+    for number, symbol in enumerate(symbols):
+        if not re.fullmatch(r"[A-Z0-9]{1,20}/[A-Z0-9]{1,10}:[A-Z0-9]{1,10}(-[0-9]{6})?", symbol):
+            raise ConfigError(f'{key}: a symbol is written like "BTC/USDT:USDT"; was "{symbol}"')
+        if symbol in symbols[:number]:
+            raise ConfigError(f"{key}: names {symbol} twice")
 
 
 def _check_addresses(config: Config) -> None:
+    _check_bus(config)
+    _check_urls(config)
+    if config.paper is not None:
+        _check_paper(config)
+
+
+def _check_bus(config: Config) -> None:
     endpoints: dict[str, str] = {}
+    if config.paper is not None:
+        endpoints[f"tcp://{config.paper.bind}"] = "paper.bind"
     for name in ("ticks", "signals", "reports"):
         endpoint = getattr(config.bus, name).endpoint
         key = f"bus.{name}.endpoint"
@@ -106,26 +171,32 @@ def _check_addresses(config: Config) -> None:
         if url.scheme != "tcp" or not _is_loopback(url.hostname) or not _port(url):
             raise ConfigError(f"{key}: must be tcp://127.0.0.1:PORT or ipc:///PATH, never beyond loopback; "
                               f"was {endpoint}")
+
+
+def _check_urls(config: Config) -> None:
     for key, schemes in (("rest_url", ("http", "https")), ("ws_url", ("ws", "wss"))):
         value = getattr(config.exchange, key)
         url = urlsplit(value)
-        if url.scheme not in schemes or not url.hostname or url.path not in ("", "/"):
+        if url.scheme not in schemes or not url.hostname or url.path not in ("", "/") or _port(url) == 0:
             raise ConfigError(f"exchange.{key}: must be {' or '.join(schemes)}://HOST without a path; "
                               f"was {value}")
         local = _is_loopback(url.hostname)
         if config.mode == "paper" and not local:
             raise ConfigError(f"exchange.{key}: mode paper trades on loopback only; was {value}")
-        if config.mode != "paper" and (local or url.scheme in ("http", "ws")) and config.mode == "live":
+        if config.mode == "live" and (local or url.scheme in ("http", "ws")):
             raise ConfigError(f"exchange.{key}: mode live needs an encrypted address beyond loopback; "
                               f"was {value}")
-    if config.paper is not None:
-        if config.mode == "live":
-            raise ConfigError("paper: mode live has no paper exchange; remove the table")
-        host, _, port = config.paper.bind.rpartition(":")
-        if not _is_loopback(host) or not port.isdigit() or not 0 < int(port) < 65_536:
-            raise ConfigError(f"paper.bind: must be 127.0.0.1:PORT; was {config.paper.bind}")
-        if config.paper.market == "recording" and not config.paper.recording:
-            raise ConfigError('paper.recording: market = "recording" needs a file; was ""')
+
+
+def _check_paper(config: Config) -> None:
+    assert config.paper is not None
+    if config.mode == "live":
+        raise ConfigError("paper: mode live has no paper exchange; remove the table")
+    host, _, port = config.paper.bind.rpartition(":")
+    if not _is_loopback(host) or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ConfigError(f"paper.bind: must be 127.0.0.1:PORT; was {config.paper.bind}")
+    if config.paper.market == "recording" and not config.paper.recording:
+        raise ConfigError('paper.recording: market = "recording" needs a file; was ""')
 
 
 def _is_loopback(host: str | None) -> bool:
@@ -137,11 +208,12 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-def _port(url) -> int | None:
+def _port(url: SplitResult) -> int | None:
+    # None: not given; 0: none that can be used
     try:
         return url.port
     except ValueError:
-        return None
+        return 0
 
 
 def _check_budgets(config: Config) -> None:
@@ -153,8 +225,8 @@ def _check_budgets(config: Config) -> None:
          config.gateway.reconnect_ms_min),
         # The exchange marks once a second: below two seconds a healthy feed would look dead.
         ("gateway.stale_ms", config.gateway.stale_ms, "the mark price's period", 2_000),
-        ("executor.absent_after_s", executor.absent_after_s * 1_000, "recv_window_ms + fence_margin_ms",
-         exchange.recv_window_ms + executor.fence_margin_ms),
+        ("executor.absent_after_s", executor.absent_after_s, "recv_window_ms + fence_margin_ms",
+         -(-(exchange.recv_window_ms + executor.fence_margin_ms) // 1_000)),
         ("limits.position_notional_max", limits.position_notional_max, "limits.order_notional_max",
          limits.order_notional_max),
     ]
