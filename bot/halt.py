@@ -5,6 +5,7 @@ A file that cannot be read halts too: in doubt nothing is sent.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -45,31 +46,38 @@ class HaltFiles:
         return halt
 
     def clear(self, scope: str) -> Halt | None:
-        """End the halt of the scope; return what it was, None when there was none."""
+        """End the halt of the scope; return what it was, None when there was none.
+
+        Files that cannot be read halt all; ending that halt sets them aside as *.damaged.
+        """
         halt = next((h for h in self.list() if h.scope == scope), None)
         if halt is not None:
-            (self._folder / _file_name(scope)).unlink()
+            (self._folder / _file_name(scope)).unlink(missing_ok=True)
+            for path, read in self._read():
+                if scope == "all" and read.scope == "all":
+                    path.rename(path.with_suffix(".damaged"))
             self._sync_folder()
         return halt
 
     def list(self) -> list[Halt]:
         """Return all halts in force, the oldest first."""
-        if not self._folder.is_dir():
-            return []
-        halts = []
-        for path in sorted(self._folder.glob("*.json")):
-            try:
-                halts.append(msgspec.json.decode(path.read_bytes(), type=Halt))
-            except FileNotFoundError:
-                continue  # resumed in this very moment
-            except (OSError, msgspec.MsgspecError) as error:
-                halts.append(Halt("all", "tradehost", f"unreadable halt file {path}: {error}", 0))
-        return sorted(halts, key=lambda h: h.time_ns)
+        return sorted((halt for _, halt in self._read()), key=lambda h: h.time_ns)
 
     def covering(self, *, strategy: str, symbol: str) -> Halt | None:
         """Return the halt that covers an order of this strategy and symbol, if any."""
         scopes = ("all", f"strategy:{strategy}", f"symbol:{symbol}")
         return next((h for h in self.list() if h.scope in scopes), None)
+
+    def _read(self) -> Iterator[tuple[Path, Halt]]:
+        # listdir, not glob: a folder that cannot be looked into must not read as "no halt".
+        names = sorted(os.listdir(self._folder)) if self._folder.exists() else []
+        for path in (self._folder / name for name in names if name.endswith(".json")):
+            try:
+                yield path, msgspec.json.decode(path.read_bytes(), type=Halt)
+            except FileNotFoundError:
+                continue  # resumed in this very moment
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                yield path, Halt("all", "tradehost", f"unreadable halt file {path}: {error}", 0)
 
     def _sync_folder(self) -> None:
         handle = os.open(self._folder, os.O_RDONLY)

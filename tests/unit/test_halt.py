@@ -1,0 +1,111 @@
+"""The halt files: kept, read in doubt as a halt, cleared by nobody but resume."""
+
+import msgspec
+import pytest
+
+from bot.halt import HaltFiles
+
+
+class StepClock:
+    def __init__(self) -> None:
+        self.now = 0
+
+    def wall_ns(self) -> int:
+        self.now += 1
+        return self.now
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "halt"
+
+
+def covering(files: HaltFiles, strategy: str = "sr", symbol: str = "BTC/USDT:USDT"):
+    return files.covering(strategy=strategy, symbol=symbol)
+
+
+def test_halt_with_no_folder_yet_is_none(folder):
+    assert HaltFiles(folder).list() == [] and covering(HaltFiles(folder)) is None
+
+
+def test_halt_of_all_covers_everything_and_survives_the_process(folder):
+    HaltFiles(folder).set("all", who="anna", why="odd fills", clock=StepClock())
+    halt = covering(HaltFiles(folder))
+    assert (halt.scope, halt.who, halt.why, halt.time_ns) == ("all", "anna", "odd fills", 1)
+    assert covering(HaltFiles(folder), "other", "ETH/USDT:USDT") == halt
+
+
+def test_halt_of_a_strategy_or_symbol_covers_only_that(folder):
+    files, clock = HaltFiles(folder), StepClock()
+    files.set("strategy:sr", who="a", why="b", clock=clock)
+    files.set("symbol:ETH/USDT:USDT", who="a", why="b", clock=clock)
+    assert covering(files).scope == "strategy:sr"
+    assert covering(files, "other", "ETH/USDT:USDT").scope == "symbol:ETH/USDT:USDT"
+    assert covering(files, "other", "BTC/USDT:USDT") is None
+    assert covering(files, "s", "BTC/USDT:USDT") is None, "a name that begins alike is another name"
+
+
+def test_halt_with_a_second_reason_keeps_the_first(folder):
+    files, clock = HaltFiles(folder), StepClock()
+    first = files.set("all", who="executor", why="books differ", clock=clock)
+    assert files.set("all", who="anna", why="later", clock=clock) == first
+    assert files.list() == [first]
+
+
+def test_resume_with_several_halts_ends_one(folder):
+    files, clock = HaltFiles(folder), StepClock()
+    files.set("symbol:BTC/USDT:USDT", who="a", why="b", clock=clock)
+    halt = files.set("all", who="a", why="c", clock=clock)
+    assert files.clear("all") == halt
+    assert [h.scope for h in files.list()] == ["symbol:BTC/USDT:USDT"]
+    assert files.clear("all") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"scope":"all"}'])
+def test_halt_with_a_damaged_file_halts_all(folder, content):
+    folder.mkdir()
+    (folder / "symbol-X.json").write_bytes(content)
+    halt = covering(HaltFiles(folder))
+    assert halt.scope == "all" and "unreadable halt file" in halt.why and "symbol-X.json" in halt.why
+
+
+def test_resume_with_a_damaged_file_sets_it_aside(folder):
+    folder.mkdir()
+    (folder / "symbol-X.json").write_bytes(b"{")
+    files = HaltFiles(folder)
+    assert files.clear("all").who == "tradehost"
+    assert files.list() == [] and (folder / "symbol-X.damaged").read_bytes() == b"{"
+    files.set("symbol:X", who="a", why="b", clock=StepClock())
+    assert covering(files, symbol="X").who == "a"
+
+
+def test_halt_with_a_folder_that_cannot_be_listed_raises(folder):
+    folder.write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        covering(HaltFiles(folder))
+
+
+def test_halt_with_a_folder_for_a_file_halts_all(folder):
+    (folder / "all.json").mkdir(parents=True)
+    assert covering(HaltFiles(folder)).scope == "all"
+
+
+def test_halt_with_a_torn_write_left_behind_is_not_yet_a_halt(folder):
+    folder.mkdir()
+    (folder / "all.part").write_bytes(b'{"sco')
+    assert HaltFiles(folder).list() == []
+    HaltFiles(folder).set("all", who="a", why="b", clock=StepClock())
+    assert covering(HaltFiles(folder)).who == "a"
+
+
+def test_halts_with_their_times_are_listed_oldest_first(folder):
+    files, clock = HaltFiles(folder), StepClock()
+    for scope in ("symbol:B/C:C", "all", "strategy:a"):
+        files.set(scope, who="a", why="b", clock=clock)
+    assert [h.scope for h in files.list()] == ["symbol:B/C:C", "all", "strategy:a"]
+
+
+def test_halt_file_with_its_name_reads_as_json_for_other_tools(folder):
+    HaltFiles(folder).set("symbol:BTC/USDT:USDT", who="a", why="b", clock=StepClock())
+    content = msgspec.json.decode((folder / "symbol-BTC_USDT_USDT.json").read_bytes())
+    assert content == {"scope": "symbol:BTC/USDT:USDT", "who": "a", "why": "b", "time_ns": 1}
