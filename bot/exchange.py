@@ -107,11 +107,12 @@ class Exchange:
         await self.measure_clock()
         info = await self._query("GET", "fapiPublic", "exchangeInfo")
         with _reading("exchangeInfo"):
-            markets = self._ccxt.parse_markets(info["symbols"])
-            self._ccxt.set_markets(markets)
-            found = [_instrument(market) for market in markets if market["linear"]]
-            self.instruments = {row.symbol: row for row in found}
-            self._symbols = {row.exchange_symbol: row.symbol for row in found}
+            listed = dict(filter(None, map(self._listing, info["symbols"])))
+            if not listed:
+                raise ValueError(f"no contract of {len(info['symbols'])}")
+            self._ccxt.set_markets([market for _, market in listed.values()])
+            self.instruments = {symbol: instrument for symbol, (instrument, _) in listed.items()}
+            self._symbols = {row.exchange_symbol: symbol for symbol, row in self.instruments.items()}
 
     async def measure_clock(self, tries: int = 3) -> None:
         """Measure the exchange's clock; the fastest of a few round trips counts."""
@@ -275,6 +276,13 @@ class Exchange:
     def parse_private(self, raw: bytes) -> list[PrivateEvent]:
         """Return what a private frame says; never raises. A trade gives its order's status, then the fill."""
         return read_private(raw, self._symbols)
+
+    def _listing(self, row: Any) -> tuple[str, tuple[Instrument, dict[str, Any]]] | None:
+        try:
+            market = self._ccxt.parse_market(row)
+            return (market["symbol"], (_instrument(market), market)) if market["linear"] else None
+        except (*UNREADABLE, ccxt.BaseError):
+            return None  # an exotic contract must not keep the others from trading
 
     def _statuses(self, plain: list[Any], conditional: list[Any]) -> list[OrderStatus]:
         with _reading("orders"):
