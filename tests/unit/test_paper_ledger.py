@@ -1,0 +1,332 @@
+"""The paper exchange's books against a second, tiny model of an account, and rule by rule."""
+
+import itertools
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.errors import InvariantError
+from bot.paper_ledger import Ledger
+from bot.paper_model import Order, OrderEvent, Refused, Rules
+from bot.paper_store import Store
+
+D = Decimal
+RULES = Rules(symbol="BTCUSDT", quote="USDT", price_step=D("0.1"), price_min=D("1"), price_max=D("1000000"),
+              price_up=D("1.05"), price_down=D("0.95"), qty_step=D("0.001"), qty_min=D("0.001"),
+              qty_max=D("100"), market_qty_max=D("50"), notional_min=D("50"), orders_max=3, algos_max=2)
+TAKER, MAKER = D("0.0005"), D("0.0002")
+names = itertools.count()
+
+
+def levels(*pairs: tuple[str, str]) -> list[tuple[Decimal, Decimal]]:
+    return [(D(price), D(qty)) for price, qty in pairs]
+
+
+BIDS = levels(("99.9", "1"), ("99.8", "2"))
+ASKS = levels(("100.1", "1"), ("100.2", "2"))
+
+
+def new_ledger(balance: str = "100000") -> Ledger:
+    ids = itertools.count(1)
+    ledger = Ledger({"BTCUSDT": RULES}, taker_fee=TAKER, maker_fee=MAKER,
+                    take=lambda symbol, side, taken: [next(ids) for _ in taken])
+    ledger.marks["BTCUSDT"] = D("100")
+    ledger.deposit("main", D(balance), 1)
+    ledger.events()
+    return ledger
+
+
+def order(side: str, qty: str, **fields) -> Order:
+    fields = {"type": "LIMIT" if "price" in fields else "MARKET", "client_id": f"id{next(names)}", **fields}
+    for name in ("price", "trigger"):
+        if name in fields:
+            fields[name] = D(fields[name])
+    return Order(account="main", symbol="BTCUSDT", side=side, qty=D(qty), **fields)
+
+
+def algo(side: str, qty: str, trigger: str, type_: str = "STOP_MARKET", **fields) -> Order:
+    return order(side, qty, kind="algo", type=type_, trigger=trigger, **fields)
+
+
+def refusal(ledger: Ledger, row: Order, price: str = "100") -> int:
+    before = msgspec.json.encode((ledger.accounts, ledger.open))
+    ledger.events()
+    with pytest.raises(Refused) as caught:
+        ledger.place_algo(row, D(price)) if row.kind == "algo" else ledger.place(row, BIDS, ASKS)
+    assert msgspec.json.encode((ledger.accounts, ledger.open)) == before, "a refusal changes nothing"
+    assert ledger.events() == []
+    return caught.value.code
+
+
+def said(ledger: Ledger) -> list[tuple[str, str]]:
+    return [(e.order.kind, e.execution) for e in ledger.events() if isinstance(e, OrderEvent)]
+
+
+def test_market_order_with_thin_levels_walks_them_and_expires_the_rest():
+    ledger = new_ledger()
+    row = order("BUY", "5")
+    ledger.place(row, BIDS, ASKS)
+    fills = [e.fill for e in ledger.events() if isinstance(e, OrderEvent) and e.fill]
+    assert [(f.price, f.qty) for f in fills] == ASKS
+    assert (row.status, row.filled, row.spent) == ("EXPIRED", D(3), D("300.5"))
+    assert ledger.open == {}
+
+
+def test_market_order_with_an_empty_book_expires_unfilled():
+    ledger = new_ledger()
+    row = order("BUY", "1")
+    ledger.place(row, [], [])
+    assert (row.status, row.filled) == ("EXPIRED", D(0))
+
+
+@pytest.mark.parametrize(("tif", "qty", "price", "status", "filled"), [
+    ("GTC", "2", "100.1", "PARTIALLY_FILLED", "1"), ("GTC", "1", "100", "NEW", "0"),
+    ("IOC", "2", "100.1", "EXPIRED", "1"), ("IOC", "1", "100", "EXPIRED", "0"),
+    ("FOK", "2", "100.1", "EXPIRED", "0"), ("FOK", "3", "100.2", "FILLED", "3"),
+    ("GTX", "1", "100", "NEW", "0")])
+def test_limit_order_with_a_time_in_force_ends_as_it_says(tif, qty, price, status, filled):
+    ledger = new_ledger()
+    row = order("BUY", qty, price=price, tif=tif)
+    ledger.place(row, BIDS, ASKS)
+    assert (row.status, row.filled) == (status, D(filled))
+    assert (row.id in ledger.open) == (status in ("NEW", "PARTIALLY_FILLED"))
+
+
+def test_resting_order_with_the_market_crossing_it_fills_at_its_price_as_maker():
+    ledger = new_ledger()
+    row = order("BUY", "2", price="99.5")
+    ledger.place(row, BIDS, ASKS)
+    ledger.match("BTCUSDT", [], levels(("99.6", "9")), 2)
+    assert row.filled == 0
+    ledger.match("BTCUSDT", [], levels(("99.3", "1.5")), 3)
+    ledger.match("BTCUSDT", [], levels(("99.5", "9")), 4)
+    fills = [e.fill for e in ledger.events() if isinstance(e, OrderEvent) and e.fill]
+    assert [(f.price, f.qty, f.is_maker, f.time_ms) for f in fills] == [
+        (D("99.5"), D("1.5"), True, 3), (D("99.5"), D("0.5"), True, 4)]
+    assert fills[0].fee == D("99.5") * D("1.5") * MAKER
+    assert row.status == "FILLED"
+    assert ledger.open == {}
+
+
+@pytest.mark.parametrize(("row", "code"), [
+    (order("BUY", "0"), -4003), (order("BUY", "0.0005"), -1111), (order("BUY", "51"), -4005),
+    (order("BUY", "101", price="100"), -4005), (order("BUY", "0.4"), -4164),
+    (order("BUY", "1", price="100.05"), -1111), (order("BUY", "1", price="0"), -4001),
+    (order("BUY", "1", price="105.1"), -4016), (order("SELL", "1", price="94.9"), -4024),
+    (order("SELL", "1", reduce_only=True), -2022), (order("BUY", "1", price="100.1", tif="GTX"), -5022),
+    (algo("SELL", "1", "100"), -2021), (algo("BUY", "1", "99"), -2021),
+    (algo("SELL", "1", "99", "TAKE_PROFIT_MARKET"), -2021), (algo("SELL", "0.0001", "99"), -1111),
+    (algo("SELL", "1", "99.99"), -1111)])
+def test_order_with_a_broken_rule_is_refused_with_the_exchanges_code(row, code):
+    assert refusal(new_ledger(), row) == code
+
+
+def test_order_with_too_little_margin_is_refused_until_leverage_allows_it():
+    ledger = new_ledger("100")
+    assert refusal(ledger, order("BUY", "20.1")) == -2019
+    ledger.set_leverage("main", "BTCUSDT", 50, 1)
+    ledger.place(order("BUY", "20.1", price="100"), BIDS, ASKS)
+    assert refusal(ledger, order("BUY", "40", price="99")) == -2019, "what rests binds margin too"
+
+
+def test_client_id_with_an_open_order_is_refused_and_free_again_after_it():
+    ledger = new_ledger()
+    first = order("BUY", "1", price="99", client_id="same")
+    ledger.place(first, BIDS, ASKS)
+    assert refusal(ledger, order("BUY", "1", client_id="same")) == -4116
+    ledger.cancel(first, 2)
+    ledger.place(order("BUY", "1", client_id="same"), BIDS, ASKS)
+    ledger.place(order("BUY", "1", client_id="same"), BIDS, ASKS)
+    assert ledger.position("main", "BTCUSDT").qty == 2, "ids are unique among open orders only"
+
+
+def test_hedged_account_with_any_order_refuses_it():
+    ledger = new_ledger()
+    ledger.accounts["main"].is_hedged = True
+    assert refusal(ledger, order("BUY", "1")) == -4061
+
+
+def test_reduce_only_order_with_more_than_the_position_is_cut_to_it():
+    ledger = new_ledger()
+    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    row = order("SELL", "5", reduce_only=True)
+    ledger.place(row, BIDS, ASKS)
+    assert (row.status, row.qty) == ("FILLED", D(1))
+    assert ledger.position("main", "BTCUSDT").qty == 0
+
+
+def test_reduce_only_order_resting_when_the_position_closes_expires():
+    ledger = new_ledger()
+    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    row = order("SELL", "1", price="104", reduce_only=True)
+    stop = algo("SELL", "0", "90", close_position=True, tif="GTE_GTC")
+    ledger.place(row, BIDS, ASKS)
+    ledger.place_algo(stop, D("100"))
+    ledger.place(order("SELL", "1"), BIDS, ASKS)
+    assert (row.status, stop.status, ledger.open) == ("EXPIRED", "EXPIRED", {})
+
+
+def test_stop_with_its_trigger_reached_becomes_a_market_order_of_the_same_client_id():
+    ledger = new_ledger()
+    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    stop = algo("SELL", "1", "98", reduce_only=True, client_id="stop", working_type="MARK_PRICE")
+    ledger.place_algo(stop, D("100"))
+    ledger.events()
+    assert ledger.due("BTCUSDT", last=D("97"), mark=D("98.1")) == []
+    assert ledger.due("BTCUSDT", last=D("99"), mark=D("98")) == [stop]
+    ledger.trigger(stop, BIDS, ASKS, 5)
+    events = [e for e in ledger.events() if isinstance(e, OrderEvent)]
+    assert [(e.order.kind, e.execution) for e in events] == [
+        ("algo", "TRIGGERING"), ("algo", "TRIGGERED"), ("order", "NEW"), ("order", "TRADE"),
+        ("algo", "FINISHED")]
+    child = events[3].order
+    assert (child.client_id, child.type, child.orig_type, child.reduce_only) == (
+        "stop", "MARKET", "STOP_MARKET", True)
+    assert [e.order.ref for e in events] == [0, child.id, stop.id, stop.id, child.id]
+    assert (stop.status, stop.filled, stop.spent, stop.trigger_ms) == ("FINISHED", D(1), D("99.9"), 5)
+    assert ledger.open == {}
+
+
+def test_stop_with_nothing_left_to_reduce_is_rejected_when_it_triggers():
+    ledger = new_ledger()
+    stop = algo("SELL", "1", "98", reduce_only=True)
+    ledger.place_algo(stop, D("100"))
+    ledger.trigger(stop, BIDS, ASKS, 5)
+    assert (stop.status, stop.reason, ledger.open) == ("REJECTED", "Reduce Only reject", {})
+    assert said(ledger)[-1] == ("algo", "REJECTED")
+
+
+def test_close_position_stop_with_a_position_closes_all_of_it():
+    ledger = new_ledger()
+    ledger.place(order("SELL", "2"), levels(("100", "9")), ASKS)
+    stop = algo("BUY", "0", "102", close_position=True)
+    ledger.place_algo(stop, D("100"))
+    assert refusal(ledger, algo("BUY", "0", "103", close_position=True)) == -4130
+    ledger.trigger(stop, BIDS, ASKS, 5)
+    assert ledger.position("main", "BTCUSDT").qty == 0
+
+
+def test_open_orders_with_their_number_reached_refuse_one_more():
+    ledger = new_ledger()
+    for _ in range(RULES.orders_max):
+        ledger.place(order("BUY", "1", price="99"), BIDS, ASKS)
+    for _ in range(RULES.algos_max):
+        ledger.place_algo(algo("SELL", "1", "90"), D("100"))
+    assert refusal(ledger, order("BUY", "1", price="99")) == -2025
+    assert refusal(ledger, algo("SELL", "1", "90")) == -4045
+
+
+@pytest.mark.parametrize("damage", ["wallet", "realized", "qty", "fees"])
+def test_books_with_a_damaged_number_do_not_pass_the_check(damage):
+    ledger = new_ledger()
+    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    ledger.check("main")
+    holder = ledger.accounts["main"] if damage == "wallet" else ledger.accounts["main"].positions["BTCUSDT"]
+    setattr(holder, damage, getattr(holder, damage) + D("0.00000001"))
+    with pytest.raises(InvariantError):
+        ledger.check("main")
+
+
+# A second bookkeeper: every contract is kept apart, nothing is shared with the ledger's arithmetic.
+
+@dataclass
+class Model:
+    wallet: Decimal
+    qty: int = 0  # thousandths, signed
+    cost: Fraction = Fraction(0)
+    fees: Decimal = field(default=D(0))
+
+    def fill(self, side: str, price: Decimal, qty: Decimal, rate: Decimal) -> None:
+        sign, steps = (1 if side == "BUY" else -1), int(qty * 1000)
+        fee = (price * qty * rate).quantize(D("0.00000001"), ROUND_HALF_UP)
+        closing = min(steps, abs(self.qty)) if self.qty * sign < 0 else 0
+        if closing:
+            share = self.cost * closing / abs(self.qty)
+            if closing != abs(self.qty):
+                share = Fraction(round_half_up(share))
+            profit = Fraction(price) * closing / 1000 * -sign - share
+            self.wallet += as_decimal(profit)
+            self.cost -= share
+        self.cost += Fraction(price) * (steps - closing) * sign / 1000
+        self.qty += sign * steps
+        self.wallet -= fee
+        self.fees += fee
+
+
+def round_half_up(value: Fraction) -> Decimal:
+    scaled = abs(value) * 10**8
+    units = int(scaled) + (scaled - int(scaled) >= Fraction(1, 2))
+    return D(units) * D("0.00000001") * (1 if value >= 0 else -1)
+
+
+def as_decimal(value: Fraction) -> Decimal:
+    result = D(value.numerator) / D(value.denominator)
+    assert Fraction(result) == value, "money has finitely many places"
+    return result
+
+
+STEP = st.tuples(
+    st.sampled_from(["market", "market", "limit", "reduce", "algo", "cancel", "restart"]),
+    st.sampled_from(["BUY", "SELL"]), st.integers(1, 5_000), st.integers(960, 1_040), st.integers(1, 400))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(STEP, max_size=40))
+def test_account_with_any_sequence_of_orders_equals_the_second_bookkeeper(steps):
+    ledger, model, store = new_ledger("1000000"), Model(D(1_000_000)), Store(":memory:")
+    store.keep("accounts", ledger.accounts)
+    trade_ids = []
+    for number, (what, side, steps_qty, tenths, depth) in enumerate(steps, 2):
+        bids = levels((f"{tenths / 10 - 0.1:.1f}", f"{depth / 100:.2f}"), (f"{tenths / 10 - 0.7:.1f}", "3"))
+        asks = levels((f"{tenths / 10:.1f}", f"{depth / 100:.2f}"), (f"{tenths / 10 + 0.9:.1f}", "3"))
+        qty = f"{steps_qty / 1000:.3f}"
+        try:
+            if what == "market":
+                ledger.place(order(side, qty, time_ms=number, update_ms=number), bids, asks)
+            elif what == "reduce":
+                ledger.place(order(side, qty, reduce_only=True, update_ms=number), bids, asks)
+            elif what == "limit":
+                ledger.place(order(side, qty, price=f"{tenths / 10:.1f}", update_ms=number), BIDS, ASKS)
+            elif what == "algo":
+                ledger.place_algo(algo(side, qty, f"{tenths / 10:.1f}", update_ms=number), D("100"))
+            elif what == "cancel" and ledger.open:
+                ledger.cancel(next(iter(ledger.open.values())), number)
+            elif what == "restart":
+                ledger = restarted(ledger, store)
+        except Refused:
+            pass
+        ledger.match("BTCUSDT", bids, asks, number)
+        for due in ledger.due("BTCUSDT", D(tenths) / 10, D(tenths) / 10):
+            ledger.trigger(due, bids, asks, number)
+        events = ledger.events()
+        store.save(ledger, events)
+        for event in events:
+            if isinstance(event, OrderEvent) and event.fill:
+                fill = event.fill
+                trade_ids.append(fill.id)
+                model.fill(fill.side, fill.price, fill.qty, MAKER if fill.is_maker else TAKER)
+        compare(ledger, model)
+    assert trade_ids == sorted(set(trade_ids))
+
+
+def restarted(ledger: Ledger, store: Store) -> Ledger:
+    fresh = Ledger({"BTCUSDT": RULES}, taker_fee=TAKER, maker_fee=MAKER, take=ledger._take)
+    fresh.marks["BTCUSDT"] = D("100")
+    store.load(fresh)
+    assert msgspec.json.encode((fresh.accounts, list(fresh.open.values()))) == msgspec.json.encode(
+        (ledger.accounts, sorted(ledger.open.values(), key=lambda o: o.id)))
+    assert fresh.last_ids["order"] <= ledger.last_ids["order"]
+    return fresh
+
+
+def compare(ledger: Ledger, model: Model) -> None:
+    account, position = ledger.accounts["main"], ledger.position("main", "BTCUSDT")
+    assert account.wallet == model.wallet
+    assert position.qty == D(model.qty) / 1000
+    assert Fraction(position.cost) == model.cost
+    assert position.fees == model.fees
