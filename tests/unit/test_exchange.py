@@ -377,7 +377,8 @@ class History:
 
 def trade_row(number, time):
     return {"symbol": "BTCUSDT", "id": number, "orderId": 3, "side": "BUY", "qty": "0.001",
-            "price": "61000.1", "commission": "0.01", "commissionAsset": "USDT", "realizedPnl": "0", "maker": False, "time": time}
+            "price": "61000.1", "commission": "0.01",
+            "commissionAsset": "USDT", "realizedPnl": "0", "maker": False, "time": time}
 
 
 def fills(exchange, **where):
