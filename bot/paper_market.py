@@ -1,82 +1,101 @@
 """The market of the paper exchange: what the server asks of it, whatever makes the prices.
 
 Time is an argument (`now_ms`, the exchange's clock); nothing here reads a clock or opens a socket.
-Prices and quantities are Decimal at this boundary. Symbols are the exchange's ("BTCUSDT").
 """
 
+from collections import deque
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import msgspec
+from typing import Any
 
 from bot.config import PaperConfig
+from bot.paper_feed import FUNDING_RATE, Book, Feed, Frame, Side
 
-Side = Literal["BUY", "SELL"]
-
-
-class Frame(msgspec.Struct, frozen=True):
-    """One market-stream message.
-
-    stream: the canonical name (see canonical_stream), "btcusdt@trade"; match subscriptions by
-    canonical_stream(subscription) == frame.stream. raw: the payload's JSON; with is_enveloped it is
-    the recorded bytes, envelope {"stream","data"} included, and must be sent as it is.
-    time_ms: when it is due.
-    """
-
-    symbol: str
-    stream: str
-    raw: bytes
-    time_ms: int
-    is_enveloped: bool = False
+CATCH_UP_MS = 600_000  # a longer pause of the process is passed over, as a restart is
 
 
-class Book(msgspec.Struct, frozen=True):
-    """Order book, best first. last_update_id continues in the next depth frame: U <= it <= u."""
-
-    bids: list[tuple[Decimal, Decimal]]
-    asks: list[tuple[Decimal, Decimal]]
-    last_update_id: int
-
-
-class Market(Protocol):
+class Market:
     """Where prices come from. Everything is as of the last advance()."""
 
-    is_tradable: bool  # False: raw playback, orders are refused
+    is_tradable = True  # False: raw playback, orders are refused
+
+    def __init__(self, feeds: Mapping[str, Feed]) -> None:
+        self._feeds = feeds
+        self._now_ms: int | None = None
+        self.pending: deque[Frame] = deque()
+
+    def begin(self, now_ms: int) -> None:
+        """Stand where the market is at a time: at the first advance, and after a long pause."""
+        raise NotImplementedError
+
+    def due_ms(self) -> int:
+        """Return when pop() has something."""
+        raise NotImplementedError
+
+    def pop(self) -> list[Frame]:
+        """Go over the next event and return what it sends."""
+        raise NotImplementedError
 
     def start(self, now_ms: int) -> None:
-        """Begin raw playback, at the first subscription; a no-op elsewhere and when begun."""
+        """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
 
     def advance(self, now_ms: int, frames_max: int | None = None) -> list[Frame]:
         """Return what is due up to now_ms, in order; frames_max leaves the rest for the next call."""
+        if self._now_ms is None or now_ms - self._now_ms > CATCH_UP_MS:
+            self.begin(now_ms)
+        self._now_ms = max(now_ms, self._now_ms or 0)
+        while self.due_ms() <= self._now_ms:
+            self.pending.extend(self.pop())
+        for feed in self._feeds.values():
+            feed.now_ms = self._now_ms
+        count = len(self.pending) if frames_max is None else min(frames_max, len(self.pending))
+        return [self.pending.popleft() for _ in range(count)]
 
     def next_due_ms(self) -> int | None:
         """Return when advance() has something again; None: never (not started, or ended)."""
+        return self.pending[0].time_ms if self.pending else self.due_ms()
 
     def symbols(self) -> list[dict[str, Any]]:
         """Return the entries of exchangeInfo's `symbols`."""
+        return [feed.contract.listing() for feed in self._feeds.values()]
 
-    def book(self, symbol: str, limit: int = 1_000) -> Book: ...
+    def book(self, symbol: str, limit: int = 1_000) -> Book:
+        return self._feeds[symbol].book(limit)
 
-    def last_price(self, symbol: str) -> Decimal: ...
+    def last_price(self, symbol: str) -> Decimal:
+        return self._feeds[symbol].last()
 
-    def mark_price(self, symbol: str) -> Decimal: ...
+    def mark_price(self, symbol: str) -> Decimal:
+        return self._feeds[symbol].mark()
 
-    def index_price(self, symbol: str) -> Decimal: ...
+    def index_price(self, symbol: str) -> Decimal:
+        return self._feeds[symbol].index()
 
     def funding(self, symbol: str) -> tuple[Decimal, int]:
         """Return the rate of the running interval and when it is settled, in ms."""
+        return FUNDING_RATE, self._feeds[symbol].funding_ms()
 
     def klines(self, symbol: str, interval: str, limit: int, start_ms: int | None = None,
                end_ms: int | None = None) -> list[list[Any]]:
-        """Return kline rows as the exchange does, oldest first, the running candle last."""
+        """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval.
+
+        They are made at the first call for a symbol, and kept: 500 minutes take about a second.
+        """
+        return self._feeds[symbol].klines(interval, limit, start_ms, end_ms)
 
     def day(self, symbol: str) -> list[Any]:
-        """Return the last 24 hours as one kline row, for the 24h ticker."""
+        """Return the last 24 hours, as far as there is a past, as one kline row."""
+        feed = self._feeds[symbol]
+        first = max(feed.history_ms, feed.now_ms // 60_000 * 60_000 - 1_439 * 60_000)
+        return feed.row(first, feed.now_ms)
 
     def recent_trades(self, symbol: str, limit: int) -> list[dict[str, Any]]:
         """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
+        feed = self._feeds[symbol]
+        return [{"id": t.trade_id, "price": feed.contract.price(t.price), "qty": feed.contract.qty(t.qty),
+                 "quoteQty": feed.contract.quote(t.price * t.qty), "time": t.time_ms,
+                 "isBuyerMaker": t.is_buyer_maker} for t in list(feed.trades)[-limit:]]
 
     def consume(self, symbol: str, side: Side, fills: list[tuple[Decimal, Decimal]]) -> list[int]:
         """Take (price, qty) out of the book for an account whose order was the taker.
@@ -84,9 +103,15 @@ class Market(Protocol):
         side: of the taker. Returns the public trade id of each fill. The depth is gone at once and
         comes back within seconds; the trade frames are due immediately.
         """
+        trades = self._feeds[symbol].consume(side, fills)
+        for trade in trades:
+            self.pending.extend(self._feeds[symbol].trade_frames(trade))
+        return [trade.trade_id for trade in trades]
 
     def levels(self, symbol: str) -> list[Decimal]:
         """Return the planted support and resistance levels, ascending; none for a recording."""
+        del symbol
+        return []
 
 
 def canonical_stream(name: str) -> str:
@@ -105,11 +130,10 @@ def build_market(paper: PaperConfig, start_ms: int, trade_ids: Mapping[str, int]
     start_ms: when this market began, kept by the server over restarts: the market goes on from it.
     trade_ids: per symbol the highest public trade id booked in the ledger, so that after a restart
     no id meets twice. The first advance() may be any time later: what lies between is passed over.
-    A recording is named by an absolute path. Candles are made at the first klines() of a symbol and
-    kept: 500 take about a second.
+    A recording is named by an absolute path. Raises ConfigError.
     """
     if paper.market == "synthetic":
-        from bot.paper_synthetic import SyntheticMarket  # built on the nouns above, as all markets
+        from bot.paper_synthetic import SyntheticMarket  # built on the classes above, as all markets
 
         return SyntheticMarket(paper, start_ms, trade_ids or {})
     from bot.paper_playback import RawMarket, RebasedMarket

@@ -16,8 +16,8 @@ from decimal import Decimal
 from itertools import pairwise
 
 from bot.config import PaperConfig
-from bot.paper_feed import GRID_MS, Bar, Contract, Feed, FeedMarket, Ladder, Trade, bar_of
-from bot.paper_market import Frame
+from bot.paper_feed import GRID_MS, Bar, Contract, Feed, Frame, Levels, Trade, bar_of, grid_id
+from bot.paper_market import Market
 
 BLOCK_MS = 300_000
 STEPS = BLOCK_MS // GRID_MS
@@ -37,9 +37,7 @@ TRADES = 3_000  # per block and symbol: 10/s
 BURSTS, BURST_TRADES, BURST_MS = 6, 40, 100  # of those: six times 40 trades within 100 ms
 TRADE_NOTIONAL = 100_000  # of the largest public trade, USDT; the sixth power makes most small
 DEPTH_NOTIONAL = 150_000  # of the thickest level; about 1.5 million USDT a side
-UPDATES = 5  # update ids per step of the grid
 FIRST_TRADE_ID = 1_000_000_000
-FIRST_UPDATE_ID = 1_000_000_000_000
 BLOCKS_KEPT = 8
 TRADES_BEFORE = 1_000  # of the past, so that a start has recent trades
 CONTRACTS = {  # price decimals, quantity decimals, tick in units, price of the middle level
@@ -50,7 +48,7 @@ OTHER = (4, 0, 1, 10)  # tick 0.0001, step 1
 
 
 class _Block:
-    """Five minutes of one symbol: the path at each step of the grid, quotes, trades, bars."""
+    # Five minutes of one symbol: the path and the best bid at each step of the grid, and the trades.
 
     def __init__(self, feed: "SyntheticFeed", index: int) -> None:
         self._draws = lambda kind, count: feed.draws(f"{kind}/{index}", count)
@@ -62,7 +60,7 @@ class _Block:
         tick = feed.contract.tick
         self.bids = [int((frozen if self.gap[0] <= step * GRID_MS < self.gap[1] else mid) / tick) * tick
                      for step, mid in enumerate(self.path)]
-        self.trades: list[Trade]
+        self.trades: list[Trade] = []
         self._fill(feed, index)
 
     def _knots(self, feed: "SyntheticFeed", index: int) -> tuple[list[float], list[float]]:
@@ -113,8 +111,9 @@ class _Block:
         marks += [(min(span - 1, when[i // BURST_TRADES] + int(BURST_MS * draw)), i % BURST_TRADES)
                   for i, draw in enumerate(draws[:BURSTS * BURST_TRADES])]
         base_ms, trade_id = feed.origin_ms + index * BLOCK_MS, FIRST_TRADE_ID + index * TRADES
-        tick, size, self.trades = feed.contract.tick, feed.trade_units, []
-        for (offset, run), side, share in zip(sorted(marks), draws[TRADES:], draws[2 * TRADES:], strict=False):
+        tick, size = feed.contract.tick, feed.trade_units
+        sides, shares = draws[TRADES:2 * TRADES], draws[2 * TRADES:]
+        for (offset, run), side, share in zip(sorted(marks), sides, shares, strict=True):
             if offset >= self.gap[0]:
                 offset += pause
             step = offset // GRID_MS
@@ -133,7 +132,7 @@ class SyntheticFeed(Feed):
     def __init__(self, symbol: str, seed: int, start_ms: int, trade_id: int) -> None:
         price_decimals, qty_decimals, tick, middle = CONTRACTS.get(symbol, OTHER)
         super().__init__(Contract(symbol=symbol, price_decimals=price_decimals, qty_decimals=qty_decimals,
-                                  tick=tick), start_ms - 500 * 60_000)
+                                  tick=tick), start_ms)
         self._seed = f"{seed}/{symbol}"
         self._booked_id = trade_id
         self._blocks: dict[int, _Block] = {}
@@ -143,11 +142,8 @@ class SyntheticFeed(Feed):
         self.planted = self._plant(middle * 10**price_decimals)
         unit = 10 ** qty_decimals / middle
         self.trade_units = TRADE_NOTIONAL * unit
-        quantities = [1 + int(DEPTH_NOTIONAL * unit * u ** 4) for u in self.draws("depth", 1_024)]
-        self._ladder = Ladder(quantities, tick, middle * 10**price_decimals)
+        self.quantities = [1 + int(DEPTH_NOTIONAL * unit * u**4) for u in self.draws("depth", 1_024)]
         self._due_ms = self._next = -1  # of the grid, and which trade: not begun
-        self._shown: tuple[dict[int, int], dict[int, int]] = ({}, {})
-        self.now_ms = start_ms
 
     # Generation
 
@@ -229,23 +225,22 @@ class SyntheticFeed(Feed):
             number += min(end - number, TRADES - first)
         return bar_of(trades)
 
-    def path(self, at_ms: int) -> float:
-        block, step = self._block(at_ms)
-        return block.path[step]
+    def mean_path(self, seconds: int) -> float:
+        at_ms = self.now_ms // 1_000 * 1_000
+        steps = [self._block(at_ms - 1_000 * back) for back in range(seconds)]
+        return sum(block.path[step] for block, step in steps) / seconds
 
-    def sides(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def sides(self) -> tuple[Levels, Levels]:
         shown_ms = self._shown_at(self.now_ms)
         block, step = self._block(shown_ms)
-        return self._ladder.sides(block.bids[step], block.bids[step] + self.contract.tick, shown_ms)
+        return self.ladder(block.bids[step], block.bids[step] + self.contract.tick, shown_ms)
 
     def update_id(self) -> int:
-        return self._update_id(self.now_ms) + 1  # inside the next depth frame, as on a busy exchange
+        # Inside the next depth frame, as on a busy exchange.
+        return grid_id(self._shown_at(self.now_ms)) + 1
 
     def next_trade_id(self) -> int:
         return FIRST_TRADE_ID + self._next + self.inserted
-
-    def _update_id(self, at_ms: int) -> int:
-        return FIRST_UPDATE_ID + (self._shown_at(at_ms) - self.origin_ms) // GRID_MS * UPDATES
 
     def _shown_at(self, at_ms: int) -> int:
         # When the quotes shown at that time were made: they stand still in a gap.
@@ -264,12 +259,8 @@ class SyntheticFeed(Feed):
         self.inserted = max(self.inserted, self._booked_id + 1 - FIRST_TRADE_ID - self._next)
         self.trades.extend(self._trade(n) for n in range(self._next - TRADES_BEFORE, self._next))
         self.now_ms = self._due_ms - GRID_MS
-        self._shown = self._depth()
+        self.show(0, 0)
         self.now_ms = now_ms
-
-    def _depth(self) -> tuple[dict[int, int], dict[int, int]]:
-        bids, asks = self.left()
-        return dict(bids), dict(asks)
 
     def due_ms(self) -> int:
         """Return when pop() has something."""
@@ -285,38 +276,30 @@ class SyntheticFeed(Feed):
             return self.trade_frames(trade)
         self._due_ms += GRID_MS
         frames = self.clock_frames()
-        before, after = self._update_id(self.now_ms - GRID_MS), self._update_id(self.now_ms)
+        before, after = (grid_id(self._shown_at(self.now_ms - back)) for back in (GRID_MS, 0))
         if after > before:
-            shown = self._depth()
-            best = [(max(bids), min(asks)) for bids, asks in (self._shown, shown)]
-            quotes = [((bid, book[0][bid]), (ask, book[1][ask])) for (bid, ask), book
-                      in zip(best, (self._shown, shown), strict=True)]
-            if quotes[0] != quotes[1]:
-                frames.append(self.ticker_frame(after, *quotes[1]))
-            frames.append(self.depth_frame(before, after, self._shown, shown))
-            self._shown = shown
+            frames += self.show(before, after)
         return frames
 
 
-class SyntheticMarket(FeedMarket):
+class SyntheticMarket(Market):
     """All synthetic symbols, their events merged by time."""
 
     def __init__(self, paper: PaperConfig, start_ms: int, trade_ids: Mapping[str, int]) -> None:
         names = [symbol.split(":")[0].replace("/", "") for symbol in paper.symbols]
-        self._made = {name: SyntheticFeed(name, paper.seed, start_ms, trade_ids.get(name, 0)) for name in names}
+        self._made = {name: SyntheticFeed(name, paper.seed, start_ms, trade_ids.get(name, 0))
+                      for name in names}
         super().__init__(self._made)
 
     def begin(self, now_ms: int) -> None:
         for feed in self._made.values():
             feed.begin(now_ms)
 
-    def run(self, now_ms: int) -> None:
-        feeds = self._made.values()
-        while (feed := min(feeds, key=SyntheticFeed.due_ms)).due_ms() <= now_ms:
-            self.pending.extend(feed.pop())
-
-    def due_ms(self) -> int | None:
+    def due_ms(self) -> int:
         return min(feed.due_ms() for feed in self._made.values())
+
+    def pop(self) -> list[Frame]:
+        return min(self._made.values(), key=SyntheticFeed.due_ms).pop()
 
     def levels(self, symbol: str) -> list[Decimal]:
         return [self._made[symbol].money(level) for level in self._made[symbol].planted]
