@@ -1,5 +1,8 @@
 """Messages to bytes and back, topics, and the exact counting of what was lost."""
 
+import math
+from decimal import Decimal
+
 import msgspec
 
 from bot.errors import WireError
@@ -19,6 +22,7 @@ _signal_decoder = msgspec.msgpack.Decoder(TradingSignal)
 _report_decoder = msgspec.msgpack.Decoder(ReportMessage)
 
 HEARTBEAT_TOPIC = b"h/"
+DIGITS_MAX = 18  # before and behind the point of a Decimal: more than any contract or price has
 
 
 def tick_topic(symbol: str) -> bytes:
@@ -46,7 +50,9 @@ def decode_tick(raw: bytes) -> TickMessage:
 
 def decode_signal(raw: bytes) -> TradingSignal:
     """Decode a message of the signals channel. Raises WireError."""
-    return _decode(_signal_decoder, raw)
+    signal = _decode(_signal_decoder, raw)
+    _check_numbers(signal)
+    return signal
 
 
 def decode_report(raw: bytes) -> ReportMessage:
@@ -59,6 +65,21 @@ def _decode(decoder, raw: bytes):
         return decoder.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         raise WireError(_reason(raw), f"{error}; was {len(raw)} bytes {raw[:40]!r}") from None
+
+
+def _check_numbers(message: Message) -> None:
+    # What the types let through and arithmetic, JSON or SQLite would choke on: NaN, 1E+999999999, 2**64-1.
+    for name in message.__struct_fields__:
+        value = getattr(message, name)
+        if isinstance(value, Decimal):
+            fits = (value.is_finite() and value.adjusted() <= DIGITS_MAX
+                    and int(value.as_tuple().exponent) >= -DIGITS_MAX)
+        elif isinstance(value, int):
+            fits = abs(value) < 1 << 63
+        else:
+            fits = not isinstance(value, float) or math.isfinite(value)
+        if not fits:
+            raise WireError("malformed", f"{name} must be a number of everyday size, was {str(value)[:40]}")
 
 
 def _reason(raw: bytes) -> str:
