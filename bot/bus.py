@@ -116,6 +116,7 @@ class ZmqSubscriber(_Socket):
 
     def __init__(self, channel: Channel, bus: BusConfig, topics: list[bytes]) -> None:
         super().__init__(zmq.SUB, channel, bus)
+        self._endpoint, self._silence_s, self._is_heard = channel.endpoint, bus.silence_ms / 1_000, False
         for topic in topics:
             self.subscribe(topic)
         self._socket.connect(channel.endpoint)
@@ -123,7 +124,23 @@ class ZmqSubscriber(_Socket):
     def subscribe(self, topic: bytes) -> None:
         self._socket.setsockopt(zmq.SUBSCRIBE, topic)
 
+    def watch(self, handler: Callable) -> None:
+        super().watch(handler)
+        asyncio.get_running_loop().call_later(self._silence_s, self._mend)
+
+    def _mend(self) -> None:
+        # libzmq never connects again to a peer that broke its protocol, as a message above the hard
+        # limit does (seen with 4.3.5): this socket would be deaf for ever.
+        if self._loop is None:
+            return
+        if not self._is_heard and not self._socket.poll(0):
+            self._socket.disconnect(self._endpoint)
+            self._socket.connect(self._endpoint)
+        self._is_heard = False
+        self._loop.call_later(self._silence_s, self._mend)
+
     def _shape(self, parts: list[bytes]) -> tuple[bytes, bytes] | None:
+        self._is_heard = True
         if len(parts) != 2:
             return b"", b""
         return None if self._is_oversized(parts[1]) else (parts[0], parts[1])

@@ -44,7 +44,7 @@ def write_config(tmp_path: Path, **overrides: Any) -> Path:
         "limits": {"order_notional_max": 20_000, "position_notional_max": 40_000,
                    "price_collar_pct": 2, "orders_per_minute_max": 60},
         "strategy": {"levels": {"class": "bot.support_resistance:SupportResistanceStrategy",
-                                "symbols": ["BTC/USDT:USDT"]}},
+                                "symbols": ["BTC/USDT:USDT"], "settings": {"notional": 1_000}}},
         "bus": {name: {"endpoint": f"tcp://127.0.0.1:{free_port()}", "hwm": 100_000, "linger_ms": 0}
                 for name in ("ticks", "signals", "reports")},
         "paper": {"bind": f"127.0.0.1:{port}", "accounts": {"main": keys}},
