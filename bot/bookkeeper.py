@@ -159,12 +159,13 @@ class Bookkeeper:
             order = self.books.find_order(event.symbol, client_order_id=event.client_order_id)
             return FillReport(
                 strategy=order.strategy if order else "", symbol=event.symbol,
-                client_order_id=event.client_order_id, trade_id=event.trade_id, side=event.side, qty=event.qty,
-                price=event.price, fee=event.fee, fee_currency=event.fee_currency, exchange_ns=event.exchange_ns)
+                client_order_id=event.client_order_id, trade_id=event.trade_id, side=event.side,
+                qty=event.qty, price=event.price, fee=event.fee, fee_currency=event.fee_currency,
+                exchange_ns=event.exchange_ns)
         return None
 
     def _outcome(self, event) -> SignalOutcome:
-        strategy, run, seq = event.signal.split("/")
+        strategy, run, seq = event.signal.rsplit("/", 2)  # a stranger's name may hold anything
         return SignalOutcome(strategy=strategy, run=int(run), seq=int(seq), symbol=event.symbol,
                              outcome=event.outcome, reason=event.reason, filled_qty=event.filled_qty,
                              time_ns=self._clock.wall_ns())
@@ -173,5 +174,6 @@ class Bookkeeper:
         request = order.request
         return OrderReport(
             strategy=order.strategy, symbol=request.symbol, client_order_id=order.id, leg=order.leg,
-            side=request.side, qty=request.qty, filled_qty=order.filled_qty, trigger_price=request.trigger_price,
-            state=order.state, reason=order.text, time_ns=self._clock.wall_ns())
+            side=request.side, qty=request.qty, filled_qty=order.filled_qty,
+            trigger_price=request.trigger_price, state=order.state, reason=order.text,
+            time_ns=self._clock.wall_ns())

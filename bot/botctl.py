@@ -18,7 +18,7 @@ from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import load
 from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError
-from bot.events import SignalClosed
+from bot.events import SignalClosed, SignalReceived
 from bot.explain import clock_text, find_story, tell
 from bot.halt import HaltFiles
 from bot.journal import JournalReader
@@ -54,6 +54,8 @@ def _status(args: argparse.Namespace, config: Config) -> int:
     print(f"{status['mode']}  {status['state']}  {status['state_reason']}")
     for halt in status["halted"]:
         print(f"HALTED {halt['scope']} by {halt['who']} since {clock_text(halt['since_ns'])}: {halt['why']}")
+    if status["journal_error"]:
+        print(f"journal: {status['journal_error']}")
     for symbol, locks in status["locked_symbols"].items():
         for cause, text in locks.items():
             print(f"LOCKED {symbol} {cause}: {text}")
@@ -118,7 +120,7 @@ def _scope(args: argparse.Namespace, config: Config) -> str:
 
 def _orders(args: argparse.Namespace, config: Config) -> int:
     reader = _reader(config)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for book in reader.books().symbols.values():
         for order in book.orders.values() if args.all else book.live_orders():
             request = order.request
@@ -164,15 +166,15 @@ def _signals(args: argparse.Namespace, config: Config) -> int:
     reader = _reader(config)
     rows = []
     for entry in reader.newest("signal", args.count):
-        signal = entry.event.signal  # type: ignore[union-attr]
-        closed = reader.find("outcome", entry.event.key)
-        is_closed = isinstance(closed, SignalClosed)
+        assert isinstance(entry.event, SignalReceived)
+        signal, closed = entry.event.signal, reader.find("outcome", entry.event.key)
+        assert closed is None or isinstance(closed, SignalClosed)
         rows.append({
             "signal": entry.event.key, "time": clock_text(entry.ts_ns), "symbol": signal.symbol,
             "target_qty": signal.target_qty, "stop_loss": signal.stop_loss, "take_profit": signal.take_profit,
-            "outcome": closed.outcome if is_closed else "open",  # type: ignore[union-attr]
-            "filled_qty": closed.filled_qty if is_closed else None,  # type: ignore[union-attr]
-            "why": closed.reason if is_closed else "", "decided_because": signal.reason})  # type: ignore[union-attr]
+            "outcome": closed.outcome if closed else "open",
+            "filled_qty": closed.filled_qty if closed else None,
+            "why": closed.reason if closed else "", "decided_because": signal.reason})
     if args.json:
         return _json(rows, True)
     _table(rows, ("time", "signal", "symbol", "target_qty", "outcome", "filled_qty", "why"),

@@ -154,6 +154,9 @@ class OrderExecutor:
             return "RECONCILING", "the books are not compared with the exchange yet"
         if self._clock.mono_ns() - self._gateway_ns > self._config.bus.silence_ms * 1_000_000:
             return "REDUCING", "the gateway is silent"
+        stale = [s for s in self.reconciler.traded if not self._is_fresh(s)]
+        if len(stale) == len(self.reconciler.traded):
+            return "REDUCING", "no symbol has a fresh mark price"
         return "RUNNING", ""
 
     def symbol_state(self, symbol: str) -> tuple[str, str]:
@@ -167,7 +170,14 @@ class OrderExecutor:
         if state == "RUNNING" and (locks or unknown):
             causes = [f"{cause}: {text}" for cause, text in locks.items()]
             return "LOCKED", "; ".join(causes + [f"order {o.id} is unknown" for o in unknown])
+        if state == "RUNNING" and not self._is_fresh(symbol):
+            return "REDUCING", "stale_mark: its mark price makes no progress"
         return state, why
+
+    def _is_fresh(self, symbol: str) -> bool:
+        now_ns = self._clock.wall_ns() + self._exchange.clock_offset_ns
+        age_ns = now_ns - self._prices.get(symbol, Prices()).mark_ns
+        return age_ns <= self._config.limits.tick_age_ms_max * 1_000_000
 
     def halt_all(self, who: str, why: str) -> None:
         """Halt trading, synced to disk before anything else happens."""

@@ -22,7 +22,7 @@ def find_story(reader: JournalReader, name: str) -> list[Entry]:
 
 def tell(entry: Entry) -> str:
     """Return one event as a line."""
-    return f"{clock_text(entry.ts_ns)}  {_TELL[entry.event.__struct_config__.tag](entry.event)}"
+    return f"{clock_text(entry.ts_ns)}  {_TELL[str(entry.event.__struct_config__.tag)](entry.event)}"
 
 
 def clock_text(ns: int) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from bot.books import Books, SymbolBook
 from bot.clock import Clock
 from bot.config import Config
 from bot.daemon import run_folder
@@ -58,30 +59,31 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
     processes = process_rows(config, beats, clock)
     executor = beats.get("executor", {})
     is_up = any(p["name"] == "executor" and p["state"] == "UP" for p in processes)
-    books = _books(config)
+    books, journal_error = _books(config)
     halts = HaltFiles(config.state_path / "halt").list()
     state, why = ("DOWN", "the executor does not run; positions and stops stay at the exchange")
     if is_up:
         state, why = executor.get("state", "RECONCILING"), executor.get("state_reason", "")
-    symbols = list(books.symbols.values()) if books else []
+    symbols = list(books.symbols.values())
     return {
         "mode": config.mode.upper(), "state": state, "state_reason": why,
         "halted": [{"scope": h.scope, "who": h.who, "why": h.why, "since_ns": h.time_ns} for h in halts],
         "processes": processes,
         "counters": {name: executor.get("counters", {}).get(name, 0) for name in COUNTERS},
-        "outcomes": books.outcomes if books else {},
+        "outcomes": books.outcomes,
         "positions": [position_row(book, config) for book in symbols],
         "open_orders": sum(len(b.live_orders()) for b in symbols),
         "unknown_orders": sum(len(b.unknown()) for b in symbols),
         "locked_symbols": {b.symbol: b.locks for b in symbols if b.locks},
         "prices": beats.get("gateway", {}).get("prices", {}),
         "stale": beats.get("gateway", {}).get("stale", []),
-        "wallet_balance": books.wallet_balance if books else None,
+        "wallet_balance": books.wallet_balance,
+        "journal_error": journal_error,
         "config": config.fingerprint(),
     }
 
 
-def position_row(book, config: Config) -> dict[str, Any]:
+def position_row(book: SymbolBook, config: Config) -> dict[str, Any]:
     """Return one symbol's position with its exits."""
     return {
         "symbol": book.symbol, "strategy": config.owner_of(book.symbol), "qty": book.position_qty,
@@ -93,15 +95,16 @@ def position_row(book, config: Config) -> dict[str, Any]:
     }
 
 
-def _books(config: Config):
+def _books(config: Config) -> tuple[Books, str]:
+    # Status must tell of everything else also when the journal cannot be read.
     try:
         reader = JournalReader(config.path(config.journal.path))
-    except JournalError:
-        return None
-    try:
-        return reader.books()
-    finally:
-        reader.close()
+        try:
+            return reader.books(), ""
+        finally:
+            reader.close()
+    except JournalError as error:
+        return Books(), str(error)
 
 
 def _exists(pid: int) -> bool:

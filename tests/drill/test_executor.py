@@ -185,8 +185,7 @@ def test_executor_with_a_lost_request_declares_absence_only_late(
     began = time.monotonic()
     seq = _enter(running, signaler)
     wait_until(lambda: running.status()["unknown_orders"] == 1)
-    position = signaler.position()
-    assert (position.unknown_orders, position.state) == (1, "LOCKED")
+    wait_until(lambda: (p := signaler.position()).unknown_orders == 1 and p.state == "LOCKED")
     outcome = signaler.outcome(seq, timeout=40)
     assert outcome.outcome == "absent"
     assert time.monotonic() - began > 5 + 1.5  # absent_after_s behind the fence
