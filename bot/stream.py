@@ -64,7 +64,7 @@ class Stream:
 async def open_stream(url: str, *, connect_timeout_ms: int, frame_bytes_max: int,
                       ping_s: float = PING_S) -> Stream:
     """Connect, TLS and handshake included. Raises StreamClosed."""
-    session = aiohttp.ClientSession()
+    session, socket = aiohttp.ClientSession(), None
     try:
         async with asyncio.timeout(connect_timeout_ms / 1_000):
             # decode_text=False: the bytes of the frame, not a str of them.
@@ -72,12 +72,10 @@ async def open_stream(url: str, *, connect_timeout_ms: int, frame_bytes_max: int
                 url, max_msg_size=frame_bytes_max, heartbeat=ping_s, decode_text=False,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_WAIT_S))
     except TimeoutError:
-        await session.close()
         raise StreamClosed(f"no connection within {connect_timeout_ms} ms") from None
     except (aiohttp.ClientError, OSError) as error:
-        await session.close()
         raise StreamClosed(f"cannot connect: {error}") from None
-    except BaseException:
-        await session.close()
-        raise
+    finally:
+        if socket is None:
+            await session.close()
     return Stream(session, socket, frame_bytes_max)
