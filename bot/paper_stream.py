@@ -165,7 +165,8 @@ class Hub:
             if stream not in connection.names:
                 self._readers[stream].append(connection)
             connection.names[stream] = name
-            self.engine.market.start(self.engine.now_ms())
+            if "@markPrice" not in stream:  # on a connection of its own, and in no recording
+                self.engine.market.start(self.engine.now_ms())
 
     def _unsubscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
