@@ -45,6 +45,8 @@ class _Socket:
     def bind(self, endpoint: str) -> None:
         if endpoint.startswith("ipc://"):
             folder = Path(endpoint.removeprefix("ipc://")).parent
+            if not folder.is_dir():
+                raise ConfigError(f"{endpoint}: its folder is not there; mkdir -m 0700 {folder}")
             # An ipc path is open to all who can reach it, and a second bind steals it in silence.
             if stat.S_IMODE(folder.stat().st_mode) & 0o007:
                 raise ConfigError(f"{endpoint}: its folder must be closed to others; chmod o= {folder}")

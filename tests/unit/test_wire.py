@@ -49,7 +49,8 @@ def test_message_with_fields_of_a_later_minor_change_is_understood():
     assert wire.decode_signal(msgspec.msgpack.encode([*fields_of(SIGNAL), "new"])) == SIGNAL
 
 
-@pytest.mark.parametrize(("decode", "message"), zip(DECODERS, [tick(1), SIGNAL, beat(1)], strict=True))
+@pytest.mark.parametrize(("decode", "message"), [
+    (wire.decode_tick, tick(1)), (wire.decode_signal, SIGNAL), (wire.decode_report, beat(1))])
 def test_message_with_another_version_is_counted_as_such(decode, message):
     fields = fields_of(message)
     fields[1] = 2
