@@ -87,8 +87,9 @@ class Outbox:
         return {signal.symbol: signal for signal, _ in self._kept.values()}
 
     def append(self, signal: TradingSignal) -> None:
-        """Write the signal; from now on it exists. Raises OSError, and then it does not."""
+        """Write the signal; from now on it exists. Raises OSError or WireError, and then it does not."""
         raw = encode(signal)
+        decode_signal(raw)  # what the executor would drop as malformed would be sent for ever
         self._write(b"S" + raw)
         self._unsynced = True
         self._kept[signal.run, signal.seq] = (signal, raw)

@@ -193,7 +193,7 @@ class StrategyRunner:
     def _warm_up(self) -> None:
         try:
             self._strategy = self._class(dict(self.table.settings), self._instruments)
-        except (ValueError, TypeError, msgspec.ValidationError) as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"strategy.{self.name}.settings: {self.table.class_path} refuses them: "
                               f"{error}") from error
         for symbol, candles in self._history.items():
@@ -310,6 +310,9 @@ class StrategyRunner:
             self._outbox.append(signal)
         except OSError as error:
             self._failed.add("append", symbol=target.symbol, error=str(error))
+            return
+        except WireError as error:
+            self.refused.add("malformed", symbol=target.symbol, text=str(error))
             return
         self._sent[target.symbol] = sent_of(signal, now_ns, before=self._sent.get(target.symbol))
         self._flush(now_ns)

@@ -24,7 +24,8 @@ def table():
 @pytest.fixture
 def world(tmp_path, monkeypatch, table):
     monkeypatch.syspath_prepend(EXAMPLE.parent)
-    config = load(write_config(tmp_path, strategy={"levels": {"settings": None, **table}}))
+    table["settings"] = {"notional": None, **table["settings"]}  # not the default's
+    config = load(write_config(tmp_path, strategy={"levels": table}))
     return World(config, load_class(config, "levels"))
 
 
@@ -58,6 +59,7 @@ def test_example_with_a_fast_rise_buys_once_and_leaves_after_a_while(world):
 @pytest.mark.parametrize("change", [
     {"qty": Decimal(0)}, {"hold_s": "long"}, {"extra": 1}, {"window_s": None}])
 def test_example_with_wrong_settings_is_a_config_error(world, change):
+    assert set(world.runner.table.settings) == {"qty", "rise_pct", "window_s", "hold_s"}
     world.runner.table.settings.update(change)
     with pytest.raises(ConfigError, match=r"strategy\.levels\.settings: example_strategy:FastRise refuses"):
         world.snapshot()

@@ -176,7 +176,8 @@ class World:
 @pytest.fixture
 def config(tmp_path):
     def make(**table):
-        return load(write_config(tmp_path, strategy={"levels": {"settings": None, **table}}))
+        settings = {"notional": None, **table.pop("settings", {})}
+        return load(write_config(tmp_path, strategy={"levels": {"settings": settings, **table}}))
     return make
 
 
@@ -250,7 +251,6 @@ def test_runner_with_settings_the_class_refuses_is_a_config_error(config, error)
     world.runner.table.settings["broken"] = error
     with pytest.raises(ConfigError, match=r"strategy\.levels\.settings: .*: no"):
         world.snapshot()
-    world.runner.table.settings.clear()  # the default's dict is shared
 
 
 # Ticks
@@ -565,6 +565,14 @@ def test_runner_with_failing_sync_goes_on_and_logs(world):
     world.ack(signal)
     assert [line["reason"] for line in world.logged("outbox_failed")] == ["sync", "acknowledge"]
     assert world.wait(1_000) == []
+
+
+def test_runner_with_signal_nobody_could_read_refuses_it(world):
+    world.strategy.says = Target(BTC, Decimal(1))
+    world.tick(exchange_ns=2**64 - 1)
+    assert world.wait(1_000) == []
+    assert world.runner.refused.counts == {"malformed": 1}
+    assert world.file.data == b""
 
 
 def test_runner_with_torn_outbox_says_what_it_cut(config):
