@@ -84,10 +84,10 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
         decimals = self.price_decimals + self.qty_decimals
         return f"{units / 10**decimals:.{decimals}f}"
 
-    def price_units(self, price: str | Decimal) -> int:
+    def price_units(self, price: str | float | Decimal) -> int:
         return round(float(price) * 10**self.price_decimals)
 
-    def qty_units(self, qty: str | Decimal) -> int:
+    def qty_units(self, qty: str | float | Decimal) -> int:
         return round(float(qty) * 10**self.qty_decimals)
 
     def listing(self) -> dict[str, Any]:

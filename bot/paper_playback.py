@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 
@@ -34,48 +34,12 @@ HEAD_LINES = 20_000  # symbols, increments and a REST depth answer are found in 
 LEVEL_NOTIONAL = 100_000  # of the thickest level of a synthetic book, USDT
 RAW_FRAMES_MAX = 1_000  # handed out at once at speed 0
 STREAM = b'{"stream":"'  # how a recorded frame begins
-# Which fields of a recorded event are ids, and of which series.
+# Which fields of a recorded event are ids, and of which series; where its prices and quantities are.
 IDS = {"trade": {"t": "t"}, "aggTrade": {"a": "a", "f": "f", "l": "f"}, "bookTicker": {"u": "u"},
        "depthUpdate": {"u": "u", "U": "u", "pu": "u"}}
+NUMBERS = {"trade": ("p", "q"), "aggTrade": ("p", "q"), "bookTicker": ("ba", "BA")}
 
-
-class _Envelope(msgspec.Struct):
-    stream: str = ""
-    data: msgspec.Raw = msgspec.Raw(b"")
-    lastUpdateId: int = 0
-    bids: list[tuple[str, str]] = []
-    asks: list[tuple[str, str]] = []
-
-
-class _Event(msgspec.Struct):
-    e: str = ""
-    s: str = ""
-    E: int = 0
-    T: int = 0
-    t: int = 0
-    f: int = 0
-    l: int = 0  # noqa: E741
-    U: int = 0
-    u: int = 0
-    pu: int = 0
-    p: str = "0"
-    q: str = "0"
-    X: str = "MARKET"
-    m: bool = False
-    b: msgspec.Raw = msgspec.Raw(b"")  # a price or levels
-    a: msgspec.Raw = msgspec.Raw(b"")  # likewise, or an aggregate's id
-    B: str = "0"
-    A: str = "0"
-
-    def ids(self) -> dict[str, int]:
-        return {field: int(bytes(self.a)) if field == "a" else getattr(self, field)
-                for field in IDS.get(self.e, ())}
-
-
-_envelope = msgspec.json.Decoder(_Envelope).decode
-_event = msgspec.json.Decoder(_Event).decode
-_text = msgspec.json.Decoder(str).decode
-_changes = msgspec.json.Decoder(list[tuple[str, str]]).decode
+Event = dict[str, Any]
 
 
 class Recording:
@@ -84,40 +48,34 @@ class Recording:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kinds: dict[str, set[str]] = {}  # by symbol
-        self.rest: _Envelope | None = None
+        self.rest: Event | None = None  # the book at the beginning of a loop
         self.contracts: dict[str, Contract] = {}
         self._first_line = 0  # where a loop begins: the first diff that continues the REST answer
         try:
             self._read_head()
-        except (OSError, EOFError, ValueError, msgspec.MsgspecError, zipfile.BadZipFile) as error:
-            raise ConfigError(f"[paper] recording must be readable, was {path}: {error}") from error
+        except (OSError, EOFError, ValueError, KeyError, msgspec.MsgspecError, zipfile.BadZipFile) as error:
+            raise ConfigError(f"[paper] recording must be readable, was {path}: {error!r}") from error
         if not self.contracts:
             raise ConfigError(f"[paper] recording must hold trades or quotes, was {path} without any")
 
     def _read_head(self) -> None:
-        prices: dict[str, set[str]] = {}
-        qtys: dict[str, set[str]] = {}
-        diffs = []
+        found: dict[str, tuple[set[str], set[str]]] = {}
+        diffs, rest = [], None
         for number, (_, raw) in enumerate(islice(self.lines(), HEAD_LINES)):
-            envelope = _envelope(raw)
-            if not envelope.stream:
-                self.rest = self.rest or envelope
+            envelope = msgspec.json.decode(raw)
+            if "stream" not in envelope:
+                rest = rest or envelope
                 continue
-            event = _event(envelope.data)
-            self.kinds.setdefault(event.s, set()).add(event.e)
-            if event.e == "depthUpdate":
-                diffs.append((event.u, number))
-            elif event.e == "bookTicker":
-                prices.setdefault(event.s, set()).update((_text(event.b), _text(event.a)))
-                qtys.setdefault(event.s, set()).update((event.B, event.A))
-            elif event.e in IDS:
-                prices.setdefault(event.s, set()).add(event.p)
-                qtys.setdefault(event.s, set()).add(event.q)
-        self.contracts = {symbol: _contract(symbol, prices[symbol], qtys[symbol]) for symbol in prices}
-        rest, self.rest = self.rest, None
+            event = envelope["data"]
+            self.kinds.setdefault(event["s"], set()).add(event["e"])
+            numbers = found.setdefault(event["s"], (set(), set()))
+            for keys, seen in zip(NUMBERS.get(event["e"], ("", "")), numbers, strict=True):
+                seen.update(event[key] for key in keys)
+            if event["e"] == "depthUpdate":
+                diffs.append((event["u"], number))
+        self.contracts = {symbol: _contract(symbol, *seen) for symbol, seen in found.items() if seen[0]}
         if rest and len(self.kinds) == 1:  # a REST answer does not name its symbol
-            continuing = [number for u, number in diffs if u >= rest.lastUpdateId]
-            if continuing:
+            if continuing := [number for u, number in diffs if u >= rest["lastUpdateId"]]:
                 self.rest, self._first_line = rest, continuing[0]
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
@@ -130,19 +88,17 @@ class Recording:
                     yield int(float(stamp[:-1]) * 1e9) if stamp.endswith(b":") else int(stamp), raw
                 elif stamp[:1].isdigit():
                     a, p, q, f, last, at, maker = stamp.decode().split(",")
-                    yield int(at) * 1_000_000, (
-                        f'{{"stream":"{symbol.lower()}@aggTrade","data":{{"e":"aggTrade","E":{at},"a":{a},'
-                        f'"s":"{symbol}","p":"{p}","q":"{q}","f":{f},"l":{last},"T":{at},'
-                        f'"m":{maker.lower()}}}}}').encode()
+                    event = {"e": "aggTrade", "E": int(at), "a": int(a), "s": symbol, "p": p, "q": q,
+                             "f": int(f), "l": int(last), "T": int(at), "m": maker.lower() == "true"}
+                    yield int(at) * 1_000_000, msgspec.json.encode(
+                        {"stream": f"{symbol.lower()}@aggTrade", "data": event})
 
-    def events(self) -> Iterator[tuple[int, bytes, _Event]]:
-        """Yield (local time in ms, payload, event) of one loop."""
+    def events(self) -> Iterator[tuple[int, Event]]:
+        """Yield (local time in ms, event) of one loop."""
         for ns, raw in islice(self.lines(), self._first_line, None):
-            envelope = _envelope(raw)
-            if envelope.stream:
-                event = _event(envelope.data)
-                if event.s in self.contracts:
-                    yield ns // 1_000_000, bytes(envelope.data), event
+            event = msgspec.json.decode(raw).get("data")
+            if event and event["s"] in self.contracts:
+                yield ns // 1_000_000, event
 
 
 class _RecordedFeed(Feed):
@@ -165,11 +121,10 @@ class _RecordedFeed(Feed):
 
     # The scan
 
-    def learn(self, event: _Event) -> None:
-        ids = event.ids()
-        for field, series in IDS.get(event.e, {}).items():
-            low, high = self._ids.get(series, (ids[field], ids[field]))
-            self._ids[series] = (min(low, ids[field]), max(high, ids[field]))
+    def learn(self, event: Event) -> None:
+        for key, series in IDS.get(event["e"], {}).items():
+            low, high = self._ids.get(series, (event[key], event[key]))
+            self._ids[series] = (min(low, event[key]), max(high, event[key]))
         if self._is_price(event):
             trade = self._trade(event)
             if self._second and self._second[0].time_ms // 1_000 != trade.time_ms // 1_000:
@@ -185,7 +140,7 @@ class _RecordedFeed(Feed):
             self._seconds[second] = fold([self._seconds.get(second), bar_of(self._second)])
             self._second = []
         most = LEVEL_NOTIONAL / max(1e-9, float(self.money(self._first_quote[0][0])))
-        self.quantities = [1 + self.contract.qty_units(f"{most * n / 1_024}") for n in range(1_024)]
+        self.quantities = [1 + self.contract.qty_units(most * n / 1_024) for n in range(1_024)]
 
     # Playing
 
@@ -193,10 +148,9 @@ class _RecordedFeed(Feed):
         self._loop, self._shift_ms, self._quote = loop, shift_ms, self._first_quote
         self._natural_id = self._ids.get(self._main[0], (1, 1))[0] + self._moved_by(self._main[0])
         if self._rest is not None:
-            price, qty = self.contract.price_units, self.contract.qty_units
+            self._depth = ({}, {})
+            self._change(self._rest["bids"], self._rest["asks"])
             self._update_id = self._ids.get("u", (0, 0))[0] + self._moved_by("u")  # pu of the first diff
-            self._depth = ({price(p): qty(q) for p, q in self._rest.bids},
-                           {price(p): qty(q) for p, q in self._rest.asks})
 
     def entered(self, now_ms: int) -> None:
         self.now_ms = now_ms
@@ -213,26 +167,22 @@ class _RecordedFeed(Feed):
             return []
         return self.depth_frames(previous_id, self._update_id, before, self._depth)
 
-    def play(self, event: _Event, payload: bytes) -> list[Frame]:
-        frame = self._recorded(event, payload)
+    def play(self, event: Event) -> list[Frame]:
+        frame = self._moved(event)
         self._take_quote(event)
-        if event.e == "depthUpdate":
-            for side, changes in zip(self._depth, (event.b, event.a), strict=True):
-                for price, qty in _changes(changes):
-                    side[self.contract.price_units(price)] = self.contract.qty_units(qty)
-            if self._rest is not None:
-                self._update_id = event.u + self._moved_by("u")
         if self._is_price(event):
-            trade = self._trade(event)
-            self._natural_id = trade.trade_id + self._moved_by(self._main[0]) + 1
-            trade = trade._replace(trade_id=self._natural_id - 1 + self.inserted,
-                                   time_ms=trade.time_ms + self._shift_ms)
+            self._natural_id = event[self._main[0]] + self._moved_by(self._main[0]) + 1
+            trade = self._trade(event)._replace(trade_id=self.next_trade_id() - 1,
+                                                time_ms=event["T"] + self._shift_ms)
             self.trades.append(trade)
             made = self.trade_frames(trade)
             if self._main == "aggTrade":
                 return [made[0], frame]
             return [frame] if "aggTrade" in self._kinds else [frame, made[1]]
-        is_sent = event.e in ("trade", "aggTrade") or (self._rest is not None and event.e in IDS)
+        if self._rest is not None and event["e"] == "depthUpdate":
+            self._change(event["b"], event["a"])
+            self._update_id = event["u"] + self._moved_by("u")
+        is_sent = event["e"] in ("trade", "aggTrade") or (self._rest is not None and event["e"] in IDS)
         return [frame] if is_sent else []
 
     def tick(self) -> list[Frame]:
@@ -249,32 +199,32 @@ class _RecordedFeed(Feed):
         low, high = self._ids.get(series, (0, 0))
         return self._loop * (high - low + 1)
 
-    def _recorded(self, event: _Event, payload: bytes) -> Frame:
-        # The recorded bytes, with times and ids moved.
-        text = payload.decode()
-        moves = {"E": (event.E, self._shift_ms), "T": (event.T, self._shift_ms)}
-        for field, old in event.ids().items():
-            series = IDS[event.e][field]
-            moves[field] = (old, self._moved_by(series) + (0 if series == "u" else self.inserted))
-        for field, (old, shift) in moves.items():
-            text = text.replace(f'"{field}":{old}', f'"{field}":{old + shift}', 1)
-        kind = "depth@100ms" if event.e == "depthUpdate" else event.e
+    def _moved(self, event: Event) -> Frame:
+        moved = {**event, **{key: event[key] + self._shift_ms for key in "ET" if key in event}}
+        for key, series in IDS.get(event["e"], {}).items():
+            moved[key] += self._moved_by(series) + (0 if series == "u" else self.inserted)
+        kind = "depth@100ms" if event["e"] == "depthUpdate" else event["e"]
         symbol = self.contract.symbol
-        return Frame(symbol, f"{symbol.lower()}@{kind}", text.encode(), self.now_ms)
+        return Frame(symbol, f"{symbol.lower()}@{kind}", msgspec.json.encode(moved), self.now_ms)
 
-    def _is_price(self, event: _Event) -> bool:
-        return event.e == self._main and event.X == "MARKET"
+    def _change(self, bids: list[list[str]], asks: list[list[str]]) -> None:
+        for side, changes in zip(self._depth, (bids, asks), strict=True):
+            for price, qty in changes:
+                side[self.contract.price_units(price)] = self.contract.qty_units(qty)
 
-    def _trade(self, event: _Event) -> Trade:
-        return Trade(event.ids()[self._main[0]], event.T, self.contract.price_units(event.p),
-                     self.contract.qty_units(event.q), event.m)
+    def _is_price(self, event: Event) -> bool:
+        return event["e"] == self._main and event.get("X", "MARKET") == "MARKET"
 
-    def _take_quote(self, event: _Event) -> None:
+    def _trade(self, event: Event) -> Trade:
+        return Trade(event[self._main[0]], event["T"], self.contract.price_units(event["p"]),
+                     self.contract.qty_units(event["q"]), event["m"])
+
+    def _take_quote(self, event: Event) -> None:
         price, qty, tick = self.contract.price_units, self.contract.qty_units, self.contract.tick
-        if event.e == "bookTicker":
-            self._quote = ((price(_text(event.b)), qty(event.B)), (price(_text(event.a)), qty(event.A)))
+        if event["e"] == "bookTicker":
+            self._quote = ((price(event["b"]), qty(event["B"])), (price(event["a"]), qty(event["A"])))
         elif self._is_price(event) and "bookTicker" not in self._kinds:
-            bid = price(event.p) - (0 if event.m else tick)
+            bid = price(event["p"]) - (0 if event["m"] else tick)
             self._quote = ((bid, 0), (bid + tick, 0))
 
     # What Feed asks
@@ -322,10 +272,10 @@ class RebasedMarket(Market):
         super().__init__(self._made)
         first_ms = last_ms = 0
         early_ms, late_ms = 1 << 62, -1 << 62  # of T and E against the local clock
-        for local_ms, _, event in recording.events():
-            self._made[event.s].learn(event)
-            early_ms = min(early_ms, (event.T or event.E) - local_ms)
-            late_ms = max(late_ms, event.E - local_ms)
+        for local_ms, event in recording.events():
+            self._made[event["s"]].learn(event)
+            early_ms = min(early_ms, event["T" if "T" in event else "E"] - local_ms)
+            late_ms = max(late_ms, event["E"] - local_ms)
             first_ms, last_ms = first_ms or local_ms, local_ms
         self._late_ms = late_ms  # published so much after the local time, nothing precedes its own E
         self._origin_ms = (first_ms + early_ms) // 1_000 * 1_000
@@ -379,11 +329,10 @@ class RebasedMarket(Market):
 
     def _play(self) -> list[Frame]:
         assert self._line is not None
-        _, payload, event = self._line
-        feed = self._made[event.s]
+        feed, event = self._made[self._line[1]["s"]], self._line[1]
         feed.now_ms = self._line_ms()
         self._line = next(self._lines, None)
-        return feed.play(event, payload)
+        return feed.play(event)
 
 
 class RawMarket(Market):
@@ -398,8 +347,8 @@ class RawMarket(Market):
         made = {name: _RecordedFeed(contract, recording, 1 << 60, 0)  # no past: no candles
                 for name, contract in recording.contracts.items()}
         super().__init__(made)
-        for _, _, event in islice(recording.events(), HEAD_LINES):
-            made[event.s].learn(event)
+        for _, event in islice(recording.events(), HEAD_LINES):
+            made[event["s"]].learn(event)
         for feed in made.values():
             feed.learned()
             feed.enter(0, 0)

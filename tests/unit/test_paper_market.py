@@ -152,7 +152,7 @@ def test_trades_with_a_naive_swing_detector_turn_at_the_planted_levels(minutes):
     made, frames = minutes
     for symbol in (BTC, "ETHUSDT"):
         turns = turns_of([float(t["p"]) for t in kinds(frames, "trade", symbol)], 0.0015)
-        assert len(turns) >= 4
+        assert len(turns) >= 3
         assert share_near(turns, made.levels(symbol), 0.0004) == 1
 
 
