@@ -43,6 +43,7 @@ from bot.wire import (
 )
 
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
+STOP_TURNS = 40  # of 50 ms: two seconds, well inside supervisord's stopwaitsecs
 MINUTE_NS = 60_000_000_000
 
 
@@ -394,8 +395,13 @@ async def main(daemon: Daemon) -> None:
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
     daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))
     await daemon.stopping.wait()
-    for socket in (*sockets, publisher):
+    for socket in sockets:
         socket.close()
+    for _ in range(STOP_TURNS):  # let answers arrive: what is not answered would be unknown at the next start
+        if not executor.reconciler.sending:
+            break
+        await clock.sleep(CYCLE_S / 5)
+    publisher.close()
     journal.close()
 
 
