@@ -64,7 +64,7 @@ class RestConnection:
             except (OSError, h11.RemoteProtocolError) as error:  # refused, DNS, TLS, timeout, torn, garbage
                 trouble = ("" if is_sent else "cannot connect: ") + f"{type(error).__name__}: {error}"
             finally:  # also when this task is canceled: a late answer must not meet the next request
-                if self._wire is not None and is_sent and (status == 0 or not self._wire.is_reusable()):
+                if self._wire is not None and is_sent and not self._wire.is_reusable():
                     self._drop()
             return Answer(status=status, headers=fields, body=answer, is_sent=is_sent, error=trouble,
                           sent_ns=sent_ns, received_ns=self._clock.wall_ns())
