@@ -184,6 +184,8 @@ def test_outbox_with_failed_acknowledgement_sends_no_more_in_this_run():
 def test_outbox_with_many_acknowledged_signals_stays_small(tmp_path):
     path = tmp_path / "levels.outbox"
     outbox = Outbox(OutboxFile(path))
+    outbox.append(signal(0, "XRP/USDT:USDT"))
+    outbox.acknowledge((7, 0))
     outbox.append(signal(1, ETH))
     for seq in range(2, 2_000):
         outbox.append(signal(seq))
@@ -191,7 +193,8 @@ def test_outbox_with_many_acknowledged_signals_stays_small(tmp_path):
         assert path.stat().st_size < COMPACT_BYTES + 1_000
     again = Outbox(OutboxFile(path))
     assert keys(again) == [(7, 1)]
-    assert again.newest() == {BTC: signal(1_999), ETH: signal(1, ETH)}
+    newest = {BTC: signal(1_999), ETH: signal(1, ETH), "XRP/USDT:USDT": signal(0, "XRP/USDT:USDT")}
+    assert again.newest() == newest, "also that of a symbol whose signals were all acknowledged"
     assert [p.name for p in tmp_path.iterdir()] == ["levels.outbox"]
 
 

@@ -516,6 +516,16 @@ def test_runner_with_nobody_pulling_keeps_the_order(world):
     assert [s.seq for s in world.wants("2")] == [1, 2]
 
 
+def test_runner_with_a_pull_that_comes_between_two_signals_does_not_let_the_newer_overtake(world):
+    world.is_listening = False
+    world.wants("1")
+    take, refusals = world.runner._send, iter([False])
+    world.runner._send = lambda raw: next(refusals, True) and take(raw)
+    world.is_listening = True
+    assert world.wants("2") == []
+    assert [s.seq for s in world.wait(50)] == [1, 2]
+
+
 def test_runner_after_a_restart_sends_the_earlier_runs_signals_unchanged(config):
     world = World(config()).ready()
     signals = [only(world.wants("1")), only(world.wants("2"))]

@@ -124,6 +124,7 @@ def test_candles_with_trades_close_only_when_a_later_minute_has_come():
     assert list(book.candles) == [Candle(START_NS, 10.0, 12.0, 9.0, 11.0, 8.0)]
     book.add_tick(tick(50.0, START_NS + 59 * SECOND))
     book.add_tick(tick(11.0, START_NS + 61 * SECOND))
+    book.add_tick(tick(50.0, START_NS + 59 * SECOND))
     book.add_tick(tick(11.0, START_NS + 190 * SECOND))
     assert [c.start_ns for c in book.candles] == [START_NS, START_NS + MINUTE], "a late trade is left out"
     assert book.candles[1] == Candle(START_NS + MINUTE, 11.0, 11.0, 11.0, 11.0, 1.0)
