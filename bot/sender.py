@@ -60,17 +60,19 @@ class OrderSender:
 
     async def cancel(self, order: Order) -> None:
         """Send a cancel, once; what it leaves open is asked for by the reconciler."""
+        request = order.request
         try:
-            answer = await self._exchange.cancel(order.request.symbol, order.id,
-                                                 is_conditional=order.request.is_conditional)
+            answer = await self._exchange.cancel(request.symbol, order.id, is_conditional=request.is_conditional)
+            outcome = classify_cancel(answer, order.id)
+            self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind, code=outcome.code)
+            if outcome.kind == "canceled":
+                self._keeper.change(order, "cancel")
+            elif outcome.kind in ("rejected", "not_executed", "not_sent"):
+                self._keeper.change(order, "refuse_cancel", code=outcome.code, text=outcome.text)
+        except ExchangeError as error:  # it could not be built: nothing left
+            self._keeper.change(order, "refuse_cancel", text=str(error))
         finally:
             self._reconciler.sending.discard(order.id)
-        outcome = classify_cancel(answer, order.id)
-        self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind, code=outcome.code)
-        if outcome.kind == "canceled":
-            self._keeper.change(order, "cancel")
-        elif outcome.kind in ("rejected", "not_executed", "not_sent"):
-            self._keeper.change(order, "refuse_cancel", code=outcome.code, text=outcome.text)
         self._wake()  # "gone" and "unknown" say nothing of its end: it is asked for
 
     def _refusal(self, order: Order) -> str:
