@@ -1,6 +1,7 @@
 """The outbox file: torn at every byte, damaged, full, compacted."""
 
 import errno
+import itertools
 from decimal import Decimal
 
 import pytest
@@ -187,13 +188,16 @@ def test_outbox_with_many_acknowledged_signals_stays_small(tmp_path):
     outbox.append(signal(0, "XRP/USDT:USDT"))
     outbox.acknowledge((7, 0))
     outbox.append(signal(1, ETH))
+    sizes = []
     for seq in range(2, 2_000):
-        outbox.append(signal(seq))
+        outbox.append(signal(seq, reason="a" * 200))
         outbox.acknowledge((7, seq))
-        assert path.stat().st_size < COMPACT_BYTES + 1_000
+        sizes.append(path.stat().st_size)
+    assert COMPACT_BYTES < max(sizes) < COMPACT_BYTES + 1_000
+    assert sum(after < before for before, after in itertools.pairwise(sizes)) == 2, "rewritten twice"
     again = Outbox(OutboxFile(path))
     assert keys(again) == [(7, 1)]
-    newest = {BTC: signal(1_999), ETH: signal(1, ETH), "XRP/USDT:USDT": signal(0, "XRP/USDT:USDT")}
+    newest = {BTC: signal(1_999, reason="a" * 200), ETH: signal(1, ETH), "XRP/USDT:USDT": signal(0, "XRP/USDT:USDT")}
     assert again.newest() == newest, "also that of a symbol whose signals were all acknowledged"
     assert [p.name for p in tmp_path.iterdir()] == ["levels.outbox"]
 
