@@ -193,11 +193,12 @@ def test_outbox_with_many_acknowledged_signals_stays_small(tmp_path):
         outbox.append(signal(seq, reason="a" * 200))
         outbox.acknowledge((7, seq))
         sizes.append(path.stat().st_size)
-    assert COMPACT_BYTES < max(sizes) < COMPACT_BYTES + 1_000
+    assert COMPACT_BYTES - 1_000 < max(sizes) < COMPACT_BYTES + 1_000
     assert sum(after < before for before, after in itertools.pairwise(sizes)) == 2, "rewritten twice"
     again = Outbox(OutboxFile(path))
     assert keys(again) == [(7, 1)]
-    newest = {BTC: signal(1_999, reason="a" * 200), ETH: signal(1, ETH), "XRP/USDT:USDT": signal(0, "XRP/USDT:USDT")}
+    newest = {BTC: signal(1_999, reason="a" * 200), ETH: signal(1, ETH),
+              "XRP/USDT:USDT": signal(0, "XRP/USDT:USDT")}
     assert again.newest() == newest, "also that of a symbol whose signals were all acknowledged"
     assert [p.name for p in tmp_path.iterdir()] == ["levels.outbox"]
 
