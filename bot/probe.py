@@ -5,6 +5,7 @@ import signal
 import socket
 import xmlrpc.client
 from pathlib import Path
+from xml.parsers.expat import ExpatError
 
 import msgspec
 import psutil
@@ -32,7 +33,7 @@ class Supervisor:
         """Return all programs; none when supervisord does not answer."""
         try:
             answer: list[dict] = self._proxy.supervisor.getAllProcessInfo()  # type: ignore[assignment]
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
             return []
         return [ProgramInfo(p["name"], p["statename"], p["pid"], p["spawnerr"] or p["description"])
                 for p in answer]

@@ -14,7 +14,8 @@ from bot.model import (
     TickMessage,
 )
 
-EXITS = {"stop": "stop", "take_profit": "target"}  # the legs that rest at the exchange
+EXITS = {"stop": "stop", "take_profit": "take-profit"}  # the legs that rest at the exchange
+ORDERS_MAX = 1_000  # remembered, so that nothing is told twice
 
 
 class Screen:
@@ -24,6 +25,7 @@ class Screen:
         self.ticks = 0
         self._prices: dict[str, float | None] = dict.fromkeys(symbols)
         self._positions: dict[str, PositionReport] = {}
+        self._orders: dict[str, str] = {}  # state by client order id, the newest last
         self._stale: tuple[str, ...] = ()
 
     def saw_tick(self, message: TickMessage) -> None:
@@ -52,8 +54,12 @@ class Screen:
         return None
 
     def _order_line(self, order: OrderReport) -> str | None:
-        if order.state == "INTENDED":
-            return None  # durable, not sent yet: the next report says what became of it
+        before = self._orders.pop(order.client_order_id, "INTENDED")
+        self._orders[order.client_order_id] = order.state
+        if len(self._orders) > ORDERS_MAX:
+            del self._orders[next(iter(self._orders))]
+        if order.state == before:
+            return None  # INTENDED is no news: the next report says what became of it
         text = f"{order.side.upper()} {_plain(order.qty)} {order.symbol}"
         if order.trigger_price is not None:
             text += f" at {_plain(order.trigger_price)}"
@@ -96,4 +102,4 @@ def _plain(value: Decimal) -> str:
 
 def _line(time_ns: int, word: str, text: str) -> str:
     clock = datetime.fromtimestamp(time_ns / 1e9, UTC).astimezone()
-    return f"{clock:%H:%M:%S}  {word:<8}  {text}"
+    return f"{clock:%H:%M:%S}  {word:<11}  {text}"

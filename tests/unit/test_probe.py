@@ -1,0 +1,73 @@
+"""Processes and supervisord as they are seen from outside."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+from bot.probe import Supervisor, descendants, kill
+from tests.harness import wait_until
+
+SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+FAMILY = [sys.executable, "-c", "import subprocess, sys, time; "
+          "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+          "print(p.pid, flush=True); time.sleep(60)"]
+
+
+def test_descendants_with_a_grandchild_are_all_found_and_killed():
+    child = subprocess.Popen(FAMILY, stdout=subprocess.PIPE, text=True)
+    grandchild = int(child.stdout.readline())
+    ours = [p for p in descendants() if p.pid in (child.pid, grandchild)]
+    assert {p.pid for p in ours} == {child.pid, grandchild}
+    assert kill(ours, 5) == []
+    child.wait()
+    assert not {p.pid for p in descendants()} & {child.pid, grandchild}
+    child.stdout.close()
+
+
+def test_descendants_with_a_child_that_ended_leave_it_out():
+    child = subprocess.Popen(["true"])
+    wait_until(lambda: child.pid not in {p.pid for p in descendants()})  # a zombie is no process
+    assert os.path.exists(f"/proc/{child.pid}")
+    child.wait()
+
+
+def test_kill_with_a_process_already_gone_is_content():
+    child = subprocess.Popen(SLEEP, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    ours = [p for p in descendants() if p.pid == child.pid]
+    child.kill()
+    child.wait()
+    assert kill(ours, 1) == []
+    child.stdout.close()
+
+
+def test_supervisor_with_no_socket_has_no_programs(tmp_path):
+    assert Supervisor(tmp_path / "supervisor.sock").programs() == []
+
+
+def test_supervisor_with_a_peer_that_hangs_or_babbles_has_no_programs(tmp_path):
+    path = tmp_path / "supervisor.sock"
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    assert Supervisor(path).programs() == [], "it hangs: given up after a second"
+
+    def babble() -> None:
+        while True:
+            try:
+                peer, _ = server.accept()
+            except OSError:
+                return
+            try:
+                peer.recv(1_000)
+                peer.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 5\r\n\r\n<<<<<")
+            except OSError:
+                pass  # the one that gave up after a second
+            peer.close()
+
+    threading.Thread(target=babble, daemon=True).start()
+    assert Supervisor(path).programs() == []
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
