@@ -14,10 +14,10 @@ from bot.model import Tick, TickKind
 # Two connections: the exchange serves trades and quotes in one class of data, marks in another.
 PRICE_STREAMS = ("trade", "bookTicker")
 MARK_STREAMS = ("markPrice@1s",)
+EXPECTED = {"other", "unchanged", "repeated"}  # dropped, and nothing is wrong: answers, overlaps
 
 PRICE_MAX = 1e15  # beyond any price or quantity, and far from the end of a float
-# A reconnect repeats seconds. What is older by more than this comes from an exchange whose clock or
-# ids were set back: a feed that drops it would be dead until the old values are reached again.
+# A reconnect repeats seconds. What is older than this comes from an exchange whose clock was set back.
 STEP_BACK_NS = 60_000_000_000
 
 Quote = tuple[float, float, float, float]  # bid, its size, ask, its size
@@ -87,10 +87,8 @@ class SymbolFeed:
         self.trade_id = self.update_id = 0
 
     def condition(self, mono_ns: int, stale_ns: int) -> Condition:
-        """Return how the symbol's data stands.
-
-        stale: the mark's exchange time made no progress, whatever else is connected or arrives.
-        quiet: marks come, and nobody trades or quotes. The exchange marks each second in any market.
+        """Return how the data stands. stale: the mark's exchange time made no progress, whatever else
+        arrives (it does each second in any market). quiet: marks come, and nobody trades or quotes.
         """
         if self.mark_mono_ns is None or mono_ns - self.mark_mono_ns > stale_ns:
             return "stale"
@@ -100,8 +98,7 @@ class SymbolFeed:
 class FrameDecoder:
     """Turn frames into numbered Ticks. dropped: count by reason; samples: the last frame of each.
 
-    feeds: by the exchange's symbol. The reasons say what is wrong with a frame, but for `other` (answers,
-    kinds that are no Tick), `unchanged` and `repeated`, which are daily bread.
+    feeds: by the exchange's symbol. run: of the publisher.
     """
 
     def __init__(self, feeds: dict[str, SymbolFeed], run: int) -> None:
@@ -119,11 +116,11 @@ class FrameDecoder:
         except _ERRORS:
             frame = _second_look(raw)
         tick = self._tick_of(frame)
-        if isinstance(tick, str):
-            self.dropped[tick] += 1
-            self.samples[tick] = raw[:200]
-            return None
-        return tick
+        if not isinstance(tick, str):
+            return tick
+        self.dropped[tick] += 1
+        self.samples[tick] = raw[:200]
+        return None
 
     # Each of these returns the Tick, or the reason why there is none.
 

@@ -17,7 +17,7 @@ from bot.connection import pool
 from bot.daemon import Daemon, run
 from bot.errors import ConfigError, ExchangeError
 from bot.exchange import Exchange
-from bot.feed import MARK_STREAMS, PRICE_STREAMS, FrameDecoder, SymbolFeed, stream_names
+from bot.feed import EXPECTED, MARK_STREAMS, PRICE_STREAMS, FrameDecoder, SymbolFeed, stream_names
 from bot.log import Log
 from bot.model import Candle, Heartbeat, Snapshot
 from bot.stream import Stream, StreamClosed, open_stream
@@ -32,7 +32,6 @@ PRICE_SILENCE_NS = 30_000_000_000
 ASKED_MAX = 100  # different histories; each takes up to 10 of the 2,400 weight allowed a minute
 TIMEFRAME_NS = {name: int(name[:-1]) * {"m": 60, "h": 3_600, "d": 86_400}[name[-1]] * 1_000_000_000
                 for name in get_args(Timeframe)}
-DAILY_BREAD = {"other", "unchanged", "repeated"}  # dropped without a line in the log
 
 Wanted = tuple[str, str, int]  # symbol, timeframe ("" for the instrument alone), count
 
@@ -157,29 +156,23 @@ class TickProducer:
         self._conditions: dict[str, str] = dict.fromkeys(self.feeds, "stale")
         self._decoder = FrameDecoder({}, run_id)
         self._lines: list[Line] = []
-        self._is_loaded = False
         self._logged: dict[str, int] = {}
-        self.reconnects = 0
+        self._is_loaded, self.reconnects = False, 0
         self.snapshots = Snapshots(config, clock, log, run_id=run_id, exchange=exchange, publish=publish)
 
     async def produce(self) -> None:
         """Load the instruments, however long it takes, and follow the streams. Raises ConfigError."""
         await self._load()
-        names = {symbol: self._exchange.instruments[symbol].exchange_symbol for symbol in self.feeds}
-        self._decoder = FrameDecoder({names[symbol]: feed for symbol, feed in self.feeds.items()}, self._run)
+        instruments = self._exchange.instruments
+        feeds = {instruments[symbol].exchange_symbol: feed for symbol, feed in self.feeds.items()}
+        self._decoder = FrameDecoder(feeds, self._run)
         self.repeat()
         self._spawn(self.snapshots.serve())
-        symbols = list(names.values())
-        for kind, streams, silence_ns in (
-                ("prices", PRICE_STREAMS, max(PRICE_SILENCE_NS, self._stale_ns)),
-                ("marks", MARK_STREAMS, self._stale_ns)):
-            for start in range(0, len(symbols), SYMBOLS_PER_LINE):
-                wanted = stream_names(symbols[start:start + SYMBOLS_PER_LINE], streams)
-                for url in self._exchange.market_urls(wanted):
-                    line = Line(f"{kind}-{len(self._lines)}", url, silence_ns)
-                    self._lines.append(line)
-                    self._spawn(self._follow(line))
-                    await line.tried.wait()  # one after another: the exchange counts attempts
+        for start in range(0, len(feeds), SYMBOLS_PER_LINE):
+            part = list(feeds)[start:start + SYMBOLS_PER_LINE]
+            silence_ns = max(PRICE_SILENCE_NS, self._stale_ns)
+            await self._connect("prices", stream_names(part, PRICE_STREAMS), silence_ns)
+            await self._connect("marks", stream_names(part, MARK_STREAMS), self._stale_ns)
 
     async def measure_clock(self) -> None:
         """Measure the exchange's clock again; ages and the heartbeat's offset go by it."""
@@ -198,11 +191,11 @@ class TickProducer:
         """Publish a heartbeat; end connections that are silent or old; log what changed."""
         now_ns = self._clock.mono_ns()
         for symbol, feed in self.feeds.items():
-            condition = feed.condition(now_ns, self._stale_ns)
-            if condition != self._conditions[symbol]:
-                self._conditions[symbol] = condition
-                write = self._log.warning if condition == "stale" else self._log.info
-                write("feed_condition", symbol=symbol, condition=condition)
+            old, new = self._conditions[symbol], feed.condition(now_ns, self._stale_ns)
+            if new != old:
+                self._conditions[symbol] = new
+                write = self._log.warning if new == "stale" else self._log.info
+                write("feed_condition", symbol=symbol, condition=new)
         self._publish(HEARTBEAT_TOPIC, encode(Heartbeat(
             publisher="gateway", run=self._run, time_ns=self._clock.wall_ns(),
             last_seq={symbol: feed.seq for symbol, feed in self.feeds.items()}, stale=self._in("stale"),
@@ -213,15 +206,15 @@ class TickProducer:
 
     def status(self) -> dict[str, Any]:
         """Return what `botctl status` shows of the gateway."""
-        feeds, now_ns = self.feeds.items(), self._exchange.server_ns()
+        now_ns = self._exchange.server_ns()
         return {
             "symbols": {symbol: {"ticks": feed.seq, **feed.ticks, "age_ms": {
                 kind: (now_ns - at_ns) // 1_000_000 if at_ns else None for kind, at_ns in (
                     ("trade", feed.trade_ns), ("quote", feed.quote_ns), ("mark", feed.mark_ns))}}
-                for symbol, feed in feeds},
+                for symbol, feed in self.feeds.items()},
             "prices": {symbol: {"last": feed.last, "bid": feed.quote and feed.quote[0],
                                 "ask": feed.quote and feed.quote[2], "mark": feed.mark}
-                       for symbol, feed in feeds},
+                       for symbol, feed in self.feeds.items()},
             "stale": self._in("stale"), "quiet": self._in("quiet"),
             "streams": {line.name: "up" if line.stream else "down" for line in self._lines},
             "reconnects": self.reconnects, "dropped": dict(self._decoder.dropped),
@@ -243,22 +236,27 @@ class TickProducer:
                 self._log.warning("exchange_unreachable", error=str(error), wait_ms=wait_ms)
                 await self._clock.sleep(wait_ms * self._clock.jitter() / 1_000)
                 wait_ms = min(wait_ms * 2, self._config.gateway.reconnect_ms_max)
-        for symbol in self.feeds:
-            if symbol not in self._exchange.instruments:
-                owner = self._config.owner_of(symbol)
-                key = f"strategy.{owner}.symbols" if owner else "gateway.symbols"
-                raise ConfigError(f"{key}: must be listed by {self._config.exchange.id}; was {symbol}")
+        for symbol in self.feeds.keys() - self._exchange.instruments.keys():
+            owner = self._config.owner_of(symbol)
+            key = f"strategy.{owner}.symbols" if owner else "gateway.symbols"
+            raise ConfigError(f"{key}: must be listed by {self._config.exchange.id}; was {symbol}")
+
+    async def _connect(self, name: str, streams: list[str], silence_ns: int) -> None:
+        for url in self._exchange.market_urls(streams):
+            line = Line(f"{name}-{len(self._lines)}", url, silence_ns)
+            self._lines.append(line)
+            self._spawn(self._follow(line))
+            await line.tried.wait()  # one after another: the exchange counts attempts
 
     async def _follow(self, line: Line) -> None:
         wait_ms = self._config.gateway.reconnect_ms_min
         while True:
             line.why, lived_ns = "", 0
             try:
-                stream = await self._open_stream(
+                line.stream = stream = await self._open_stream(
                     line.url, connect_timeout_ms=self._config.exchange.connect_timeout_ms,
                     frame_bytes_max=FRAME_BYTES_MAX)
                 line.opened_ns = line.heard_ns = self._clock.mono_ns()
-                line.stream = stream
                 line.tried.set()
                 self._log.info("stream_up", stream=line.name)
                 await self._read(line, stream)
@@ -299,7 +297,7 @@ class TickProducer:
     def _log_drops(self) -> None:
         # One line a beat for each reason, whatever the flood.
         for reason, count in self._decoder.dropped.items():
-            if count != self._logged.get(reason, 0) and reason not in DAILY_BREAD:
+            if count != self._logged.get(reason, 0) and reason not in EXPECTED:
                 self._log.warning("message_dropped", reason=reason, count=count,
                                   sample=repr(self._decoder.samples[reason]))
         if self.snapshots.refused != self._logged.get("subscription", 0):
