@@ -13,13 +13,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY, API_SECRET = "K" * 64, "S" * 64
+_ports: set[int] = set()  # handed out: the kernel gives the same one twice now and then
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a loopback port that was free a moment ago, and a different one each time."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in _ports:
+            _ports.add(port)
+            return port
 
 
 def data_path(name: str) -> Path:
