@@ -21,7 +21,7 @@ from bot.events import (
     SymbolUnlocked,
 )
 from bot.journal import Journal
-from bot.model import Ack, FillReport, OrderReport, Report, SignalOutcome, TradingSignal, signal_id
+from bot.model import Ack, FillReport, OrderReport, Outcome, Report, SignalOutcome, TradingSignal, signal_id
 from bot.orders import TABLE, ExchangeFill, Leg, OrderRequest, OrderStatus
 
 CAUSE_OF_LEG: dict[str, FillCause] = {
@@ -43,8 +43,8 @@ class Bookkeeper:
     def record(self, event: JournalEvent, symbol: str = "") -> None:
         """Apply and append. Raises before anything changed; JournalError ends the process."""
         self.books.apply(event)
-        self.journal.append(event)
         self._is_dirty = True
+        self.journal.append(event)
         if symbol:
             self.touched.add(symbol)
         report = self._report(event)
@@ -74,9 +74,9 @@ class Bookkeeper:
         self.record(SignalReceived(signal=signal, received_ns=self._clock.wall_ns()), signal.symbol)
         return True
 
-    def close_signal(self, name: str, symbol: str, outcome: str, reason: str, filled_qty: Decimal) -> None:
+    def close_signal(self, name: str, symbol: str, outcome: Outcome, reason: str, filled_qty: Decimal) -> None:
         """Give a signal its one outcome."""
-        self.record(SignalClosed(signal=name, symbol=symbol, outcome=outcome, reason=reason,  # type: ignore[arg-type]
+        self.record(SignalClosed(signal=name, symbol=symbol, outcome=outcome, reason=reason,
                                  filled_qty=filled_qty), symbol)
 
     def intend(self, request: OrderRequest, *, strategy: str, signal: str, leg: Leg,

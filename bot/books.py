@@ -4,7 +4,9 @@
 events twice gives equal bytes.
 """
 
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 
@@ -29,6 +31,9 @@ from bot.orders import CLOSED, IN_FLIGHT, OrderRequest, next_state
 
 ZERO = Decimal(0)
 SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in the journal
+SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
+CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
+NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -78,6 +83,11 @@ class OpenSignal(msgspec.Struct, kw_only=True):
     def id(self) -> str:
         return signal_id(self.signal.strategy, self.signal.run, self.signal.seq)
 
+    @property
+    def age_name(self) -> tuple[int, int, int]:
+        """Return what sorts signals, the newest last."""
+        return self.signal.created_ns, self.signal.run, self.signal.seq
+
 
 class SymbolBook(msgspec.Struct, kw_only=True):
     """One symbol: position (signed contracts), exits, orders, open signals, locks by cause."""
@@ -96,7 +106,7 @@ class SymbolBook(msgspec.Struct, kw_only=True):
     intents: int = 0  # made so far in this symbol; names the next attempt
     locks: dict[str, str] = {}
     last_trade_id: int = 0
-    newest_signal: tuple[int, int, int] = (0, 0, 0)  # created_ns, run, seq of the newest ever received
+    newest: dict[str, tuple[int, int, int]] = {}  # strategy -> created_ns, run, seq of its newest signal
 
     def live_orders(self) -> list[Order]:
         """Return the orders from which something is still expected."""
@@ -129,7 +139,8 @@ class Books(msgspec.Struct, kw_only=True):
         found = self.symbols.get(symbol)
         return found if found is not None else SymbolBook(symbol=symbol)
 
-    def find_order(self, symbol: str, *, client_order_id: str = "", exchange_order_id: str = "") -> Order | None:
+    def find_order(self, symbol: str, *, client_order_id: str = "",
+                   exchange_order_id: str = "") -> Order | None:
         """Return our order by any of its names: a conditional order's child carries its parent's."""
         orders = self.book(symbol).orders
         if client_order_id in orders:
@@ -160,15 +171,22 @@ def _started(books: Books, event: Started) -> None:
 
 def _signal_received(books: Books, event: SignalReceived) -> None:
     signal = event.signal
+    opened = OpenSignal(signal=signal)
+    if any(s.id == opened.id for s in books.book(signal.symbol).signals):
+        raise InvariantError(f"signal {opened.id} was received twice")
     book = books._own(signal.symbol)
-    book.signals.append(OpenSignal(signal=signal))
-    name = (signal.created_ns, signal.run, signal.seq)
-    book.newest_signal = max(book.newest_signal, name)
+    book.signals.append(opened)
     books.signals += 1
+    if signal.created_ns > event.received_ns + CLOCK_SLACK_NS:
+        return  # from the future: it will be denied, and must not outrank what comes after it
+    # By strategy: a stranger's signal, which will be denied, must not outrank the owner's.
+    book.newest[signal.strategy] = max(opened.age_name, book.newest.get(signal.strategy, opened.age_name))
+    if len(book.newest) > NAMES_KEPT:
+        del book.newest[min(book.newest, key=lambda name: book.newest[name])]
 
 
 def _signal_closed(books: Books, event: SignalClosed) -> None:
-    book = books._own(event.symbol)
+    book = books.book(event.symbol)
     remaining = [s for s in book.signals if s.id != event.signal]
     if len(remaining) != len(book.signals) - 1:
         raise InvariantError(f"signal {event.signal} got a second outcome {event.outcome}: it is not open")
@@ -177,21 +195,32 @@ def _signal_closed(books: Books, event: SignalClosed) -> None:
 
 
 def _order_intended(books: Books, event: OrderIntended) -> None:
-    book = books._own(event.request.symbol)
-    if event.request.client_order_id in book.orders:
-        raise InvariantError(f"order {event.request.client_order_id} was intended twice")
-    settled = [o.id for o in book.orders.values() if o.is_settled]
-    for old in settled[: max(0, len(settled) - SETTLED_ORDERS_KEPT)]:
-        del book.orders[old]
-    order = Order(request=event.request, strategy=event.strategy, signal=event.signal, leg=event.leg,
-                  intended_ns=event.intended_ns)
-    book.orders[order.id] = order
+    book, request, name = books.book(event.request.symbol), event.request, event.request.client_order_id
+    if name in book.orders:
+        raise InvariantError(f"order {name} was intended twice")
+    if not (request.qty.is_finite() and request.qty > 0):
+        raise InvariantError(f"order {name} must have a positive quantity, was {request.qty}")
+    if event.leg in ("open", "reduce"):
+        signal = next((s for s in book.signals if s.id == event.signal), None)
+        if signal is None:
+            raise InvariantError(f"order {name} is for signal {event.signal}, which is not open")
+        if book.working():
+            raise InvariantError(f"order {name} would be the second to move {request.symbol}")
+        signal.orders.append(name)
+    book = books._own(request.symbol)
+    _forget_settled(book, event.intended_ns)
+    book.orders[name] = Order(request=request, strategy=event.strategy, signal=event.signal, leg=event.leg,
+                              intended_ns=event.intended_ns)
     book.intents += 1
     books.orders += 1
-    if event.leg in ("open", "reduce"):
-        for signal in book.signals:
-            if signal.id == event.signal:
-                signal.orders.append(order.id)
+
+
+def _forget_settled(book: SymbolBook, now_ns: int) -> None:
+    needed = {name for signal in book.signals for name in signal.orders}
+    settled = [o.id for o in book.orders.values()
+               if o.is_settled and o.id not in needed and o.intended_ns < now_ns - SETTLED_KEPT_NS]
+    for old in settled[: max(0, len(settled) - SETTLED_ORDERS_KEPT)]:
+        del book.orders[old]
 
 
 def _order_changed(books: Books, event: OrderChanged) -> None:
@@ -199,6 +228,9 @@ def _order_changed(books: Books, event: OrderChanged) -> None:
                   if event.client_order_id in b.orders), None)
     if order is None:
         raise InvariantError(f"order {event.client_order_id} is not in the books")
+    if not (event.executed_qty.is_finite() and 0 <= event.executed_qty <= order.request.qty):
+        raise InvariantError(f"order {order.id} of {order.request.qty} cannot have executed "
+                             f"{event.executed_qty}")
     order.state = next_state(order.state, event.event)
     order.executed_qty = max(order.executed_qty, event.executed_qty)
     order.exchange_order_id = event.exchange_order_id or order.exchange_order_id
@@ -208,27 +240,39 @@ def _order_changed(books: Books, event: OrderChanged) -> None:
 
 
 def _fill_booked(books: Books, event: FillBooked) -> None:
-    book = books._own(event.symbol)
-    order = book.orders.get(event.client_order_id)
+    book = books.book(event.symbol)
+    if not (event.qty.is_finite() and event.qty > 0 and event.price.is_finite() and event.price > 0
+            and event.fee.is_finite() and event.realized_pnl.is_finite()):
+        raise InvariantError(f"fill {event.key} has numbers that no fill can have: {event.qty} at "
+                             f"{event.price}, fee {event.fee}, realized {event.realized_pnl}")
     signed_qty = event.qty if event.side == "buy" else -event.qty
+    entry_price, position_qty = _entry_price(book, signed_qty, event.price), book.position_qty + signed_qty
+    realized_pnl, fees = book.realized_pnl + event.realized_pnl, book.fees + event.fee
+    is_number = event.trade_id.isdecimal() and len(event.trade_id) < 20
+    last_trade_id = max(book.last_trade_id, int(event.trade_id) if is_number else 0)
+    order = book.orders.get(event.client_order_id)
     if order is not None:
-        filled = order.filled_qty + event.qty
-        if filled > order.request.qty:
-            raise InvariantError(f"order {order.id} was filled beyond its quantity {order.request.qty}: {filled}")
-        order.state = next_state(order.state, "complete" if filled == order.request.qty else "fill")
-        order.filled_qty = filled
-        order.executed_qty = max(order.executed_qty, filled)
-        for signal in book.signals:
-            if order.id in signal.orders:
-                signal.filled_qty += signed_qty
-    book.entry_price = _entry_price(book, signed_qty, event.price)
-    book.position_qty += signed_qty
-    book.realized_pnl += event.realized_pnl
-    book.fees += event.fee
+        _fill_order(order, book, event, signed_qty)
+    book = books._own(event.symbol)
+    book.position_qty, book.entry_price = position_qty, entry_price
+    book.realized_pnl, book.fees = realized_pnl, fees
     book.version += event.cause != "signal"
-    if event.trade_id.isdigit():
-        book.last_trade_id = max(book.last_trade_id, int(event.trade_id))
+    book.last_trade_id = last_trade_id
     books.fills += 1
+
+
+def _fill_order(order: Order, book: SymbolBook, event: FillBooked, signed_qty: Decimal) -> None:
+    filled = order.filled_qty + event.qty
+    if event.side != order.request.side:
+        raise InvariantError(f"order {order.id} is a {order.request.side}, fill {event.key} a {event.side}")
+    if filled > order.request.qty:
+        raise InvariantError(f"order {order.id} was filled beyond its quantity {order.request.qty}: {filled}")
+    order.state = next_state(order.state, "complete" if filled == order.request.qty else "fill")
+    order.filled_qty = filled
+    order.executed_qty = max(order.executed_qty, filled)
+    for signal in book.signals:
+        if order.id in signal.orders:
+            signal.filled_qty += signed_qty
 
 
 def _entry_price(book: SymbolBook, signed_qty: Decimal, price: Decimal) -> Decimal | None:
@@ -269,7 +313,7 @@ def _reconciled(books: Books, event: Reconciled) -> None:
     books.reconciled += 1
 
 
-_APPLY = {
+_APPLY: dict[type, Callable[[Books, Any], None]] = {
     Started: _started, SignalReceived: _signal_received, SignalClosed: _signal_closed,
     OrderIntended: _order_intended, OrderChanged: _order_changed, FillBooked: _fill_booked,
     ExitsSet: _exits_set, SymbolLocked: _locked, SymbolUnlocked: _unlocked, Halted: _halted,

@@ -10,14 +10,14 @@ from decimal import Decimal
 
 import msgspec
 
-from bot.books import OpenSignal, SymbolBook
+from bot.books import OpenSignal, Order, SymbolBook
 from bot.config import LimitsConfig
-from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_signal
+from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_sender, check_signal
 from bot.model import Instrument, Outcome
 from bot.orders import Leg, Side
 
 REDUCE_ATTEMPTS_MAX = 5  # rejected in a row; then the strategy is told and may decide anew
-REDUCE_WAIT_NS = 500_000_000  # doubles per attempt: 0.5, 1, 2, 4 s
+REDUCE_WAIT_NS = 500_000_000  # doubles per attempt that filled nothing: 0.5, 1, 2 ... 32 s
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,41 +66,37 @@ def next_step(book: SymbolBook, context: Context) -> Step | None:
     """Return what to do next in this symbol, None when there is nothing or something is awaited."""
     if not book.signals:
         return None
-    newest = max(book.signals, key=_age_name)
-    for waiting in book.signals:
-        if not waiting.orders and (waiting is not newest or _age_name(waiting) < book.newest_signal):
-            return CloseSignal(waiting, "superseded", "a newer signal for this symbol was received")
-    acting = next((s for s in book.signals if s.orders), newest)
-    if book.working():
-        return None
-    if not acting.orders:
-        return _begin(acting, book, context)
-    return _continue(acting, book, context, newer_waits=acting is not newest)
+    waiting = [s for s in book.signals if not s.orders]
+    step = _end_waiting(waiting, book, context)
+    if step is not None or book.working():
+        return step
+    acting = next((s for s in book.signals if s.orders), None)
+    if acting is not None:
+        return _continue(acting, book, context, newer_waits=bool(waiting))
+    return _begin(waiting[0], book, context)
 
 
-def _age_name(signal: OpenSignal) -> tuple[int, int, int]:
-    return signal.signal.created_ns, signal.signal.run, signal.signal.seq
+def _end_waiting(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> CloseSignal | None:
+    for signal in waiting:  # first, so that it supersedes nothing
+        denial = check_sender(signal.signal, context.owner, now_ns=context.now_ns)
+        if denial is not None:
+            return _deny(signal, denial)
+    newest = max([s.age_name for s in waiting] + [book.newest.get(context.owner or "", (0, 0, 0))])
+    for signal in waiting:
+        if signal.age_name < newest:
+            return CloseSignal(signal, "superseded", "a newer signal for this symbol was received")
+        if context.now_ns >= signal.signal.expires_ns:
+            age_ms = (context.now_ns - signal.signal.created_ns) // 1_000_000
+            return CloseSignal(signal, "expired", f"not acted on in its time to live, was {age_ms} ms old")
+    return None
 
 
 def _begin(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | None:
     wanted = signal.signal
-    if context.now_ns >= wanted.expires_ns:
-        age_ms = (context.now_ns - wanted.created_ns) // 1_000_000
-        return CloseSignal(signal, "expired", f"not acted on within its time to live, was {age_ms} ms old")
-    if wanted.strategy != context.owner:
-        return _deny(signal, Denial("not_owner", f"{wanted.symbol} belongs to {context.owner or 'no strategy'}"))
     if context.state == "RECONCILING" or context.instrument is None:
         return None  # waits, and expires in its time
-    denial = check_signal(wanted, book, context.limits, now_ns=context.now_ns,
+    denial = check_signal(wanted, book, context.instrument, context.limits, now_ns=context.now_ns,
                           exchange_now_ns=context.exchange_now_ns)
-    if denial is None and wanted.target_qty % context.instrument.qty_increment != 0:
-        denial = Denial("bad_quantity", f"target_qty must be a multiple of {context.instrument.qty_increment}, "
-                        f"was {wanted.target_qty}")
-    for name in ("stop_loss", "take_profit"):
-        price = getattr(wanted, name)
-        if denial is None and price is not None and price % context.instrument.price_increment != 0:
-            denial = Denial("bad_price", f"{name} must be a multiple of {context.instrument.price_increment}, "
-                            f"was {price}")
     if denial is not None:
         return _deny(signal, denial)
     if wanted.target_qty == book.position_qty:
@@ -122,7 +118,7 @@ def _already_there(signal: OpenSignal, book: SymbolBook, context: Context) -> St
 def _reduce_qty(book: SymbolBook, target: Decimal) -> Decimal:
     # Unsigned; a flip first goes to zero. 0: the target does not reduce.
     held = book.position_qty
-    if held == 0 or (held > 0) == (target > 0) and abs(target) >= abs(held):
+    if held == 0 or ((held > 0) == (target > 0) and abs(target) >= abs(held)):
         return Decimal(0)
     return abs(held) if (held > 0) != (target > 0) else abs(held) - abs(target)
 
@@ -132,6 +128,8 @@ def _reduce(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
     if denial is not None:
         return _deny(signal, denial)
     qty = _reduce_qty(book, signal.signal.target_qty)
+    if context.instrument is not None and qty > context.instrument.qty_max:
+        qty = context.instrument.qty_max  # of one order; the signal stays in force for the rest
     keeps_side = (signal.signal.target_qty > 0) == (book.position_qty > 0) and signal.signal.target_qty != 0
     return SendOrder(signal, "reduce", "sell" if book.position_qty > 0 else "buy", qty,
                      {"state": context.state, "reduce_only": "true"}, set_exits=keeps_side)
@@ -157,28 +155,44 @@ def _open(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
 
 
 def _continue(signal: OpenSignal, book: SymbolBook, context: Context, *, newer_waits: bool) -> Step | None:
-    last = book.orders[signal.orders[-1]]
+    orders = [book.orders[name] for name in signal.orders]
+    last = orders[-1]
     if last.leg == "open":
         return _close_by(signal, last)
-    remaining = _reduce_qty(book, signal.signal.target_qty)
-    if remaining == 0:
-        # Only a flip that reached zero has a leg left, and a newer signal knows better.
-        if signal.signal.target_qty != book.position_qty and not newer_waits and book.position_qty == 0:
-            if context.now_ns >= signal.signal.expires_ns:
-                return CloseSignal(signal, "expired", "the position was closed; the opening leg came too late")
-            return None if context.state == "RECONCILING" else _open(signal, book, context)
-        return CloseSignal(signal, "done", f"reduced to {book.position_qty}")
+    if _reduce_qty(book, signal.signal.target_qty) == 0:
+        if newer_waits or not _has_opening_leg(signal, orders, book):
+            return CloseSignal(signal, "done", f"reduced to {book.position_qty}")
+        return _open_second_leg(signal, book, context)
     if newer_waits:
-        return CloseSignal(signal, "done", f"reduced to {book.position_qty}; a newer signal takes over")
+        return _close_by(signal, last)
     if context.state == "RECONCILING":
         return None
-    if last.state == "REJECTED" and len(signal.orders) >= REDUCE_ATTEMPTS_MAX:
+    if [o.state for o in orders[-REDUCE_ATTEMPTS_MAX:]] == ["REJECTED"] * REDUCE_ATTEMPTS_MAX:
         return _close_by(signal, last)
-    wait_ns = REDUCE_WAIT_NS << min(len(signal.orders) - 1, 6)
-    return _reduce(signal, book, context) if context.now_ns >= last.intended_ns + wait_ns else None
+    fruitless = next((n for n, o in enumerate(reversed(orders)) if o.filled_qty), len(orders))
+    wait_ns = REDUCE_WAIT_NS << min(max(fruitless - 1, 0), 6)
+    # A clock that stepped back must not hold a reduction up.
+    return None if 0 <= context.now_ns - last.intended_ns < wait_ns else _reduce(signal, book, context)
 
 
-def _close_by(signal: OpenSignal, last) -> CloseSignal:
+def _has_opening_leg(signal: OpenSignal, orders: list[Order], book: SymbolBook) -> bool:
+    # A flip: its first leg traded towards the target's side. A reduction whose position was taken
+    # out meanwhile trades away from it, and must not buy that back.
+    target = signal.signal.target_qty
+    return book.position_qty == 0 and target != 0 and (orders[0].request.side == "buy") == (target > 0)
+
+
+def _open_second_leg(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | None:
+    if context.now_ns >= signal.signal.expires_ns:
+        return CloseSignal(signal, "expired", "the position was closed; the opening leg came too late")
+    if context.state == "RECONCILING" or context.instrument is None:
+        return None
+    denial = check_signal(signal.signal, book, context.instrument, context.limits, now_ns=context.now_ns,
+                          exchange_now_ns=context.exchange_now_ns)
+    return _deny(signal, denial) if denial is not None else _open(signal, book, context)
+
+
+def _close_by(signal: OpenSignal, last: Order) -> CloseSignal:
     if signal.filled_qty != 0:
         return CloseSignal(signal, "done", f"filled {abs(signal.filled_qty)}")
     if last.state == "ABSENT":

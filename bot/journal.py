@@ -1,7 +1,8 @@
 """The executor's memory: append-only events in a hash chain, SQLite in WAL with full syncs.
 
 One writer, under a file lock. What was committed survives a power cut; what was not was never
-acted on. A start folds from the newest checkpoint whose chain verifies. Edge to sqlite3.
+acted on. A start folds from the newest checkpoint; damage to it or behind it is an error, never
+skipped. Edge to sqlite3.
 """
 
 import fcntl
@@ -9,13 +10,14 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from bot.books import Books
 from bot.clock import Clock
-from bot.errors import ConfigError, JournalError
+from bot.errors import ConfigError, IllegalTransition, InvariantError, JournalError
 from bot.events import ONCE, JournalEvent
 
 SCHEMA_VERSION = 1  # readable by this release and the one before
@@ -49,66 +51,76 @@ class Journal:
 
     def __init__(self, path: Path, clock: Clock, *, identity: dict[str, str],
                  checkpoint_events: int) -> None:
-        """Take the lock and open. Raises ConfigError: locked, or of another account; JournalError: damaged."""
+        """Take the lock and open.
+
+        Raises ConfigError: locked, no place for a file, or of another account; JournalError: damaged.
+        """
         self._clock = clock
         self._checkpoint_events = checkpoint_events
         self._lock = take_lock(path)
-        self._db = _connect(f"file:{path}?mode=rwc")
-        try:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1000"):
-                self._db.execute(f"PRAGMA {pragma}")
-            self._db.executescript(_SCHEMA)
-            self._stamp({"schema": str(SCHEMA_VERSION), **identity})
-        except sqlite3.DatabaseError as error:
-            raise JournalError(f"{path}: is damaged: {error}; restore a backup") from None
         self._seq, self._hash, self._checkpoint_seq = 0, _GENESIS, 0
         self._epoch = ""
+        self._failed = ""  # what went wrong when writing; nothing is written after it
+        try:
+            with _damage(path):
+                self._db = _connect(path, "rwc")
+                for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1000"):
+                    self._db.execute(f"PRAGMA {pragma}")
+                self._db.executescript(_SCHEMA)
+                self._stamp({"schema": str(SCHEMA_VERSION), **identity})
+        except (ConfigError, JournalError):
+            os.close(self._lock)
+            raise
 
     def load(self) -> Books:
         """Return the books, folded from the newest checkpoint. Raises JournalError on damage."""
-        books, self._seq, self._hash = _fold(self._db)
-        self._checkpoint_seq = self._seq
+        with _damage("journal"):
+            self._checkpoint_seq, books, self._seq, self._hash = _fold(self._db)
         return books
 
     def begin_epoch(self, epoch: str) -> None:
         """Fence every earlier executor: its next intent is refused."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
-        self._db.commit()
+        with self._writing(f"epoch {epoch}"):
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
+            self._db.commit()
         self._epoch = epoch
 
     def append(self, event: JournalEvent) -> None:
-        """Add to the open transaction. Raises JournalError for a second of a kind in ONCE."""
-        kind = event.__struct_config__.tag
-        if kind == "intent":
-            self._check_epoch()
+        """Add to the open transaction. Raises JournalError; then nothing of it will be committed.
+
+        Refused are: a second of a kind in ONCE, an intent of an epoch that is over, and what could not
+        be read back.
+        """
+        kind = str(event.__struct_config__.tag)
         body, ts_ns = msgspec.json.encode(event), self._clock.wall_ns()
-        row_hash = _chain(self._hash, self._seq + 1, ts_ns, kind, event.key, event.story, body)
-        try:
-            self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", (
-                self._seq + 1, ts_ns, kind, event.key, event.story, body, row_hash))
-        except sqlite3.IntegrityError:
-            raise JournalError(f"a second {kind} {event.key} was refused: it is in the journal") from None
-        except sqlite3.Error as error:
-            raise JournalError(f"journal cannot be written: {error}; free disk space") from None
+        row = (self._seq + 1, ts_ns, kind, event.key, event.story, body)
+        row_hash = _chain(self._hash, *row)
+        with self._writing(f"{kind} {event.key[:100]}"):
+            _decoder.decode(body)
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")  # so that no epoch begins between check and commit
+            if kind == "intent":
+                self._check_epoch()
+            self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, row_hash))
         self._seq += 1
         self._hash = row_hash
 
     def commit(self) -> None:
         """Return when everything appended is on the disk. Raises JournalError; then nothing is."""
-        try:
+        with self._writing("commit"):
             self._db.commit()
-        except sqlite3.Error as error:
-            raise JournalError(f"journal cannot be synced: {error}; free disk space") from None
 
     def checkpoint(self, books: Books) -> bool:
         """Write the folded books when enough events have come since the last time."""
         if self._seq - self._checkpoint_seq < self._checkpoint_events:
             return False
-        self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?)",
-                         (self._seq, self._hash, books.encode()))
-        self._db.execute("DELETE FROM checkpoints WHERE seq NOT IN "
-                         "(SELECT seq FROM checkpoints ORDER BY seq DESC LIMIT ?)", (CHECKPOINTS_KEPT,))
-        self.commit()
+        raw = books.encode()
+        with self._writing("checkpoint"):
+            self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?)",
+                             (self._seq, _seal(self._hash, raw), raw))
+            self._db.execute("DELETE FROM checkpoints WHERE seq NOT IN "
+                             "(SELECT seq FROM checkpoints ORDER BY seq DESC LIMIT ?)", (CHECKPOINTS_KEPT,))
+            self._db.commit()
         self._checkpoint_seq = self._seq
         return True
 
@@ -118,13 +130,31 @@ class Journal:
 
     def find(self, kind: str, key: str) -> JournalEvent | None:
         """Return the event of a kind in ONCE with this key."""
-        return _find(self._db, kind, key)
+        with _damage("journal"):
+            return _find(self._db, kind, key)
 
     def close(self) -> None:
-        """Commit, close, and let go of the lock."""
-        self._db.commit()
-        self._db.close()
-        os.close(self._lock)
+        """Commit what was appended, unless writing failed; close, and let go of the lock."""
+        try:
+            if not self._failed:
+                self.commit()
+        finally:
+            self._db.close()
+            os.close(self._lock)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        # After a failed write or sync nobody knows what is on the disk: whoever starts next looks.
+        if self._failed:
+            raise JournalError(f"journal: {what} was not written, because before: {self._failed}")
+        try:
+            yield
+        except (sqlite3.Error, msgspec.MsgspecError, JournalError) as error:
+            self._failed = str(error)
+            with suppress(sqlite3.Error):
+                self._db.rollback()
+            hint = "; is the disk full?" if isinstance(error, sqlite3.OperationalError) else ""
+            raise JournalError(f"journal: {what} was refused: {error}{hint}") from None
 
     def _check_epoch(self) -> None:
         row = self._db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
@@ -139,8 +169,8 @@ class Journal:
             if row is None:
                 self._db.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
             elif row[0] != value:
-                raise ConfigError(f"journal.path: this journal belongs to {name} {row[0]}, the config says {value}; "
-                                  "give the other account a journal of its own")
+                raise ConfigError(f"journal.path: this journal belongs to {name} {row[0]}, the config says "
+                                  f"{value}; give the other account a journal of its own")
         self._db.commit()
 
 
@@ -151,46 +181,62 @@ class JournalReader:
         """Open read-only. Raises JournalError when there is no journal yet."""
         if not path.is_file():
             raise JournalError(f"{path}: there is no journal yet; has the executor been started?")
-        self._db = _connect(f"file:{path}?mode=ro")
+        with _damage(path):
+            self._db = _connect(path, "ro")
+            made = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'checkpoints'").fetchone()
+        if made is None:  # the writer makes this table last
+            raise JournalError(f"{path}: the journal is only just being made; ask again")
 
     def books(self) -> Books:
         """Return the books folded up to now. Raises JournalError on damage."""
-        return _fold(self._db)[0]
+        with _damage("journal"):
+            return _fold(self._db)[1]
+
+    def verify(self) -> Books:
+        """Return the books folded from the first event on. Raises JournalError on damage anywhere."""
+        with _damage("journal"):
+            return _fold(self._db, from_checkpoint=False)[1]
 
     def find(self, kind: str, key: str) -> JournalEvent | None:
         """Return the event of a kind in ONCE with this key."""
-        return _find(self._db, kind, key)
+        with _damage("journal"):
+            return _find(self._db, kind, key)
 
     def story(self, story: str) -> list[Entry]:
         """Return all events of a story, in the sequence they happened."""
-        return self._entries("story = ?", story)
+        return self._entries("story = ? ORDER BY seq", story)
 
     def newest(self, kind: str, count: int) -> list[Entry]:
         """Return the newest events of a kind, the newest first."""
-        rows = self._db.execute("SELECT seq, ts_ns, body FROM events WHERE kind = ? "
-                                "ORDER BY seq DESC LIMIT ?", (kind, count))
-        return [Entry(seq, ts_ns, _decoder.decode(body)) for seq, ts_ns, body in rows]
+        return self._entries("kind = ? ORDER BY seq DESC LIMIT ?", kind, count)
 
     def counts(self) -> dict[str, int]:
         """Return how many events there are of each kind."""
-        return dict(self._db.execute("SELECT kind, count(*) FROM events GROUP BY kind"))
+        with _damage("journal"):
+            return dict(self._db.execute("SELECT kind, count(*) FROM events GROUP BY kind"))
 
     def close(self) -> None:
         self._db.close()
 
-    def _entries(self, where: str, value: str) -> list[Entry]:
-        rows = self._db.execute(f"SELECT seq, ts_ns, body FROM events WHERE {where} ORDER BY seq", (value,))
-        return [Entry(seq, ts_ns, _decoder.decode(body)) for seq, ts_ns, body in rows]
+    def _entries(self, where: str, *values: str | int) -> list[Entry]:
+        with _damage("journal"):
+            rows = self._db.execute(f"SELECT seq, ts_ns, body FROM events WHERE {where}", values)
+            return [Entry(seq, ts_ns, _decoder.decode(body)) for seq, ts_ns, body in rows]
 
 
 def take_lock(path: Path) -> int:
     """Return a handle on the lock beside the journal; whoever holds it is the one executor.
 
-    Raises ConfigError when another process holds it.
+    Raises ConfigError when another process holds it, or no file can be there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"journal.path: {lock} cannot be opened: {error.strerror}") from None
+    if path.is_dir():
+        raise ConfigError(f"journal.path: must be a file, was the directory {path}")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -201,10 +247,16 @@ def take_lock(path: Path) -> int:
     return handle
 
 
-def _connect(uri: str) -> sqlite3.Connection:
-    db = sqlite3.connect(uri, uri=True, timeout=BUSY_MS / 1_000)
-    db.execute("PRAGMA foreign_keys=OFF")
-    return db
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_MS / 1_000)
+
+
+@contextmanager
+def _damage(what: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, msgspec.MsgspecError, IllegalTransition, InvariantError) as error:
+        raise JournalError(f"{what}: cannot be read: {error}; if it is damaged, restore a backup") from None
 
 
 def _find(db: sqlite3.Connection, kind: str, key: str) -> JournalEvent | None:
@@ -215,34 +267,42 @@ def _find(db: sqlite3.Connection, kind: str, key: str) -> JournalEvent | None:
     return _decoder.decode(row[0]) if row else None
 
 
-def _fold(db: sqlite3.Connection) -> tuple[Books, int, bytes]:
-    books, seq, row_hash = Books(), 0, _GENESIS
+def _fold(db: sqlite3.Connection, *, from_checkpoint: bool = True) -> tuple[int, Books, int, bytes]:
+    # The checkpoint's sequence number, the books, and the last event's number and hash.
+    start, books, row_hash = 0, Books(), _GENESIS
     row = db.execute("SELECT seq, hash, books FROM checkpoints ORDER BY seq DESC LIMIT 1").fetchone()
-    if row is not None:
-        at = db.execute("SELECT hash FROM events WHERE seq = ?", (row[0],)).fetchone()
-        if at is None or at[0] != row[1]:
-            raise JournalError(f"checkpoint {row[0]} does not belong to these events: the journal is damaged")
-        books, seq, row_hash = Books.decode(row[2]), row[0], row[1]
+    if row is not None and from_checkpoint:
+        start, sealed, raw = row
+        at = db.execute("SELECT hash FROM events WHERE seq = ?", (start,)).fetchone()
+        if at is None or not _is_bytes(at[0], raw) or _seal(at[0], raw) != sealed:
+            raise JournalError(f"checkpoint {start} does not belong to these events: the journal is damaged; "
+                               "restore a backup and reconcile")
+        books, row_hash = Books.decode(raw), at[0]
+    seq = start
     for entry_seq, event, entry_hash in _verified(db, seq, row_hash):
         books.apply(event)
         seq, row_hash = entry_seq, entry_hash
-    return books, seq, row_hash
+    return start, books, seq, row_hash
 
 
 def _verified(db: sqlite3.Connection, seq: int, row_hash: bytes) -> Iterator[tuple[int, JournalEvent, bytes]]:
-    try:
-        for row in db.execute("SELECT seq, ts_ns, kind, key, story, body, hash FROM events "
-                              "WHERE seq > ? ORDER BY seq", (seq,)):
-            expected = _chain(row_hash, *row[:6])
-            if row[0] != seq + 1 or expected != row[6]:
-                raise JournalError(f"event {row[0]} breaks the hash chain after {seq}: the journal is damaged; "
-                                   "restore a backup and reconcile")
-            seq, row_hash = row[0], row[6]
-            yield seq, _decoder.decode(row[5]), row_hash
-    except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
-        raise JournalError(f"the journal is damaged after event {seq}: {error}; restore a backup") from None
+    for row in db.execute("SELECT seq, ts_ns, kind, key, story, body, hash FROM events "
+                          "WHERE seq > ? OR seq < 1 ORDER BY seq", (seq,)):
+        if row[0] != seq + 1 or not _is_bytes(row[5]) or _chain(row_hash, *row[:6]) != row[6]:
+            raise JournalError(f"event {row[0]} breaks the hash chain after {seq}: the journal is damaged; "
+                               "restore a backup and reconcile")
+        seq, row_hash = row[0], row[6]
+        yield seq, _decoder.decode(row[5]), row_hash
+
+
+def _is_bytes(*values: object) -> bool:
+    return all(isinstance(value, bytes) for value in values)
 
 
 def _chain(previous: bytes, seq: int, ts_ns: int, kind: str, key: str, story: str, body: bytes) -> bytes:
     head = f"{seq}\0{ts_ns}\0{kind}\0{key}\0{story}\0".encode()
     return hashlib.sha256(previous + head + body).digest()
+
+
+def _seal(row_hash: bytes, books: bytes) -> bytes:
+    return hashlib.sha256(row_hash + books).digest()

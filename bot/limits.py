@@ -8,11 +8,12 @@ from typing import Literal
 
 import msgspec
 
-from bot.books import SymbolBook
+from bot.books import CLOCK_SLACK_NS, SymbolBook
 from bot.config import LimitsConfig
 from bot.model import Instrument, TradingSignal
 from bot.orders import Side
 
+MS = 1_000_000  # nanoseconds
 Action = Literal["entry", "reduce", "protect", "close", "operator"]
 
 # DESIGN 5, second table. RECONCILING protects once the symbol's position was read.
@@ -45,56 +46,91 @@ class Denial(msgspec.Struct, frozen=True):
         return f"{self.rule}: {self.text}"
 
 
-def check_signal(signal: TradingSignal, book: SymbolBook, limits: LimitsConfig, *, now_ns: int,
-                 exchange_now_ns: int) -> Denial | None:
-    """Return why the signal may not lead to an order, None when it may.
+def check_sender(signal: TradingSignal, owner: str | None, *, now_ns: int) -> Denial | None:
+    """Return why the signal has no say in its symbol, not even over older signals."""
+    if signal.strategy != owner:
+        return Denial("not_owner", f"{signal.symbol} belongs to {owner or 'no strategy'}")
+    if signal.created_ns > now_ns + CLOCK_SLACK_NS:
+        return Denial("signal_age", f"made {(signal.created_ns - now_ns) // MS} ms in the future; "
+                      "is a clock wrong?")
+    return None
+
+
+def check_signal(signal: TradingSignal, book: SymbolBook, instrument: Instrument, limits: LimitsConfig, *,
+                 now_ns: int, exchange_now_ns: int) -> Denial | None:
+    """Return why the signal may not lead to an order, None when it may. Its fields may be anything.
 
     now_ns: this host's clock, as the signal's created time; exchange_now_ns: the exchange's.
     """
-    age_ms = (now_ns - signal.created_ns) // 1_000_000
-    if not -1_000 <= age_ms <= limits.signal_age_ms_max:
-        return Denial("signal_age", f"limit {limits.signal_age_ms_max} ms, was {age_ms} ms")
-    tick_age_ms = (exchange_now_ns - signal.tick_exchange_ns) // 1_000_000
-    if not -1_000 <= tick_age_ms <= limits.tick_age_ms_max + limits.signal_age_ms_max:
-        return Denial("stale_tick", f"its Tick was {tick_age_ms} ms old; limit {limits.tick_age_ms_max} ms "
-                      f"and {limits.signal_age_ms_max} ms for the signal")
+    age_ns = now_ns - signal.created_ns
+    if not -CLOCK_SLACK_NS <= age_ns <= limits.signal_age_ms_max * MS:
+        return Denial("signal_age", f"limit {limits.signal_age_ms_max} ms, was {age_ns // MS} ms")
+    tick_age_ns = exchange_now_ns - signal.tick_exchange_ns
+    if not -CLOCK_SLACK_NS <= tick_age_ns <= (limits.tick_age_ms_max + limits.signal_age_ms_max) * MS:
+        return Denial("stale_tick", f"its Tick was {tick_age_ns // MS} ms old; limit "
+                      f"{limits.tick_age_ms_max} ms and {limits.signal_age_ms_max} ms for the signal")
     if signal.position_version != book.version:
         return Denial("stale_position", f"decided on position version {signal.position_version}, "
                       f"it is {book.version} since a stop, an exit or an operator moved it")
+    if not (signal.target_qty.is_finite() and _is_multiple(signal.target_qty, instrument.qty_increment)):
+        return Denial("bad_quantity", f"target_qty must be a multiple of {instrument.qty_increment}, "
+                      f"was {_shown(signal.target_qty)}")
     for name in ("stop_loss", "take_profit"):
         price = getattr(signal, name)
-        if price is not None and not (price.is_finite() and price > 0):
-            return Denial("bad_price", f"{name} must be a positive number, was {price}")
-    if not signal.target_qty.is_finite():
-        return Denial("bad_quantity", f"target_qty must be finite, was {signal.target_qty}")
+        if price is not None and not (_is_price(price) and _is_multiple(price, instrument.price_increment)):
+            return Denial("bad_price", f"{name} must be a positive multiple of {instrument.price_increment}, "
+                          f"was {_shown(price)}")
     return _check_exit_side(signal)
 
 
 def _check_exit_side(signal: TradingSignal) -> Denial | None:
     # A stop on the wrong side would fire at once, or never.
-    if signal.target_qty == 0 or not signal.tick_price > 0:
+    if signal.target_qty == 0:
         return None
     price = Decimal(repr(signal.tick_price))
-    sign = 1 if signal.target_qty > 0 else -1
-    if signal.stop_loss is not None and (price - signal.stop_loss) * sign <= 0:
-        return Denial("stop_side", f"the stop {signal.stop_loss} is not beyond the price {price}")
-    if signal.take_profit is not None and (signal.take_profit - price) * sign <= 0:
-        return Denial("take_profit_side", f"the take-profit {signal.take_profit} is not ahead of the price {price}")
+    if not _is_price(price):
+        return Denial("bad_price", f"tick_price must be a positive number, was {price}")
+    is_long, stop, take = signal.target_qty > 0, signal.stop_loss, signal.take_profit
+    if stop is not None and not (stop < price if is_long else stop > price):
+        return Denial("stop_side", f"the stop {stop} is not beyond the price {price}")
+    if take is not None and not (take > price if is_long else take < price):
+        return Denial("take_profit_side", f"the take-profit {take} is not ahead of the price {price}")
     return None
+
+
+def _is_price(price: Decimal) -> bool:
+    # is_finite first: a comparison with NaN raises.
+    return price.is_finite() and price > 0
+
+
+def _is_multiple(number: Decimal, increment: Decimal) -> bool:
+    try:
+        return number % increment == 0
+    except ArithmeticError:
+        return False  # more than 28 digits of steps
+
+
+def _shown(number: Decimal) -> str:
+    return str(number)[:40]  # a hostile number may have 100,000 digits
 
 
 def check_prices(prices: Prices, limits: LimitsConfig, side: Side, *, exchange_now_ns: int,
                  checks: dict[str, str]) -> Denial | None:
     """Return why these prices are no ground for an order; fill in the checks made."""
-    best = prices.ask if side == "buy" else prices.bid
-    if prices.mark is None or best is None:
+    if prices.mark is None or prices.bid is None or prices.ask is None:
         return Denial("no_price", "no mark or no quote has arrived yet; is the gateway up?")
-    for name, ns in (("mark", prices.mark_ns), ("quote", prices.quote_ns)):
-        age_ms = (exchange_now_ns - ns) // 1_000_000
-        checks[f"{name}_age_ms"] = f"{age_ms} of {limits.tick_age_ms_max}"
-        # A quiet market may not quote for long; the mark comes each second and bounds the quote.
-        if name == "mark" and not -1_000 <= age_ms <= limits.tick_age_ms_max:
-            return Denial("stale_mark", f"limit {limits.tick_age_ms_max} ms, was {age_ms} ms")
+    if not (_is_price(prices.mark) and _is_price(prices.bid) and _is_price(prices.ask)):
+        return Denial("bad_price", f"must be positive: mark {prices.mark}, bid {prices.bid}, "
+                      f"ask {prices.ask}")
+    if prices.bid > prices.ask:
+        return Denial("crossed_book", f"the bid {prices.bid} is above the ask {prices.ask}")
+    mark_age_ns = exchange_now_ns - prices.mark_ns
+    checks["mark_age_ms"] = f"{mark_age_ns // MS} of {limits.tick_age_ms_max}"
+    # A quiet market may not quote for long; the mark comes each second and bounds the quote.
+    checks["quote_age_ms"] = f"{(exchange_now_ns - prices.quote_ns) // MS}"
+    if not -CLOCK_SLACK_NS <= mark_age_ns <= limits.tick_age_ms_max * MS:
+        return Denial("stale_mark", f"limit {limits.tick_age_ms_max} ms, was {mark_age_ns // MS} ms")
+    best = prices.ask if side == "buy" else prices.bid
     away_pct = abs(best - prices.mark) / prices.mark * 100
     checks["price_collar_pct"] = f"{away_pct:.4f} of {limits.price_collar_pct}"
     if away_pct > limits.price_collar_pct:
@@ -117,14 +153,14 @@ def check_entry(book: SymbolBook, instrument: Instrument, limits: LimitsConfig, 
     worst_notional = abs(worst) * instrument.contract_size * mark
     checks["position_notional"] = f"{worst_notional:.2f} of {limits.position_notional_max}"
     if worst_notional > limits.position_notional_max:
-        return Denial("position_notional", f"limit {limits.position_notional_max}, would be {worst_notional:.2f} "
-                      "with all open and unknown orders")
+        return Denial("position_notional", f"limit {limits.position_notional_max}, would be "
+                      f"{worst_notional:.2f} with all open and unknown orders")
     checks["orders_per_minute"] = f"{entries_last_minute + 1} of {limits.orders_per_minute_max}"
     if entries_last_minute >= limits.orders_per_minute_max:
         return Denial("order_rate", f"limit {limits.orders_per_minute_max} entries per minute")
     if qty < instrument.qty_min or notional < instrument.notional_min:
-        return Denial("too_small", f"{qty} ({notional:.2f}) is below the exchange's minimum {instrument.qty_min} "
-                      f"or {instrument.notional_min}")
+        return Denial("too_small", f"{qty} ({notional:.2f}) is below the exchange's minimum "
+                      f"{instrument.qty_min} or {instrument.notional_min}")
     if qty > instrument.qty_max:
         return Denial("too_large", f"{qty} is above the exchange's maximum {instrument.qty_max} of one order")
     return None

@@ -23,7 +23,8 @@ Leg = Literal["open", "reduce", "stop", "take_profit", "close", "flatten"]
 
 # INTENDED: durable, and until its answer is read it may or may not have left.
 # UNKNOWN: no definite answer. Only the exchange's evidence leads out of it.
-# Late fills are legal in every closed state but FILLED: there one more is an overfill.
+# Late fills are legal in every closed state but FILLED: there one more is an overfill. A late
+# "accept" changes no closed state but ABSENT; it carries the word that more was executed.
 TABLE: dict[str, dict[str, str]] = {
     "INTENDED": {"lose": "UNKNOWN", "not_sent": "ABSENT", "accept": "ACCEPTED", "reject": "REJECTED",
                  "fill": "PARTIALLY_FILLED", "complete": "FILLED", "cancel": "CANCELED",
@@ -42,11 +43,11 @@ TABLE: dict[str, dict[str, str]] = {
                        "request_cancel": "PENDING_CANCEL", "refuse_cancel": "ACCEPTED",
                        "cancel": "CANCELED", "expire": "EXPIRED", "reject": "REJECTED"},
     "FILLED": {"refuse_cancel": "FILLED", "accept": "FILLED"},
-    "CANCELED": {"fill": "CANCELED", "complete": "FILLED", "refuse_cancel": "CANCELED",
-                 "cancel": "CANCELED"},
-    "EXPIRED": {"fill": "EXPIRED", "complete": "FILLED", "refuse_cancel": "EXPIRED",
-                "expire": "EXPIRED"},
-    "REJECTED": {"reject": "REJECTED", "fill": "REJECTED", "complete": "FILLED"},
+    "CANCELED": {"accept": "CANCELED", "fill": "CANCELED", "complete": "FILLED",
+                 "refuse_cancel": "CANCELED", "cancel": "CANCELED"},
+    "EXPIRED": {"accept": "EXPIRED", "fill": "EXPIRED", "complete": "FILLED",
+                "refuse_cancel": "EXPIRED", "expire": "EXPIRED"},
+    "REJECTED": {"accept": "REJECTED", "reject": "REJECTED", "fill": "REJECTED", "complete": "FILLED"},
     "ABSENT": {"accept": "ACCEPTED", "fill": "PARTIALLY_FILLED", "complete": "FILLED",
                "cancel": "CANCELED", "expire": "EXPIRED", "reject": "REJECTED"},
 }

@@ -1,7 +1,8 @@
 """What protects a position at the exchange, and what has to change so that it does. Pure.
 
 The wanted exits follow from the position and the plan; the plan is compared with the orders at
-rest. New first, then old: two stops stand only while one replaces the other.
+rest. Stops: new first, then old, so that two stand only while one replaces the other. Take-profits:
+old first, so that there is never more than one.
 """
 
 from decimal import Decimal
@@ -10,6 +11,8 @@ import msgspec
 
 from bot.books import Order, SymbolBook
 from bot.orders import CLOSED, IN_FLIGHT, OrderType, Side
+
+WOULD_TRIGGER_NOW = -2021  # "Order would immediately trigger": the stop's price is passed already
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -33,40 +36,70 @@ def wanted_exits(book: SymbolBook) -> tuple[Exit, ...]:
     if book.position_qty == 0:
         return ()
     side: Side = "sell" if book.position_qty > 0 else "buy"
-    prices: list[tuple[OrderType, Decimal | None]] = [("stop", book.stop_loss), ("take_profit", book.take_profit)]
-    return tuple(Exit(kind, side, abs(book.position_qty), price) for kind, price in prices if price is not None)
+    qty = abs(book.position_qty)
+    prices: list[tuple[OrderType, Decimal | None]] = [
+        ("stop", book.stop_loss), ("take_profit", book.take_profit)]
+    return tuple(Exit(kind, side, qty, price) for kind, price in prices if price is not None)
 
 
 def next_steps(book: SymbolBook) -> Steps:
-    """Return what brings the exits at rest to the wanted ones; nothing while an exit is in flight."""
+    """Return what brings the exits at rest to the wanted ones; nothing is placed beside one in flight."""
     wanted = wanted_exits(book)
-    exits = [o for o in book.orders.values() if o.request.is_conditional and o.state not in CLOSED]
     place, cancel = [], []
     for kind in ("stop", "take_profit"):
-        of_kind = [o for o in exits if o.request.type == kind]
+        exits = [o for o in book.orders.values() if o.request.type == kind and o.state not in CLOSED]
+        resting = [o for o in exits if o.state not in IN_FLIGHT]
         want = next((e for e in wanted if e.type == kind), None)
-        if any(o.state in IN_FLIGHT for o in of_kind):
-            continue  # its outcome decides what comes next
-        fitting = [o for o in of_kind if want is not None and _fits(o, want)]
-        if want is not None and not fitting:
-            place.append(want)
-            continue  # the old one stays until the new one rests
-        cancel += [o.id for o in of_kind if o not in fitting[:1] and o.state != "PENDING_CANCEL"
-                   and not o.triggered_id]
+        keep = next((o for o in resting if want is not None and _fits(o, want)), None)
+        if want is not None and keep is None:
+            if kind == "stop":  # the old one, the largest, stays until the new one rests
+                keep = max((o for o in resting if o.request.side == want.side), key=_leaves_qty, default=None)
+            if len(exits) == len(resting) and (kind == "stop" or not exits):
+                place.append(want)
+        cancel += [o.id for o in resting if o is not keep and not o.triggered_id]
     return Steps(tuple(place), tuple(cancel))
 
 
 def is_protected(book: SymbolBook) -> bool:
-    """Return whether the position needs no stop, or one of full size rests at the exchange."""
+    """Return whether the position needs no stop, or all of it is covered by what rests at the exchange."""
     want = next((e for e in wanted_exits(book) if e.type == "stop"), None)
     if want is None:
         return True
-    resting = [o for o in book.orders.values()
-               if o.request.type == "stop" and o.state not in CLOSED | IN_FLIGHT and o.request.side == want.side]
-    return sum((o.request.qty - o.filled_qty for o in resting), Decimal(0)) >= want.qty
+    # One that is being canceled may be gone already.
+    resting = [o for o in book.orders.values() if o.request.type == "stop" and o.request.side == want.side
+               and o.state in ("ACCEPTED", "PARTIALLY_FILLED")]
+    return sum(map(_leaves_qty, resting), Decimal(0)) >= want.qty
+
+
+def is_stop_passed(book: SymbolBook) -> bool:
+    """Return whether the exchange refused the wanted stop because the price is beyond it already."""
+    want = next((e for e in wanted_exits(book) if e.type == "stop"), None)
+    tries = [o for o in book.orders.values() if o.request.type == "stop" and o.signal == book.exits_signal]
+    return (want is not None and bool(tries) and not any(_fits(o, want) for o in tries)
+            and (tries[-1].state, tries[-1].code) == ("REJECTED", WOULD_TRIGGER_NOW)
+            and tries[-1].request.trigger_price == want.trigger_price)
+
+
+def refusals(book: SymbolBook, wanted: Exit) -> list[Order]:
+    """Return the newest tries at this exit that came to nothing, one after the other, the newest last."""
+    failed: list[Order] = []
+    for order in reversed([o for o in book.orders.values() if o.request.type == wanted.type]):
+        is_same = (order.request.qty, order.request.trigger_price) == (wanted.qty, wanted.trigger_price)
+        if (order.signal != book.exits_signal or order.state not in CLOSED or order.filled_qty
+                or (order.state == "CANCELED" and not is_same)):
+            break
+        failed.insert(0, order)
+    return failed
 
 
 def _fits(order: Order, want: Exit) -> bool:
+    # One that was triggered is filling: nothing is put beside it until its end is known.
     request = order.request
-    return (order.state in ("ACCEPTED", "PARTIALLY_FILLED") and request.side == want.side
-            and request.qty == want.qty and request.trigger_price == want.trigger_price)
+    if order.state not in ("ACCEPTED", "PARTIALLY_FILLED") or request.side != want.side:
+        return False
+    is_same = (_leaves_qty(order), request.trigger_price) == (want.qty, want.trigger_price)
+    return is_same or bool(order.triggered_id)
+
+
+def _leaves_qty(order: Order) -> Decimal:
+    return order.request.qty - order.filled_qty

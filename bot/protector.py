@@ -9,10 +9,11 @@ from bot.config import ExecutorConfig
 from bot.limits import MAY_PASS
 from bot.log import Log
 from bot.orders import Side
-from bot.protection import Exit, is_protected, next_steps
+from bot.protection import Exit, is_protected, is_stop_passed, next_steps, refusals
 
-RETRY_WAIT_NS = 1_000_000_000  # between two tries to place an exit, or to close, that was refused
-WOULD_TRIGGER_NOW = -2021  # "Order would immediately trigger": the stop's price is passed already
+RETRY_WAIT_NS = 1_000_000_000  # before an exit or a close that came to nothing is tried again; doubles
+CANCEL_WAIT_NS = 1_000_000_000  # before a cancel whose answer was lost or no is sent again
+DOUBLINGS_MAX = 6  # 64 s
 
 
 class Protector:
@@ -23,6 +24,7 @@ class Protector:
         self._config, self._clock, self._log = config, clock, log
         self._keeper, self._intend = keeper, intend
         self._unprotected_ns: dict[str, int] = {}  # symbol -> monotonic time since when
+        self._canceled_ns: dict[str, dict[str, int]] = {}  # symbol -> order -> when its cancel was last sent
 
     def act(self, symbol: str, state: str, *, is_read: bool) -> tuple[list[Order], list[Order]]:
         """Record what protection needs now; return the orders to send and those to cancel.
@@ -37,16 +39,13 @@ class Protector:
             self._unprotected_ns.pop(symbol, None)
         else:
             self._unprotected_ns.setdefault(symbol, self._clock.mono_ns())
-        if book.working():
-            return [], []  # its fills decide how much there is to protect
+        if any(o.state != "UNKNOWN" for o in book.working()):
+            return [], []  # its fills, a moment away, decide how much there is to protect
         if self._must_close(book):
             return [self._close(book)], []
         steps = next_steps(book)
-        placed = [self._place(exit_, book) for exit_ in steps.place if not self._refused_lately(book, exit_)]
-        cancels = [book.orders[name] for name in steps.cancel]
-        for order in cancels:
-            self._keeper.change(order, "request_cancel")
-        return placed, cancels
+        placed = [self._place(exit_, book) for exit_ in steps.place if not self._waits(refusals(book, exit_))]
+        return placed, self._cancel(book, steps.cancel)
 
     def unprotected_s(self, symbol: str) -> float:
         """Return for how long the symbol's position has lacked the stop it should have."""
@@ -54,14 +53,27 @@ class Protector:
         return 0.0 if since_ns is None else (self._clock.mono_ns() - since_ns) / 1e9
 
     def _must_close(self, book: SymbolBook) -> bool:
-        if is_protected(book):
+        if not is_stop_passed(book) and (
+                is_protected(book) or self.unprotected_s(book.symbol) <= self._config.unprotected_s_max):
             return False
+        # A close whose outcome is unknown is tried again too: reduce-only, it cannot turn the position over.
         closes = [o for o in book.orders.values() if o.leg == "close"]
-        if closes and self._clock.wall_ns() - closes[-1].intended_ns < RETRY_WAIT_NS:
+        fruitless = next((n for n, o in enumerate(reversed(closes)) if o.filled_qty), len(closes))
+        return not self._waits(closes[len(closes) - fruitless:])
+
+    def _waits(self, tries: list[Order]) -> bool:
+        if not tries:
             return False
-        stops = [o for o in book.orders.values() if o.request.type == "stop"]
-        is_passed = bool(stops) and stops[-1].state == "REJECTED" and stops[-1].code == WOULD_TRIGGER_NOW
-        return is_passed or self.unprotected_s(book.symbol) > self._config.unprotected_s_max
+        wait_ns = RETRY_WAIT_NS << min(len(tries) - 1, DOUBLINGS_MAX)
+        return 0 <= self._clock.wall_ns() - tries[-1].intended_ns < wait_ns  # a clock may step back
+
+    def _cancel(self, book: SymbolBook, names: tuple[str, ...]) -> list[Order]:
+        now_ns, sent_ns = self._clock.mono_ns(), self._canceled_ns.get(book.symbol, {})
+        due = [n for n in names if n not in sent_ns or now_ns - sent_ns[n] >= CANCEL_WAIT_NS]
+        self._canceled_ns[book.symbol] = {n: now_ns if n in due else sent_ns[n] for n in names}
+        for name in due:
+            self._keeper.change(book.orders[name], "request_cancel")
+        return [book.orders[name] for name in due]
 
     def _close(self, book: SymbolBook) -> Order:
         unprotected_s = self.unprotected_s(book.symbol)
@@ -75,8 +87,3 @@ class Protector:
         return self._intend(book.symbol, exit_.type, exit_.side, exit_.qty, reduce_only=True,
                             signal=book.exits_signal, trigger_price=exit_.trigger_price,
                             checks={"position_qty": str(book.position_qty)})
-
-    def _refused_lately(self, book: SymbolBook, exit_: Exit) -> bool:
-        tried = [o for o in book.orders.values()
-                 if o.request.type == exit_.type and o.state in ("REJECTED", "ABSENT")]
-        return bool(tried) and self._clock.wall_ns() - tried[-1].intended_ns < RETRY_WAIT_NS
