@@ -4,20 +4,10 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from bot.paper_model import ZERO, Fill, Income, Order, Refused
+from bot import paper_shapes as shapes
+from bot.paper_model import ZERO, Fill, Income, Order, Refused, refuse_if
 from bot.paper_rest import LIMITS, Params, Route
-from bot.paper_shapes import (
-    Json,
-    account_json,
-    balance_json,
-    brackets_json,
-    income_json,
-    order_json,
-    position_json,
-    price_text,
-    qty_text,
-    trade_json,
-)
+from bot.paper_shapes import Json
 
 DONE = {"code": 200, "msg": "The operation of cancel all open order is done."}
 CLIENT_IDS = {"order": ("orderId", "origClientOrderId"), "algo": ("algoId", "clientAlgoId")}
@@ -34,8 +24,8 @@ def exchange_info(p: Params) -> Json:
 def depth(p: Params) -> Json:
     symbol, limit, now_ms = p.symbol(), p.limit(500, 1_000), p.engine.now_ms()
     book, rules = p.engine.market.book(symbol), p.ledger.rules[symbol]
-    bids, asks = ([[price_text(price, rules), qty_text(qty, rules)] for price, qty in side[:limit]]
-                  for side in (book.bids, book.asks))
+    bids, asks = ([[shapes.price_text(price, rules), shapes.qty_text(qty, rules)]
+                   for price, qty in side[:limit]] for side in (book.bids, book.asks))
     return {"lastUpdateId": book.last_update_id, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
 
 
@@ -64,8 +54,9 @@ def premium_index(p: Params, symbol: str) -> Json:
 def book_ticker(p: Params, symbol: str) -> Json:
     book, rules = p.engine.market.book(symbol), p.ledger.rules[symbol]
     (bid, bid_qty), (ask, ask_qty) = (side[0] if side else (ZERO, ZERO) for side in (book.bids, book.asks))
-    return {"symbol": symbol, "bidPrice": price_text(bid, rules), "bidQty": qty_text(bid_qty, rules),
-            "askPrice": price_text(ask, rules), "askQty": qty_text(ask_qty, rules),
+    return {"symbol": symbol,
+            "bidPrice": shapes.price_text(bid, rules), "bidQty": shapes.qty_text(bid_qty, rules),
+            "askPrice": shapes.price_text(ask, rules), "askQty": shapes.qty_text(ask_qty, rules),
             "time": p.engine.now_ms(), "lastUpdateId": book.last_update_id}
 
 
@@ -97,7 +88,7 @@ def each(row: Any) -> Any:
 def positions(p: Params, version: int) -> list[Json]:
     shown = [s for s in p.symbols() if version == 2 or p.ledger.position(p.account, s).qty
              or p.ledger.mine(p.account, "order", s)]
-    return [position_json(p.ledger, p.account, symbol) for symbol in shown]
+    return [shapes.position_json(p.ledger, p.account, symbol) for symbol in shown]
 
 
 def account_config(p: Params) -> Json:
@@ -107,17 +98,16 @@ def account_config(p: Params) -> Json:
 
 
 def symbol_config(p: Params) -> list[Json]:
-    rows = [position_json(p.ledger, p.account, symbol) for symbol in p.symbols()]
+    rows = [shapes.position_json(p.ledger, p.account, symbol) for symbol in p.symbols()]
     return [{"symbol": row["symbol"], "marginType": "CROSSED", "isAutoAddMargin": False,
              "leverage": int(row["leverage"]), "maxNotionalValue": row["maxNotionalValue"]} for row in rows]
 
 
 def set_dual(p: Params) -> Json:
     account, wanted = p.ledger.accounts[p.account], p.flag("dualSidePosition")
-    if wanted == account.is_hedged:
-        raise Refused(-4059, "No need to change position side.")
-    if any(position.qty for position in account.positions.values()):
-        raise Refused(-4068, "Position side cannot be changed if there exists position.")
+    refuse_if((wanted == account.is_hedged, -4059, "No need to change position side."),
+              (any(position.qty for position in account.positions.values()), -4068,
+               "Position side cannot be changed if there exists position."))
     account.is_hedged = wanted
     p.engine.store.keep("accounts", p.ledger.accounts)
     return {"code": 200, "msg": "success"}
@@ -125,11 +115,10 @@ def set_dual(p: Params) -> Json:
 
 def set_leverage(p: Params) -> Json:
     symbol, leverage = p.symbol(), p.integer("leverage")
-    if not 1 <= leverage <= 125:
-        raise Refused(-4028, f"Leverage {leverage} is not valid")
+    refuse_if((not 1 <= leverage <= 125, -4028, f"Leverage {leverage} is not valid"))
     p.ledger.set_leverage(p.account, symbol, leverage, p.engine.now_ms())
     p.engine.commit()
-    row = position_json(p.ledger, p.account, symbol)
+    row = shapes.position_json(p.ledger, p.account, symbol)
     return {"symbol": symbol, "leverage": leverage, "maxNotionalValue": row["maxNotionalValue"]}
 
 
@@ -170,11 +159,9 @@ def drop_listen_key(p: Params) -> Json:
 
 def new_order(p: Params) -> Json:
     symbol, type_ = p.symbol(), p.text("type")
-    if type_ not in ("LIMIT", "MARKET"):
-        raise Refused(-4120, "Order type not supported for this endpoint. Please use the Algo Order API "
-                             "endpoints instead.")
-    if type_ == "MARKET" and p.maybe("price"):
-        raise Refused(-1106, "Parameter 'price' sent when not required.")
+    refuse_if((type_ not in ("LIMIT", "MARKET"), -4120, "Order type not supported for this endpoint. Please "
+               "use the Algo Order API endpoints instead."),
+              (type_ == "MARKET" and p.maybe("price"), -1106, "Parameter 'price' sent when not required."))
     p.text("positionSide", "BOTH")
     wants_result = p.text("newOrderRespType", "ACK") == "RESULT"
     order = p.engine.place(Order(
@@ -182,7 +169,7 @@ def new_order(p: Params) -> Json:
         tif=p.text("timeInForce", "GTC" if type_ == "MARKET" else None), reduce_only=p.flag("reduceOnly"),
         price=p.number("price") if type_ == "LIMIT" else ZERO,
         client_id=p.text("newClientOrderId", p.engine.clock.token(22))))
-    shown = order_json(order, p.ledger.rules[symbol])
+    shown = shapes.order_json(order, p.ledger.rules[symbol])
     del shown["time"]
     return shown if wants_result else shown | {
         "status": "NEW", "executedQty": "0", "cumQty": "0", "cumQuote": "0", "avgPrice": "0.00"}
@@ -197,7 +184,7 @@ def new_algo(p: Params) -> Json:
     for name in ("quantity", "reduceOnly"):
         if closes and p.maybe(name):
             raise Refused(-1106, f"Parameter '{name}' sent when not required.")
-    return order_json(p.engine.place(Order(
+    return shapes.order_json(p.engine.place(Order(
         kind="algo", account=p.account, symbol=symbol, side=p.side(), type=type_,
         trigger=p.number("triggerPrice"), qty=ZERO if closes else p.number("quantity"),
         tif=p.text("timeInForce", "GTC"), reduce_only=p.flag("reduceOnly"), close_position=closes,
@@ -218,7 +205,7 @@ def get(p: Params, kind: str) -> Json:
     id_, client_id = named(p, kind)
     tests = {"symbol =": p.symbol() if kind == "order" else None, "id =": id_, "name =": client_id}
     for order in p.engine.store.find(kind, Order, p.account, tests, 1):
-        return order_json(order, p.ledger.rules[order.symbol])
+        return shapes.order_json(order, p.ledger.rules[order.symbol])
     raise Refused(-2013, "Order does not exist.")
 
 
@@ -235,11 +222,11 @@ def cancel(p: Params, kind: str) -> Json:
     p.engine.cancel(order)
     if kind == "algo":
         return {"algoId": order.id, "clientAlgoId": order.client_id, "code": "200", "msg": "success"}
-    return order_json(order, p.ledger.rules[order.symbol])
+    return shapes.order_json(order, p.ledger.rules[order.symbol])
 
 
 def list_open(p: Params, kind: str) -> list[Json]:
-    return [order_json(order, p.ledger.rules[symbol]) for symbol in p.symbols()
+    return [shapes.order_json(order, p.ledger.rules[symbol]) for symbol in p.symbols()
             for order in p.ledger.mine(p.account, kind, symbol)]
 
 
@@ -250,7 +237,7 @@ def cancel_all(p: Params, kind: str) -> Json:
 
 
 def open_order(p: Params) -> Json:
-    return order_json(get_open(p, "order"), p.ledger.rules[p.symbol()])
+    return shapes.order_json(get_open(p, "order"), p.ledger.rules[p.symbol()])
 
 
 PUBLIC = {
@@ -262,32 +249,32 @@ PUBLIC = {
     "ticker/bookTicker": Route(each(book_ticker), 2),
 }
 SIGNED: dict[str, tuple[Any, int]] = {  # endpoint -> handler, weight
-    "GET v2/account": (lambda p: account_json(p.ledger, p.account, 2), 5),
-    "GET v3/account": (lambda p: account_json(p.ledger, p.account, 3), 5),
-    "GET v2/balance": (lambda p: balance_json(p.ledger, p.account), 5),
-    "GET v3/balance": (lambda p: balance_json(p.ledger, p.account), 5),
+    "GET v2/account": (lambda p: shapes.account_json(p.ledger, p.account, 2), 5),
+    "GET v3/account": (lambda p: shapes.account_json(p.ledger, p.account, 3), 5),
+    "GET v2/balance": (lambda p: shapes.balance_json(p.ledger, p.account), 5),
+    "GET v3/balance": (lambda p: shapes.balance_json(p.ledger, p.account), 5),
     "GET v2/positionRisk": (partial(positions, version=2), 5),
     "GET v3/positionRisk": (partial(positions, version=3), 5),
     "GET v1/accountConfig": (account_config, 5), "GET v1/symbolConfig": (symbol_config, 5),
     "GET v1/positionSide/dual": (lambda p: {"dualSidePosition": p.ledger.accounts[p.account].is_hedged}, 30),
     "POST v1/positionSide/dual": (set_dual, 1),
     "GET v1/multiAssetsMargin": (lambda p: {"multiAssetsMargin": False}, 30),
-    "GET v1/leverageBracket": (lambda p: [brackets_json(symbol) for symbol in p.symbols()], 1),
+    "GET v1/leverageBracket": (lambda p: [shapes.brackets_json(symbol) for symbol in p.symbols()], 1),
     "POST v1/leverage": (set_leverage, 1), "POST v1/marginType": (set_margin_type, 1),
     "GET v1/commissionRate": (commission, 20),
-    "GET v1/income": (partial(history, kind="income", type_=Income, shape=income_json, limit=100), 30),
-    "GET v1/userTrades": (partial(history, kind="fill", type_=Fill, shape=trade_json), 5),
+    "GET v1/income": (partial(history, kind="income", type_=Income, shape=shapes.income_json, limit=100), 30),
+    "GET v1/userTrades": (partial(history, kind="fill", type_=Fill, shape=shapes.trade_json), 5),
     "GET v1/order": (partial(get, kind="order"), 1), "DELETE v1/order": (partial(cancel, kind="order"), 1),
     "GET v1/openOrder": (open_order, 1), "GET v1/openOrders": (partial(list_open, kind="order"), 1),
     "DELETE v1/allOpenOrders": (partial(cancel_all, kind="order"), 1),
     "GET v1/allOrders": (
-        partial(history, kind="order", type_=Order, shape=order_json, from_name="orderId"), 5),
+        partial(history, kind="order", type_=Order, shape=shapes.order_json, from_name="orderId"), 5),
     "GET v1/algoOrder": (partial(get, kind="algo"), 1),
     "DELETE v1/algoOrder": (partial(cancel, kind="algo"), 1),
     "GET v1/openAlgoOrders": (partial(list_open, kind="algo"), 1),
     "DELETE v1/algoOpenOrders": (partial(cancel_all, kind="algo"), 1),
     "GET v1/allAlgoOrders": (
-        partial(history, kind="algo", type_=Order, shape=order_json, from_name="algoId"), 5),
+        partial(history, kind="algo", type_=Order, shape=shapes.order_json, from_name="algoId"), 5),
 }
 ROUTES: dict[str, Route] = {
     **{f"GET /fapi/v1/{name}": route for name, route in PUBLIC.items()},

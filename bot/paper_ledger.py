@@ -13,7 +13,20 @@ import msgspec
 
 from bot import paper_model as model
 from bot.errors import InvariantError
-from bot.paper_model import OPEN, ZERO, Account, Event, Levels, Order, Position, Refused, Rules, Side, money
+from bot.paper_model import (
+    OPEN,
+    ZERO,
+    Account,
+    Event,
+    Levels,
+    Order,
+    Position,
+    Refused,
+    Rules,
+    Side,
+    money,
+    refuse_if,
+)
 
 LEVERAGE = 20  # of a symbol whose leverage was never set, as on a fresh account
 
@@ -79,13 +92,13 @@ class Ledger:
         """Take an order in (its id is given here) and match it. Raises Refused."""
         self._check_order(order)
         depth = [level for level in (asks if order.side == "BUY" else bids) if order.crosses(level[0])]
-        if order.tif == "GTX" and depth:
-            raise Refused(-5022, "Due to the order could not be executed as maker, the Post Only order "
-                                 "will be rejected. The order will not be recorded in the order history")
         price = order.price or (depth[0][0] if depth else self.marks[order.symbol])
         need = self._margin_of(order, price)
-        if need and need + order.qty * price * self.taker_fee > self.available(order.account):
-            raise Refused(-2019, "Margin is insufficient.")
+        refuse_if(
+            (order.tif == "GTX" and depth, -5022, "Due to the order could not be executed as maker, the Post "
+             "Only order will be rejected. The order will not be recorded in the order history"),
+            (need and need + order.qty * price * self.taker_fee > self.available(order.account), -2019,
+             "Margin is insufficient."))
         self._admit(order)
         if order.tif != "FOK" or sum(qty for _, qty in depth) >= order.qty:
             self._fill(order, depth, is_maker=False)
@@ -96,17 +109,16 @@ class Ledger:
     def place_algo(self, algo: Order, price: Decimal) -> None:
         """Take a conditional order in; price: of its working type. Raises Refused."""
         rules, others = self.rules[algo.symbol], self.mine(algo.account, "algo", algo.symbol)
-        self._check_id(algo)
-        if len(others) >= rules.algos_max:
-            raise Refused(-4045, "Reach max stop order limit.")
         rules.check_price(algo.trigger)
         if not algo.close_position:
             rules.check_qty(algo.qty, rules.market_qty_max)
-        elif any(o.close_position and (o.side, o.type) == (algo.side, algo.type) for o in others):
-            raise Refused(-4130, "An open stop or take profit order with GTE and closePosition in the "
-                                 "direction is existing.")
-        if algo.is_due(price):
-            raise Refused(-2021, "Order would immediately trigger.")
+        refuse_if(
+            (self._is_named_twice(algo), -4116, "ClientOrderId is duplicated."),
+            (len(others) >= rules.algos_max, -4045, "Reach max stop order limit."),
+            (algo.close_position and any(o.close_position and (o.side, o.type) == (algo.side, algo.type)
+                                         for o in others), -4130,
+             "An open stop or take profit order with GTE and closePosition in the direction is existing."),
+            (algo.is_due(price), -2021, "Order would immediately trigger."))
         self._admit(algo)
 
     def cancel(self, order: Order, now_ms: int) -> None:
@@ -162,37 +174,34 @@ class Ledger:
         if account.wallet != total:
             raise InvariantError(f"{name}: the wallet must be {total}; was {account.wallet}")
 
-    def _check_id(self, order: Order) -> None:
-        if any(o.client_id == order.client_id for o in self.mine(order.account, order.kind)):
-            raise Refused(-4116, "ClientOrderId is duplicated.")
+    def _is_named_twice(self, order: Order) -> bool:
+        return any(o.client_id == order.client_id for o in self.mine(order.account, order.kind))
 
     def _check_order(self, order: Order) -> None:
         rules, mark = self.rules[order.symbol], self.marks[order.symbol]
-        if self.accounts[order.account].is_hedged:
-            raise Refused(-4061, "Order's position side does not match user's setting.")
-        if not order.ref:
-            self._check_id(order)
+        closable, is_buy = self._closable(order), order.side == "BUY"
+        refuse_if(
+            (self.accounts[order.account].is_hedged, -4061,
+             "Order's position side does not match user's setting."),
+            (not order.ref and self._is_named_twice(order), -4116, "ClientOrderId is duplicated."),
+            (order.reduce_only and not closable, -2022, "ReduceOnly Order is rejected."))
         if order.reduce_only:
-            closable = self._closable(order)
-            if not closable:
-                raise Refused(-2022, "ReduceOnly Order is rejected.")
             order.qty = min(order.qty, closable)
-        rules.check_qty(order.qty, rules.qty_max if order.price else rules.market_qty_max)
-        if order.price:
+        is_limit = order.type == "LIMIT"
+        rules.check_qty(order.qty, rules.qty_max if is_limit else rules.market_qty_max)
+        if is_limit:
             rules.check_price(order.price)
-            bound = mark * (rules.price_up if order.side == "BUY" else rules.price_down)
+            bound = mark * (rules.price_up if is_buy else rules.price_down)
             bound -= bound % rules.price_step
-            if order.side == "BUY" and order.price > bound:
-                raise Refused(-4016, f"Limit price can't be higher than {bound}.")
-            if order.side == "SELL" and order.price < bound:
-                raise Refused(-4024, f"Limit price can't be lower than {bound}.")
-        elif order.type == "LIMIT":
-            raise Refused(-4001, "Price less than 0.")
-        if not order.reduce_only and order.qty * (order.price or mark) < rules.notional_min:
-            raise Refused(-4164, "Order's notional must be no smaller than "
-                                 f"{rules.notional_min.normalize():f} (unless you choose reduce only).")
-        if len(self.mine(order.account, "order", order.symbol)) >= rules.orders_max:
-            raise Refused(-2025, "Reach max open order limit.")
+            refuse_if((is_buy and order.price > bound, -4016, f"Limit price can't be higher than {bound}."),
+                      (not is_buy and order.price < bound, -4024,
+                       f"Limit price can't be lower than {bound}."))
+        notional, least = order.qty * (order.price or mark), rules.notional_min
+        refuse_if(
+            (not order.reduce_only and notional < least, -4164, "Order's notional must be no smaller than "
+             f"{least.normalize():f} (unless you choose reduce only)."),
+            (len(self.mine(order.account, "order", order.symbol)) >= rules.orders_max, -2025,
+             "Reach max open order limit."))
 
     def _closable(self, order: Order) -> Decimal:
         return max(ZERO, -order.sign * self.position(order.account, order.symbol).qty)

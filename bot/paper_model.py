@@ -21,6 +21,13 @@ class Refused(Exception):
         self.code, self.text, self.status = code, text, status
 
 
+def refuse_if(*rules: tuple[object, int, str]) -> None:
+    """Raise Refused for the first rule that is broken: (is it, code, text)."""
+    for is_broken, code, text in rules:
+        if is_broken:
+            raise Refused(code, text)
+
+
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """What a symbol's filters say (exchangeInfo)."""
 
@@ -54,27 +61,19 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_qty(self, qty: Decimal, most: Decimal) -> None:
         """Check a quantity against the lot size. Raises Refused."""
-        if qty <= 0:
-            raise Refused(-4003, "Quantity less than or equal to zero.")
-        if qty % self.qty_step:
-            raise Refused(-1111, "Precision is over the maximum defined for this asset.")
-        if qty < self.qty_min:
-            raise Refused(-4004, "Quantity less than min quantity.")
-        if qty > most:
-            raise Refused(-4005, "Quantity greater than max quantity.")
+        refuse_if((qty <= 0, -4003, "Quantity less than or equal to zero."),
+                  (qty > most, -4005, "Quantity greater than max quantity."),
+                  (qty % self.qty_step, -1111, "Precision is over the maximum defined for this asset."),
+                  (qty < self.qty_min, -4004, "Quantity less than min quantity."))
 
     def check_price(self, price: Decimal) -> None:
         """Check a price against the price filter. Raises Refused."""
-        if price <= 0:
-            raise Refused(-4001, "Price less than 0.")
-        if price.quantize(self.price_step.normalize()) != price:
-            raise Refused(-1111, "Precision is over the maximum defined for this asset.")
-        if price % self.price_step:
-            raise Refused(-4014, "Price not increased by tick size.")
-        if price < self.price_min:
-            raise Refused(-4013, "Price less than min price.")
-        if price > self.price_max:
-            raise Refused(-4002, "Price greater than max price.")
+        refuse_if((price <= 0, -4001, "Price less than 0."),
+                  (price > self.price_max, -4002, "Price greater than max price."),
+                  (price.normalize().quantize(self.price_step.normalize()) != price, -1111,
+                   "Precision is over the maximum defined for this asset."),
+                  (price % self.price_step, -4014, "Price not increased by tick size."),
+                  (price < self.price_min, -4013, "Price less than min price."))
 
 
 class Order(msgspec.Struct, kw_only=True):
