@@ -6,6 +6,7 @@ Faults and the market's levels are behind `/paper/...` on the same port.
 
 import asyncio
 import sys
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -14,6 +15,7 @@ from bot.config import PaperConfig
 from bot.config_file import read_secret
 from bot.daemon import Daemon, run
 from bot.errors import ConfigError, InvariantError
+from bot.log import Tally
 from bot.paper_endpoints import ROUTES
 from bot.paper_engine import Engine
 from bot.paper_faults import Control, Faults
@@ -81,6 +83,19 @@ class Server:
                                 request.headers.get("X-MBX-APIKEY"))
 
 
+class Complaints:
+    """What aiohttp says about requests that broke: counted and logged as everything else is."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def exception(self, text: str, *args: Any, exc_info: Any = None) -> None:
+        self._tally.add("http", error=f"{text % args}: {exc_info!r}")
+
+    def debug(self, text: str, *args: Any, exc_info: Any = None) -> None:
+        pass
+
+
 async def main(daemon: Daemon) -> None:
     """Run the local paper exchange."""
     config = daemon.config.paper
@@ -93,7 +108,8 @@ async def main(daemon: Daemon) -> None:
     server = Server(daemon, engine, _keys(daemon, config))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    complaints: Any = Complaints(Tally("message_dropped", daemon.log, daemon.clock))
+    runner = web.AppRunner(app, access_log=None, logger=complaints, shutdown_timeout=0.5)
     await runner.setup()
     host, _, port = config.bind.rpartition(":")
     try:

@@ -505,6 +505,8 @@ def test_garbage_of_all_kinds_never_ends_the_server(paper):
             assert not isinstance(answer, bytes), (name, params, answer)
     assert paper.process.poll() is None
     assert paper.is_up()
+    log = (paper.config.parent / "bot.paper.log").read_text().splitlines()
+    assert {"message_dropped"} <= {json.loads(line)["event"] for line in log}, "counted, as JSON"
 
 
 def test_raw_playback_as_fast_as_it_goes_waits_for_a_slow_reader_and_loses_nothing(tmp_path):
