@@ -24,6 +24,7 @@ stdout_logfile=%(ENV_BOT_STATE_DIR)s/log/{name}.log
 stdout_logfile_maxbytes=20MB
 stdout_logfile_backups=5
 """
+ROOT = Path(sys.prefix).parent  # the checkout: what holds the virtual environment
 # Noted where botctl of the same checkout looks, whatever the config's state_dir is.
 RUNNING_CONFIG = Path("var") / "run" / "config.path"
 
@@ -57,14 +58,14 @@ def write_sections(config: Config) -> None:
         (folder / f"{name}.conf").write_text(text, encoding="utf-8")
 
 
-def note_config(path: Path, root: Path = Path(sys.prefix).parent) -> None:
+def note_config(path: Path, root: Path = ROOT) -> None:
     """Note the config that runs, for botctl without --config."""
     note = root / RUNNING_CONFIG
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(f"{path.resolve()}\n", encoding="utf-8")
 
 
-def find_config(root: Path = Path(sys.prefix).parent) -> Path:
+def find_config(root: Path = ROOT) -> Path:
     """Return the config that was started last from this checkout. Raises ConfigError."""
     try:
         return Path((root / RUNNING_CONFIG).read_text(encoding="utf-8").strip())

@@ -19,7 +19,7 @@ from bot.config_file import load, parse
 from bot.daemon import PR_SET_PDEATHSIG, take_lock
 from bot.errors import EXIT_CONFIG, EXIT_OK, EXIT_SOFTWARE, ConfigError, WireError
 from bot.probe import ProgramInfo, Supervisor, descendants, kill
-from bot.programs import note_config, write_sections
+from bot.programs import ROOT, note_config, write_sections
 from bot.screen import Screen, event_line
 from bot.wire import HEARTBEAT_TOPIC, decode_report, decode_tick, tick_topic
 
@@ -58,21 +58,29 @@ class Foreground:
         reports = ZmqSubscriber(bus.reports, bus, [b"r/"])
         ticks.watch(self._on_ticks)
         reports.watch(self._on_reports)
+        watch = [loop.create_task(work) for work in (self._watch(supervisord), self._show_status())]
         try:
-            watch = [loop.create_task(self._watch(supervisord)), loop.create_task(self._show_status())]
-            await self._stopping.wait()
-            for task in watch:
-                task.cancel()
+            await asyncio.wait([loop.create_task(self._stopping.wait()), *watch],
+                               return_when=asyncio.FIRST_COMPLETED)
             died = supervisord.poll()
         finally:
             await self._end(supervisord)
             ticks.close()
             reports.close()
+        for task in watch:
+            if task.done():
+                task.result()  # a mistake of ours is told, now that nothing runs any more
         if died is not None:
-            print(f"supervisord ended by itself, code {died}; see {self._config.path('log')}",
-                  file=sys.stderr)
-        print(GOODBYE, flush=True)
+            self._say(f"supervisord ended by itself, code {died}; see {self._config.path('log')}")
+        self._say(GOODBYE)
         return EXIT_OK if died is None else EXIT_SOFTWARE
+
+    def _say(self, line: str) -> None:
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:  # nobody looks any more (`make run | head`): nothing runs unseen
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._stopping.set()
 
     def _on_ticks(self, batch: list[tuple[bytes, bytes]]) -> None:
         for _, raw in batch:
@@ -88,12 +96,12 @@ class Foreground:
             except WireError:
                 continue
             if line is not None:
-                print(line, flush=True)
+                self._say(line)
 
     async def _show_status(self) -> None:
         while True:
             await self._clock.sleep(STATUS_S)
-            print(self._screen.status_line(self._clock.wall_ns()), flush=True)
+            self._say(self._screen.status_line(self._clock.wall_ns()))
 
     async def _watch(self, supervisord: subprocess.Popen) -> None:
         while supervisord.poll() is None:
@@ -103,7 +111,6 @@ class Foreground:
                 if before is None or (before.state, before.pid) != (program.state, program.pid):
                     self._tell(program, before)
             await self._clock.sleep(POLL_S)
-        self._stopping.set()
 
     def _tell(self, program: ProgramInfo, before: ProgramInfo | None) -> None:
         text = f"{program.name} {before.state + ' -> ' if before else ''}{program.state}"
@@ -113,7 +120,7 @@ class Foreground:
             text += f", pid {program.pid}"
         if program.state in ("BACKOFF", "FATAL", "EXITED"):
             text += f" ({program.description}; see {self._config.path('log')}/{program.name}.log)"
-        print(event_line(self._clock.wall_ns(), text), flush=True)
+        self._say(event_line(self._clock.wall_ns(), text))
 
     async def _end(self, supervisord: subprocess.Popen) -> None:
         deadline = self._clock.mono_ns() + int(END_S * 1e9)
@@ -126,7 +133,7 @@ class Foreground:
             supervisord.poll()
         left = kill(descendants(), KILL_S)
         if left:
-            print(f"still there: {', '.join(str(p.pid) for p in left)}", file=sys.stderr)
+            self._say(f"still there: {', '.join(str(p.pid) for p in left)}")
 
 
 def make_paper_keys(config: Config, clock: Clock) -> None:
@@ -135,7 +142,7 @@ def make_paper_keys(config: Config, clock: Clock) -> None:
         return
     for table in (config.exchange, *(config.paper.accounts.values() if config.paper else ())):
         for path in (config.path(table.api_key_file), config.path(table.api_secret_file)):
-            if not path.exists() and path.is_relative_to(config.state_path):
+            if not path.exists() and path.resolve().is_relative_to(config.state_path):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(handle, "w", encoding="ascii") as file:
@@ -195,6 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run everything in the foreground until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bot.run", description=main.__doc__)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--root", default=ROOT, type=Path, metavar="DIR",
+                        help="whose var/run tells botctl what runs; default: the checkout")
     args = parser.parse_args(argv)
     clock = Clock()
     try:
@@ -205,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         for folder in ("log", "run"):
             config.path(folder).mkdir(mode=0o750, parents=True, exist_ok=True)
         write_sections(config)
-        note_config(args.config)
+        note_config(args.config, args.root)
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG
