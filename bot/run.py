@@ -41,7 +41,7 @@ class Foreground:
 
     def __init__(self, config: Config, config_path: Path, clock: Clock) -> None:
         self._config, self._config_path, self._clock = config, config_path, clock
-        self._screen = Screen(config.symbols())
+        self._screen = Screen(config.symbols(), silence_ns=config.bus.silence_ms * 1_000_000)
         self._supervisor = Supervisor(config.path("run/supervisor.sock"))
         self._programs: dict[str, ProgramInfo] = {}
         self._stopping = asyncio.Event()

@@ -21,8 +21,9 @@ ORDERS_MAX = 1_000  # remembered, so that nothing is told twice
 class Screen:
     """Turns messages into lines, and remembers what the status line tells. Times: ns since the epoch."""
 
-    def __init__(self, symbols: tuple[str, ...]) -> None:
+    def __init__(self, symbols: tuple[str, ...], *, silence_ns: int) -> None:
         self.ticks = 0
+        self._silence_ns, self._heard_ns = silence_ns, 0
         self._prices: dict[str, float | None] = dict.fromkeys(symbols)
         self._positions: dict[str, PositionReport] = {}
         self._orders: dict[str, str] = {}  # state by client order id, the newest last
@@ -38,6 +39,7 @@ class Screen:
 
     def line_of(self, message: ReportMessage, now_ns: int) -> str | None:
         """Return the line that tells of a report, or None when there is nothing new to tell."""
+        self._heard_ns = now_ns
         if isinstance(message, SignalOutcome):
             what = f"{message.strategy} {message.symbol} {message.outcome}"
             return _line(message.time_ns, "signal", f"{what}: {message.reason}" if message.reason else what)
@@ -74,6 +76,9 @@ class Screen:
             parts.append(f"{symbol} {price:,.10g}{stale}" if price is not None else f"{symbol} no price yet")
         parts.append(f"{self.ticks:,} ticks")
         parts += [_position(p) for p in self._positions.values()] or ["no word from the executor yet"]
+        silent_ns = now_ns - self._heard_ns
+        if self._heard_ns and silent_ns > self._silence_ns:
+            parts.append(f"NO WORD FROM THE EXECUTOR for {silent_ns / 1e9:.0f} s")
         return _line(now_ns, "status", " | ".join(parts))
 
 

@@ -14,7 +14,7 @@ NS = 1_760_000_001_500_000_000
 
 @pytest.fixture
 def screen():
-    return Screen((BTC,))
+    return Screen((BTC,), silence_ns=3_000_000_000)
 
 
 def order(state: str, leg: str = "open", **changes) -> OrderReport:
@@ -102,6 +102,12 @@ def test_status_line_with_ticks_tells_price_count_position_and_staleness(screen)
         f"status {BTC} 61,000.2 | 2 ticks | sr {BTC} long 0.016 at 61000.2 RUNNING")
     screen.saw_tick(Heartbeat(publisher="gateway", run=1, time_ns=NS, last_seq={}, stale=(BTC,)))
     assert "61,000.2 STALE" in screen.status_line(NS)
+
+
+def test_status_line_with_a_silent_executor_says_for_how_long(screen):
+    screen.line_of(position("0"), NS)
+    assert "NO WORD" not in screen.status_line(NS + 3_000_000_000)
+    assert screen.status_line(NS + 12_000_000_000).endswith("NO WORD FROM THE EXECUTOR for 12 s")
 
 
 def test_large_round_quantities_are_written_out(screen):
