@@ -12,10 +12,11 @@ import zmq
 
 from bot.config import BusConfig, Channel
 from bot.errors import ConfigError
+from bot.wire import MESSAGE_BYTES_MAX
 
 BATCH_MAX = 500  # messages handed over in one go, so that a flood does not starve the timers
 # libzmq closes the connection of a larger message unseen; what lies between this and
-# message_bytes_max arrives here, where it is counted.
+# MESSAGE_BYTES_MAX arrives, is not decoded, and is counted.
 HARD_LIMIT_FACTOR = 16
 
 
@@ -23,14 +24,12 @@ class _Socket:
     """What all four kinds share: options, binding, the edge-triggered wake-up, counters."""
 
     def __init__(self, kind: int, channel: Channel, bus: BusConfig) -> None:
-        self.oversized = 0
-        self._bytes_max = bus.message_bytes_max
-        self._socket = zmq.Context.instance().socket(kind)
+        self._socket: zmq.Socket = zmq.Context.instance().socket(kind)
         options = {
             zmq.LINGER: channel.linger_ms,
             zmq.SNDHWM: channel.hwm,
             zmq.RCVHWM: channel.hwm,
-            zmq.MAXMSGSIZE: bus.message_bytes_max * HARD_LIMIT_FACTOR,
+            zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX * HARD_LIMIT_FACTOR,
             zmq.HEARTBEAT_IVL: bus.zmtp_heartbeat_ms,
             zmq.HEARTBEAT_TIMEOUT: bus.zmtp_timeout_ms,
             zmq.HEARTBEAT_TTL: bus.zmtp_timeout_ms,
@@ -71,7 +70,7 @@ class _Socket:
         # The FD is edge-triggered: read until EAGAIN, or come back by ourselves.
         if self._loop is None:
             return
-        batch = []
+        batch: list = []
         while len(batch) < BATCH_MAX:
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -82,17 +81,11 @@ class _Socket:
                 batch.append(message)
         else:
             self._loop.call_soon(self._drain)
-        if batch:
+        if batch and self._handler is not None:
             self._handler(batch)
 
     def _shape(self, parts: list[bytes]):
         raise NotImplementedError  # each receiving kind says what a message is
-
-    def _is_oversized(self, raw: bytes) -> bool:
-        if len(raw) <= self._bytes_max:
-            return False
-        self.oversized += 1
-        return True
 
 
 class ZmqPublisher(_Socket):
@@ -145,7 +138,7 @@ class ZmqSubscriber(_Socket):
         self._is_heard = True
         if len(parts) != 2:
             return b"", b""
-        return None if self._is_oversized(parts[1]) else (parts[0], parts[1])
+        return parts[0], parts[1]
 
 
 class ZmqPusher(_Socket):
@@ -175,7 +168,7 @@ class ZmqPuller(_Socket):
     def _shape(self, parts: list[bytes]) -> bytes | None:
         if len(parts) != 1:
             return b""
-        return None if self._is_oversized(parts[0]) else parts[0]
+        return parts[0]
 
 
 def signal_endpoint(bus: BusConfig, strategy: str) -> str:

@@ -56,10 +56,6 @@ class BusConfig(Table, kw_only=True, frozen=True):
         Milliseconds, Meta(description="peers are pinged this often: finds dead ones, not hung ones")] = 1_000
     zmtp_timeout_ms: Annotated[
         Milliseconds, Meta(description="a peer silent for three pings is disconnected")] = 3_000
-    message_bytes_max: Annotated[
-        Annotated[int, Meta(ge=1_024, le=16_777_216)],
-        Meta(description="larger messages are counted and dropped, from 16 times this on with their "
-             "sender's connection; a Snapshot of 1,500 candles takes 90 kB")] = 262_144
     heartbeat_ms: Annotated[
         Milliseconds, Meta(description="each process beats this often: silence shows within seconds")] = 1_000
     silence_ms: Annotated[

@@ -25,7 +25,7 @@ from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.journal import Journal
 from bot.limits import Prices
-from bot.log import Log
+from bot.log import Log, Tally
 from bot.model import Heartbeat, PositionReport, Report, Tick, TradingSignal
 from bot.orders import Leg, OrderRequest, Side, client_order_id, new_epoch
 from bot.protector import Protector
@@ -44,6 +44,7 @@ from bot.wire import (
 
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
 STOP_TURNS = 40  # of 50 ms: two seconds, well inside supervisord's stopwaitsecs
+TEXT_MAX = 300  # of a dropped message's description in the log
 MINUTE_NS = 60_000_000_000
 
 
@@ -57,7 +58,7 @@ class OrderExecutor:
         self._config, self._clock, self._log, self._run = config, clock, log, run_id
         self._exchange, self._halts, self._publish, self._spawn = exchange, halts, publish, spawn
         self.losses = LossCounter()
-        self.dropped: dict[str, int] = {}
+        self.dropped = Tally("message_dropped", log, clock)
         self._prices: dict[str, Prices] = {}
         self._gateway_ns = 0  # monotonic time of the last sign of life on the ticks channel
         self.books: Books = journal.load()
@@ -94,7 +95,7 @@ class OrderExecutor:
                 if strategy is not None and signal.strategy != strategy:
                     raise WireError("impostor", f"{strategy} sent a signal as {signal.strategy}")
             except WireError as error:
-                self._drop("signals", error)
+                self.dropped.add(error.reason, channel="signals", text=str(error)[:TEXT_MAX])
                 continue
             self.process_received_signal(signal)
         self.cycle()
@@ -111,7 +112,7 @@ class OrderExecutor:
             try:
                 message = decode_tick(raw)
             except WireError as error:
-                self._drop("ticks", error)
+                self.dropped.add(error.reason, channel="ticks", text=str(error)[:TEXT_MAX])
                 continue
             self._gateway_ns = self._clock.mono_ns()
             if isinstance(message, Heartbeat):
@@ -342,7 +343,7 @@ class OrderExecutor:
                 "fills": self.books.fills,
             },
             "outcomes": self.books.outcomes,
-            "dropped": self.dropped,
+            "dropped": self.dropped.counts,
             "symbols": {
                 b.symbol: {
                     "state": self.symbol_state(b.symbol)[0],
@@ -353,10 +354,6 @@ class OrderExecutor:
             "wallet_balance": self.books.wallet_balance,
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000,
         }
-
-    def _drop(self, channel: str, error: WireError) -> None:
-        self.dropped[error.reason] = self.dropped.get(error.reason, 0) + 1
-        self._log.warning("message_dropped", channel=channel, reason=error.reason, error=str(error))
 
 
 async def main(daemon: Daemon) -> None:

@@ -31,10 +31,6 @@ async def main(daemon: Daemon) -> None:
 
     def turn() -> None:
         nonlocal said
-        for channel, socket in (("ticks", ticks), ("reports", reports)):
-            if socket.oversized:
-                runner.dropped.add("oversized", socket.oversized, channel=channel)
-                socket.oversized = 0
         sentence = runner.cycle(daemon.clock.mono_ns())
         if sentence and sentence != said:
             daemon.log.info("cycle", did=sentence)

@@ -16,6 +16,7 @@ from bot.model import (
     TradingSignal,
 )
 
+MESSAGE_BYTES_MAX = 262_144  # a Snapshot of 1,500 candles takes 90 kB
 _encoder = msgspec.msgpack.Encoder()
 _tick_decoder = msgspec.msgpack.Decoder(TickMessage)
 _signal_decoder = msgspec.msgpack.Decoder(TradingSignal)
@@ -61,6 +62,8 @@ def decode_report(raw: bytes) -> ReportMessage:
 
 
 def _decode(decoder, raw: bytes):
+    if len(raw) > MESSAGE_BYTES_MAX:
+        raise WireError("oversized", f"limit {MESSAGE_BYTES_MAX} bytes; was {len(raw)}")
     try:
         return decoder.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:

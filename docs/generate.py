@@ -140,7 +140,7 @@ def wire_page() -> str:
                              f"An array of its {len(model.Candle.__struct_fields__)} fields, without name "
                              f"and version.\n\n{_fields(model.Candle)}")
     return "\n".join(parts) + PROTOCOL.format(
-        version=model.VERSION, digits=wire.DIGITS_MAX, bytes_max=BusConfig().message_bytes_max,
+        version=model.VERSION, digits=wire.DIGITS_MAX, bytes_max=wire.MESSAGE_BYTES_MAX,
         hard=HARD_LIMIT_FACTOR)
 
 
@@ -208,8 +208,8 @@ shows a loss at the end too. A new `run` begins at 1. PUB drops silently for a s
 
 ## Limits
 
-Version {version}. A message of another version, malformed, or larger than `message_bytes_max` ({bytes_max:,}
-by default) is counted, logged and dropped; one of {hard} times that size ends its sender's connection. Both
+Version {version}. A message of another version, malformed, or larger than {bytes_max:,}
+bytes is counted, logged and dropped; one of {hard} times that size ends its sender's connection. Both
 sides ping (ZMTP heartbeats), so a peer that is gone is noticed within `zmtp_timeout_ms`. A signal's numbers
 are finite, its decimals have at most {digits} digits before and behind the point, its integers 63 bits and a
 sign.

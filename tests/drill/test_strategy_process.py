@@ -202,7 +202,7 @@ def test_strategy_process_with_hostile_bytes_on_both_sockets_lives_and_counts(st
             socket.send_multipart([topic, raw if n else old])
             sent += 1
     stage.ticks.send_multipart([tick_topic(BTC), b"1", b"2"])  # three parts
-    stage.reports.send_multipart([report_topic("levels"), bytes(300_000)])  # above message_bytes_max
+    stage.reports.send_multipart([report_topic("levels"), bytes(300_000)])  # above MESSAGE_BYTES_MAX
     expected = {"malformed": sent - 2 + 1, "version": 2, "oversized": 1}
     stage.wait(lambda: stage.status().get("dropped") == expected)
     stage.ticks.send_multipart([tick_topic(BTC), bytes(5_000_000)])  # libzmq closes this connection

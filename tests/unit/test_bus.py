@@ -14,11 +14,11 @@ from bot.bus import HARD_LIMIT_FACTOR, ZmqPublisher, ZmqPuller, ZmqPusher, ZmqSu
 from bot.config import BusConfig, Channel
 from bot.errors import ConfigError, WireError
 from bot.model import Heartbeat, Tick
-from bot.wire import HEARTBEAT_TOPIC, LossCounter, decode_tick, encode, tick_topic
+from bot.wire import MESSAGE_BYTES_MAX, HEARTBEAT_TOPIC, LossCounter, decode_tick, encode, tick_topic
 from tests.harness import free_port
 
 BTC = "BTC/USDT:USDT"
-BUS = BusConfig(message_bytes_max=1_024, zmtp_heartbeat_ms=100, zmtp_timeout_ms=300, silence_ms=500)
+BUS = BusConfig(zmtp_heartbeat_ms=100, zmtp_timeout_ms=300, silence_ms=500)
 
 
 def channel(**changes) -> Channel:
@@ -97,14 +97,14 @@ async def joined(source: Source, sink: Sink) -> None:
 
 def test_socket_with_its_config_has_every_option_set():
     async def scenario():
-        bus = BusConfig(message_bytes_max=2_048, zmtp_heartbeat_ms=700, zmtp_timeout_ms=2_100)
+        bus = BusConfig(zmtp_heartbeat_ms=700, zmtp_timeout_ms=2_100)
         one, other = channel(hwm=7, linger_ms=55), channel(hwm=7, linger_ms=55)
         sockets = [ZmqPublisher(one, bus), ZmqSubscriber(one, bus, []), ZmqPuller(other, bus, other.endpoint),
                    ZmqPusher(other, bus, other.endpoint)]
         for own in sockets:
             get = own._socket.getsockopt
             assert (get(zmq.SNDHWM), get(zmq.RCVHWM), get(zmq.LINGER)) == (7, 7, 55)
-            assert get(zmq.MAXMSGSIZE) == 2_048 * HARD_LIMIT_FACTOR
+            assert get(zmq.MAXMSGSIZE) == MESSAGE_BYTES_MAX * HARD_LIMIT_FACTOR
             assert (get(zmq.HEARTBEAT_IVL), get(zmq.HEARTBEAT_TIMEOUT)) == (700, 2_100)
             assert get(zmq.HEARTBEAT_TTL) == 2_100
             assert (get(zmq.RECONNECT_IVL), get(zmq.RECONNECT_IVL_MAX)) == (50, 1_000)
@@ -275,10 +275,10 @@ def test_close_with_linger_0_does_not_hold_the_process():
 
 
 JUNK = [[b""], [b"\x00" * 50], [os.urandom(200)], [b"a", b"b"], [b"", b"", b""], [b"x" * 1_025],
-        [b"x" * 16_000], [b"{}"], [b"\xdd\xff\xff\xff\xff"]]
+        [b"x" * (MESSAGE_BYTES_MAX + 1)], [b"{}"], [b"\xdd\xff\xff\xff\xff"]]
 
 
-def test_puller_with_junk_counts_oversized_and_hands_over_the_rest():
+def test_puller_with_junk_hands_it_over_to_be_counted():
     async def scenario():
         signals, sink = channel(), Sink()
         puller = ZmqPuller(signals, BUS, signals.endpoint)
@@ -289,8 +289,7 @@ def test_puller_with_junk_counts_oversized_and_hands_over_the_rest():
             stranger.send_multipart(parts)
         stranger.send(b"good")
         await until(lambda: b"good" in sink.messages)
-        assert puller.oversized == 2
-        assert len(sink.messages) == len(JUNK) - 2 + 1
+        assert len(sink.messages) == len(JUNK) + 1
         assert sink.messages.count(b"") == 3, "a wrong number of parts arrives as nothing"
         stranger.close(linger=0)
         puller.close()
@@ -306,7 +305,7 @@ def test_puller_with_a_message_beyond_the_hard_limit_closes_that_connection_only
         stranger.connect(signals.endpoint)
         pusher = ZmqPusher(signals, BUS, signals.endpoint)
         await until(lambda: pusher.send(b"before"))
-        stranger.send(b"x" * (BUS.message_bytes_max * HARD_LIMIT_FACTOR + 1))
+        stranger.send(b"x" * (MESSAGE_BYTES_MAX * HARD_LIMIT_FACTOR + 1))
         await asyncio.sleep(0.1)
         await until(lambda: pusher.send(b"after"))
         await until(lambda: sink.messages[-1:] == [b"after"])
@@ -328,8 +327,7 @@ def test_subscriber_with_junk_from_its_publisher_counts_it_and_lives():
             source.publisher._socket.send_multipart([topic, *parts])
         source.send()
         await until(lambda: sink.messages[-1] == source.seq)
-        assert subscriber.oversized == 2
-        assert sink.malformed == len(JUNK) - 2
+        assert sink.malformed == len(JUNK)
         subscriber.close()
         source.publisher.close()
     play(scenario)
