@@ -24,7 +24,10 @@ STEPS = BLOCK_MS // GRID_MS
 LEGS = 7  # per block: 43 s each on average, so some level is touched every 20 to 70 s
 LEG_SPREAD = (0.6, 0.8)  # of a leg's weight: least, and how much chance adds
 PAST_BLOCKS = 102  # 500 one-minute candles before the start, and the edges
-LEAD_S = (16, 8)  # the first touch comes 16 to 23 s after the start: after warm-up, within the first look
+LEAD_S = (24, 6)  # the first touch comes 24 to 29 s after the start: a strategy that is warm after 10 s
+# sees the price enter the level's band, and its first entry falls within the first half minute or so
+CALM_BLOCKS = range(PAST_BLOCKS - 4, PAST_BLOCKS + 1)  # no break from 20 min before the start to 5 after:
+# the two levels of the start are in the history several times, and the first touches hold
 LEVELS = 6  # on each side of the middle one: the price stays within about 2.5 % for ever
 SPACING = (0.0030, 0.0015)  # from level to level: 0.30 to 0.45 %, four to six times the room a trade needs
 OVERSHOOT = (-0.0001, 0.0004)  # of a turn beyond its level: -0.01 to +0.03 %
@@ -32,6 +35,8 @@ SLOW_MS, SLOW = 4_000, 0.0002  # micro noise: a wave of 4 s and 0.02 % ...
 FAST_MS, FAST = 500, 0.00006  # ... and one of 0.5 s and 0.006 %
 CALM_MS = 8_000  # near a turn the noise fades, so that the turn is the extreme
 BREAK, BREAK_AGAIN = 0.10, 0.40  # chance of a touch to break through, and of the next to follow: a trend
+FEINT, FEINT_MS, FEINT_BACK = 0.7, 6_000, 0.001  # chance of a break to turn back first, by 0.1 % within 6 s:
+# what looked like a touch that holds, so that stop-losses have work too
 GAP = 0.5  # chance of a block to hold a gap: 4 to 6 s without trades and quotes, 30 % of a leg jumped
 TRADES = 3_000  # per block and symbol: 10/s
 BURSTS, BURST_TRADES, BURST_MS = 6, 40, 100  # of those: six times 40 trades within 100 ms
@@ -65,23 +70,29 @@ class _Block:
 
     def _knots(self, feed: "SyntheticFeed", index: int) -> tuple[list[float], list[float]]:
         levels = feed.legs(index)
-        draws = self._draws("knots", 2 * LEGS + 6)
+        draws = self._draws("knots", 2 * LEGS + 3)
         weights = [LEG_SPREAD[0] + LEG_SPREAD[1] * draw for draw in draws[:LEGS]]
+        chance, which, pause = draws[2 * LEGS:]
+        gap_leg = 1 + int(which * (LEGS - 2)) if chance < GAP else 0  # never the first nor the last
         times, prices = [0.0], [feed.turn(index, 0)]
-        for leg in range(LEGS):
-            times.append(times[-1] + BLOCK_MS * weights[leg] / sum(weights))
-            prices.append(feed.turn(index, leg + 1))
-            if leg and levels[leg + 1] - levels[leg] == levels[leg] - levels[leg - 1]:
-                self.breaks.append(int(times[leg]))
+        for leg, weight in enumerate(weights):
+            begun, length = times[-1], BLOCK_MS * weight / sum(weights)
+            price, target = prices[-1], feed.turn(index, leg + 1)
+            onward = levels[leg + 1] - levels[leg]
+            is_break = leg > 0 and onward == levels[leg] - levels[leg - 1]
+            if is_break and leg != gap_leg and draws[LEGS + leg] < FEINT:
+                times += (begun + FEINT_MS, begun + 2 * FEINT_MS)
+                prices += (price * (1 - onward * FEINT_BACK), price)
+            if is_break:
+                self.breaks.append(int(times[-1]))
+            if leg and leg == gap_leg:
+                start = int(begun + 0.4 * length) // GRID_MS * GRID_MS
+                self.gap = (start, start + (40 + int(20 * pause)) * GRID_MS)
+                times += self.gap
+                prices += (price + 0.35 * (target - price), price + 0.65 * (target - price))
+            times.append(begun + length)
+            prices.append(target)
         times[-1] = BLOCK_MS
-        chance, which, length = draws[2 * LEGS:2 * LEGS + 3]
-        if chance < GAP:
-            leg = 1 + int(which * (LEGS - 2))
-            start = int(times[leg] + 0.4 * (times[leg + 1] - times[leg])) // GRID_MS * GRID_MS
-            self.gap = (start, start + (40 + int(20 * length)) * GRID_MS)
-            far = prices[leg + 1] - prices[leg]
-            times[leg + 1:leg + 1] = self.gap
-            prices[leg + 1:leg + 1] = (prices[leg] + 0.35 * far, prices[leg] + 0.65 * far)
         return times, prices
 
     def _walk(self, times: list[float], prices: list[float]) -> list[float]:
@@ -163,11 +174,11 @@ class SyntheticFeed(Feed):
         level, direction = self._starts[index]
         walked, is_running = [level], False
         for leg, draw in enumerate(self.draws(f"legs/{index}", LEGS)):
-            # The first leg turns back: the touch after the start is one that holds.
+            # The first leg turns back, so that a block may begin anywhere.
             chance = BREAK_AGAIN if is_running else BREAK
             if level * direction > 0:  # outward is harder than back, and impossible at the end
                 chance *= 1 - abs(level) / LEVELS
-            is_running = leg > 0 and draw < chance
+            is_running = leg > 0 and draw < chance and index not in CALM_BLOCKS
             direction = direction if is_running else -direction
             level += direction
             walked.append(level)

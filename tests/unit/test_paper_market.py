@@ -109,7 +109,7 @@ def test_price_after_the_start_touches_levels_again_and_again():
         made = market(seed=seed)
         for symbol in (BTC, "ETHUSDT"):
             touches = touches_of(made, symbol, 600)
-            assert 9_000 <= touches[0] <= 25_000
+            assert 15_000 <= touches[0] <= 30_000
             waits = [b - a for a, b in zip(touches, touches[1:], strict=False)]
             assert max(waits) <= 90_000 and len(touches) >= 8
 
