@@ -74,7 +74,8 @@ class Bookkeeper:
         self.record(SignalReceived(signal=signal, received_ns=self._clock.wall_ns()), signal.symbol)
         return True
 
-    def close_signal(self, name: str, symbol: str, outcome: Outcome, reason: str, filled_qty: Decimal) -> None:
+    def close_signal(self, name: str, symbol: str, outcome: Outcome, reason: str,
+                     filled_qty: Decimal) -> None:
         """Give a signal its one outcome."""
         self.record(SignalClosed(signal=name, symbol=symbol, outcome=outcome, reason=reason,
                                  filled_qty=filled_qty), symbol)

@@ -72,7 +72,7 @@ def check_signal(signal: TradingSignal, book: SymbolBook, instrument: Instrument
     if signal.position_version != book.version:
         return Denial("stale_position", f"decided on position version {signal.position_version}, "
                       f"it is {book.version} since a stop, an exit or an operator moved it")
-    if not (signal.target_qty.is_finite() and _is_multiple(signal.target_qty, instrument.qty_increment)):
+    if not _is_multiple(signal.target_qty, instrument.qty_increment):
         return Denial("bad_quantity", f"target_qty must be a multiple of {instrument.qty_increment}, "
                       f"was {_shown(signal.target_qty)}")
     for name in ("stop_loss", "take_profit"):
@@ -107,7 +107,7 @@ def _is_multiple(number: Decimal, increment: Decimal) -> bool:
     try:
         return number % increment == 0
     except ArithmeticError:
-        return False  # more than 28 digits of steps
+        return False  # infinite, a signaling NaN, or more than 28 digits of steps
 
 
 def _shown(number: Decimal) -> str:

@@ -255,7 +255,7 @@ def test_journal_with_a_column_of_another_type_or_text_is_damaged(path, column, 
         "DELETE FROM events WHERE seq = 1",
         "DELETE FROM events WHERE seq = 4",
         "UPDATE events SET seq = 99 WHERE seq = 3",
-        "INSERT INTO events SELECT seq + 1, ts_ns, 'order', 'k', '', body, hash FROM events ORDER BY 1 DESC LIMIT 1",
+        "INSERT INTO events SELECT seq + 1, ts_ns, 'order', key, '', body, hash FROM events WHERE seq = 7",
     ],
 )
 def test_journal_with_rows_lost_moved_or_added_is_damaged(path, change):

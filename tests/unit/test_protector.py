@@ -1,0 +1,466 @@
+"""The protector over real books, with time moved by hand and refusals."""
+
+import io
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bot.bookkeeper import Bookkeeper
+from bot.books import Books
+from bot.config import ExecutorConfig
+from bot.errors import IllegalTransition
+from bot.events import ExitsSet
+from bot.log import Log
+from bot.orders import CLOSED, IN_FLIGHT, OrderRequest
+from bot.protection import is_protected
+from bot.protector import RETRY_WAIT_NS, Protector
+from tests.factory import BTC, ETH, SECOND, D, HandClock, filled, intended, received, signal
+
+BUDGET_S = 10
+
+
+class NoJournal:
+    """Keeps nothing: the protector's own rules are looked at here."""
+
+    def append(self, event):
+        pass
+
+    def commit(self):
+        pass
+
+
+class Bench:
+    def __init__(self):
+        self.clock, self.count, self.out = HandClock(), 0, io.StringIO()
+        self.books = Books()
+        self.keeper = Bookkeeper(NoJournal(), self.books, self.clock, lambda report: None)
+        self.restart()
+
+    def restart(self):
+        log = Log("executor", self.clock, stream=self.out)
+        self.protector = Protector(
+            ExecutorConfig(unprotected_s_max=BUDGET_S),
+            self.clock,
+            log,
+            keeper=self.keeper,
+            intend=self.intend,
+        )
+
+    @property
+    def book(self):
+        return self.books.book(BTC)
+
+    def intend(self, symbol, leg, side, qty, *, reduce_only, signal, checks, trigger_price=None):
+        assert reduce_only  # whatever protects can only make a position smaller
+        self.count += 1
+        request = OrderRequest(
+            client_order_id=f"{leg[0]}{self.count}",
+            symbol=symbol,
+            side=side,
+            qty=qty,
+            reduce_only=True,
+            trigger_price=trigger_price,
+            type=leg if leg in ("stop", "take_profit") else "market",
+        )
+        return self.keeper.intend(request, strategy="levels", signal=signal, leg=leg, checks=checks)
+
+    def fill(self, qty, side="buy", name="", cause="signal"):
+        self.count += 1
+        self.keeper.record(filled(name, qty, side, trade=f"t{self.count}", cause=cause))
+
+    def plan(self, stop="90", take=None, name="levels/7/1"):
+        self.keeper.record(
+            ExitsSet(symbol=BTC, signal=name, stop_loss=stop and D(stop), take_profit=take and D(take))
+        )
+
+    def enter(self, qty="10", side="buy", **plan):
+        self.plan(**plan)
+        self.fill(qty, side)
+
+    def act(self, state="RUNNING", *, is_read=True):
+        """Return what is to be sent and canceled now, in words."""
+        placed, canceled = self.protector.act(BTC, state, is_read=is_read)
+        return [
+            f"{o.leg} {o.request.side} {o.request.qty} {o.request.trigger_price or ''}".strip()
+            for o in placed
+        ], [o.id for o in canceled]
+
+    def answer(self, event, *, code=0, leg=None):
+        """Let the exchange answer everything in flight."""
+        for order in list(self.book.orders.values()):
+            if order.state in IN_FLIGHT and leg in (None, order.leg):
+                self.keeper.change(order, event, code=code)
+
+    def protect(self):
+        assert self.act() == (["stop sell 10 90"], [])
+        self.answer("accept")
+        assert self.act() == ([], [])
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def test_entry_with_a_stop_is_protected_at_once_with_one_of_full_size(bench):
+    bench.enter()
+    assert bench.act() == (["stop sell 10 90"], [])
+    assert bench.protector.unprotected_s(BTC) == 0.0
+    bench.clock.step(0.5)
+    assert bench.act() == ([], []) and bench.protector.unprotected_s(BTC) == 0.5
+    bench.answer("accept")
+    assert bench.act() == ([], []) and bench.protector.unprotected_s(BTC) == 0.0
+    stop = next(iter(bench.book.orders.values()))
+    assert stop.request.reduce_only and stop.signal == "levels/7/1"
+
+
+def test_entry_without_a_stop_needs_none(bench):
+    bench.enter(stop=None)
+    bench.clock.step(60)
+    assert bench.act() == ([], []) and bench.protector.unprotected_s(BTC) == 0.0
+
+
+def test_short_position_is_protected_on_the_other_side(bench):
+    bench.enter("3", "sell", stop="110", take="90")
+    assert bench.act() == (["stop buy 3 110", "take_profit buy 3 90"], [])
+
+
+def test_position_that_shrank_gets_its_new_stop_first_and_then_loses_the_old_one(bench):
+    bench.enter()
+    bench.protect()
+    bench.fill("4", "sell")
+    assert bench.act() == (["stop sell 6 90"], [])
+    assert bench.act() == ([], [])
+    bench.answer("accept")
+    assert bench.act() == ([], ["s2"])
+    assert bench.book.orders["s2"].state == "PENDING_CANCEL"
+
+
+def test_take_profit_that_filled_ends_the_stop_too(bench):
+    bench.enter(take="110")
+    assert bench.act() == (["stop sell 10 90", "take_profit sell 10 110"], [])
+    bench.answer("accept")
+    bench.fill("10", "sell", name="t3", cause="take_profit")
+    assert bench.act() == ([], ["s2"])
+
+
+def test_cancel_without_an_answer_is_sent_again_after_a_while_and_not_before(bench):
+    bench.enter()
+    bench.protect()
+    bench.fill("10", "sell")
+    assert bench.act() == ([], ["s2"])
+    bench.clock.step(0.9)
+    assert bench.act() == ([], [])
+    bench.clock.step(0.1)
+    assert bench.act() == ([], ["s2"])  # its answer was lost
+    bench.keeper.change(bench.book.orders["s2"], "refuse_cancel")
+    assert bench.act() == ([], [])  # refused: not at once either
+    bench.clock.step(1)
+    assert bench.act() == ([], ["s2"])
+    bench.keeper.change(bench.book.orders["s2"], "cancel")
+    bench.clock.step(5)
+    assert bench.act() == ([], [])
+
+
+def test_cancel_with_a_restart_before_it_left_is_sent_by_the_next_run(bench):
+    bench.enter()
+    bench.protect()
+    bench.fill("10", "sell")
+    assert bench.act() == ([], ["s2"])
+    bench.restart()
+    assert bench.act() == ([], ["s2"])
+
+
+def test_stop_whose_outcome_is_unknown_waits_and_past_the_budget_the_position_is_closed(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("lose")
+    bench.clock.step(BUDGET_S)
+    assert bench.act() == ([], [])
+    bench.clock.step(0.1)
+    assert bench.act("LOCKED") == (["close sell 10"], [])
+    assert "position_unprotected" in bench.out.getvalue()
+    assert bench.act("LOCKED") == ([], [])
+    bench.fill("10", "sell", name="c3", cause="close")
+    assert bench.act("LOCKED") == ([], [])  # the stop, unknown still, is not placed again
+    bench.answer("accept")
+    assert bench.act("LOCKED") == ([], ["s2"])  # found after all: nothing is left to protect
+
+
+def test_stop_that_is_refused_is_tried_again_with_back_off_and_then_the_position_is_closed(bench):
+    bench.enter()
+    start, tries = bench.clock.wall, []
+    while not any(o.leg == "close" for o in bench.book.orders.values()):
+        for text in bench.act()[0]:
+            tries.append((text, (bench.clock.wall - start) // SECOND))
+        bench.answer("reject", code=-2019, leg="stop")
+        bench.clock.step(0.25)
+        assert len(tries) < 20
+    stop, close = "stop sell 10 90", "close sell 10"
+    assert tries == [(stop, 0), (stop, 1), (stop, 3), (stop, 7), (close, BUDGET_S)]
+
+
+@pytest.mark.parametrize("end", ["expire", "cancel"])
+def test_stop_that_the_exchange_ends_at_once_is_not_placed_in_a_loop(bench, end):
+    bench.enter()
+    bench.act()
+    bench.answer("accept")
+    bench.keeper.change(bench.book.orders["s2"], end)
+    assert bench.act() == ([], [])
+    bench.clock.step(1)
+    assert bench.act() == (["stop sell 10 90"], [])
+
+
+def test_stop_that_never_left_is_tried_again(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("not_sent")
+    assert bench.act() == ([], [])
+    bench.clock.step(1)
+    assert bench.act() == (["stop sell 10 90"], [])
+
+
+def test_stop_that_would_trigger_at_once_closes_the_position_at_once(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("reject", code=-2021)
+    assert bench.act() == (["close sell 10"], [])
+
+
+def test_stop_moved_to_a_price_already_passed_closes_the_position_at_once(bench):
+    bench.enter()
+    bench.protect()
+    bench.plan("99", name="levels/7/2")
+    assert bench.act() == (["stop sell 10 99"], [])
+    bench.answer("reject", code=-2021, leg="stop")
+    assert bench.act() == (["close sell 10"], [])
+
+
+def test_next_position_after_a_stop_that_was_passed_lives(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("reject", code=-2021)
+    bench.act()
+    bench.fill("10", "sell", name="c3", cause="close")
+    assert bench.act() == ([], [])
+    bench.clock.step(30)
+    bench.enter(name="levels/7/2")  # the same price again
+    assert bench.act() == (["stop sell 10 90"], [])
+
+
+def test_stop_of_a_new_position_does_not_wait_for_the_back_off_of_the_last(bench):
+    bench.enter()
+    for _ in range(4):
+        bench.act()
+        bench.answer("reject", code=-2019)
+        bench.clock.step(9)
+    bench.fill("10", "sell")
+    bench.act()
+    bench.enter(name="levels/7/2")
+    assert bench.act() == (["stop sell 10 90"], [])
+
+
+def test_close_that_is_refused_is_tried_again_with_back_off(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("reject", code=-2021)
+    start, tries = bench.clock.wall, []
+    for _ in range(64):
+        if bench.act()[0] == ["close sell 10"]:
+            tries.append((bench.clock.wall - start) / SECOND)
+        bench.answer("reject", code=-1003, leg="close")
+        bench.answer("reject", code=-2021, leg="stop")  # between the closes the stop is tried again
+        bench.clock.step(0.25)
+    assert tries == [0, 1, 3, 7, 15]
+
+
+def test_close_whose_outcome_is_unknown_is_tried_again_reduce_only(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("reject", code=-2021)
+    assert bench.act() == (["close sell 10"], [])
+    bench.answer("lose")
+    assert bench.act("LOCKED") == ([], [])
+    bench.clock.step(1)
+    assert bench.act("LOCKED") == (["close sell 10"], [])
+
+
+def test_close_in_part_is_followed_by_one_of_the_rest(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("reject", code=-2021)
+    bench.act()
+    bench.fill("4", "sell", name="c3", cause="close")
+    assert bench.act() == ([], [])
+    bench.keeper.change(bench.book.orders["c3"], "expire")
+    assert bench.act() == (["close sell 6"], [])
+
+
+@pytest.mark.parametrize("step_s", [-3_600, 3_600])
+def test_clock_that_steps_does_not_hold_protection_up(bench, step_s):
+    bench.enter()
+    bench.act()
+    bench.answer("reject", code=-2019)
+    bench.clock.wall += step_s * SECOND
+    assert bench.act() == (["stop sell 10 90"], [])
+    assert bench.protector.unprotected_s(BTC) == 0  # an interval, by the clock that never steps
+
+
+@pytest.mark.parametrize("event", [None, "accept"])
+def test_order_that_moves_the_position_is_waited_for(bench, event):
+    bench.enter()
+    bench.keeper.record(received(signal()))
+    bench.keeper.record(intended("r1", "4", "sell", leg="reduce"))
+    if event:
+        bench.keeper.change(bench.book.orders["r1"], event)
+    assert bench.act() == ([], [])
+    assert bench.protector.unprotected_s(BTC) == 0
+    bench.clock.step(2)
+    assert bench.protector.unprotected_s(BTC) == 2  # but the time counts
+    bench.fill("4", "sell", name="r1")
+    assert bench.act() == (["stop sell 6 90"], [])
+
+
+def test_order_whose_outcome_is_unknown_does_not_keep_the_position_from_its_stop(bench):
+    bench.enter()
+    bench.keeper.record(received(signal()))
+    bench.keeper.record(intended("r1", "4", "sell", leg="reduce"))
+    bench.keeper.change(bench.book.orders["r1"], "lose")
+    assert bench.act("LOCKED") == (["stop sell 10 90"], [])
+
+
+@pytest.mark.parametrize(
+    ("state", "is_read", "acts"),
+    [
+        ("RUNNING", False, True),
+        ("REDUCING", False, True),
+        ("LOCKED", False, True),
+        ("HALTED", False, True),
+        ("RECONCILING", False, False),
+        ("RECONCILING", True, True),
+    ],
+)
+@pytest.mark.parametrize("action", ["place", "close"])
+def test_state_with_table_of_the_design_lets_protection_pass(bench, state, is_read, acts, action):
+    bench.enter()
+    expected = "stop sell 10 90"
+    if action == "close":
+        bench.act()
+        bench.answer("reject", code=-2021)
+        expected = "close sell 10"
+    assert bench.act(state, is_read=is_read) == ([expected] if acts else [], [])
+
+
+def test_symbols_with_their_own_time_are_told_apart(bench):
+    bench.enter()
+    bench.act()
+    bench.clock.step(3)
+    assert (bench.protector.unprotected_s(BTC), bench.protector.unprotected_s(ETH)) == (3, 0)
+
+
+class World(Bench):
+    """A bench whose exchange answers as hypothesis likes, and whose fills follow its rules."""
+
+    def play(self, kind, number):
+        orders = [o for o in self.book.orders.values() if o.state not in CLOSED]
+        order = orders[number % len(orders)] if orders else None
+        if kind == "enter":
+            if self.book.position_qty == 0:
+                self.enter(
+                    str(number % 3 + 1),
+                    "buy" if number % 2 else "sell",
+                    stop="90" if number % 2 else "110",
+                    name=f"levels/7/{self.count}",
+                )
+        elif kind == "reduce" and abs(self.book.position_qty) > 1:
+            self.fill("1", self.out_side)
+        elif kind == "wait":
+            self.clock.step(number / 2)
+        elif kind == "restart":
+            self.restart()
+        elif kind == "fill" and order is not None and order.request.side == self.out_side:
+            qty = min(order.request.qty - order.filled_qty, abs(self.book.position_qty))  # reduce-only
+            if qty:
+                self.fill(str(qty), self.out_side, name=order.id, cause="stop")
+        elif order is not None and kind not in ("enter", "reduce", "fill"):
+            try:
+                self.keeper.change(order, kind, code=-2021 if number == 7 else 0)
+            except IllegalTransition:
+                pass
+
+    @property
+    def out_side(self):
+        return "sell" if self.book.position_qty > 0 else "buy"
+
+    def check(self, placed, canceled):
+        qty = abs(self.book.position_qty)
+        assert all(o.request.qty == qty and o.request.reduce_only for o in placed)
+        assert len(placed) <= 1
+        stops = [o for o in self.book.orders.values() if o.request.is_conditional and o.state not in CLOSED]
+        live = [o for o in stops if o.state != "PENDING_CANCEL"]
+        assert len([o for o in live if o.request.side == self.out_side]) <= 2 or not qty
+        if (
+            qty
+            and not placed
+            and not canceled
+            and not any(o.state in IN_FLIGHT for o in stops)
+            and not (self.book.working())
+            and live
+            and len(live) == 1
+            and is_protected(self.book)
+        ):
+            assert live[0].request.qty - live[0].filled_qty >= qty
+
+    def settle(self):
+        """Let faults stop: what is asked is answered, and the position ends protected or closed."""
+        for _ in range(60):
+            for state in ("RUNNING", "LOCKED"):
+                self.act(state)
+            for order in list(self.book.orders.values()):
+                if order.leg == "close" and order.state not in CLOSED:
+                    qty = min(order.request.qty - order.filled_qty, abs(self.book.position_qty))
+                    if qty and order.request.side == self.out_side:
+                        self.fill(str(qty), order.request.side, name=order.id, cause="close")
+                    if order.state not in CLOSED:
+                        self.keeper.change(order, "expire")
+                elif order.state in IN_FLIGHT:
+                    self.keeper.change(order, "accept")
+                elif order.state == "PENDING_CANCEL":
+                    self.keeper.change(order, "cancel")
+            self.clock.step(2)
+
+
+KINDS = [
+    "enter",
+    "reduce",
+    "wait",
+    "restart",
+    "fill",
+    "accept",
+    "lose",
+    "reject",
+    "absent",
+    "not_sent",
+    "expire",
+    "cancel",
+    "refuse_cancel",
+]
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9)), max_size=40))
+def test_protection_with_any_events_keeps_its_promise_and_ends_well(events):
+    world = World()
+    for kind, number in events:
+        world.play(kind, number)
+        world.check(*world.protector.act(BTC, "RUNNING", is_read=True))
+    world.settle()
+    stops = [o for o in world.book.orders.values() if o.request.is_conditional and o.state not in CLOSED]
+    assert is_protected(world.book)
+    assert len(stops) == (1 if world.book.position_qty else 0)
+    assert sum(o.signed_leaves_qty for o in stops) == -world.book.position_qty
+
+
+def test_retry_wait_is_short_against_the_budget():
+    assert RETRY_WAIT_NS * 7 < BUDGET_S * SECOND  # tries at 0, 1, 3 and 7 s
