@@ -10,7 +10,8 @@ from bot.programs import find_config, names, note_config, sections, write_sectio
 from tests.harness import ROOT, write_config
 
 ETH = {"class": "a.b:C", "symbols": ["ETH/USDT:USDT"]}
-LIVE = {"mode": "live", "paper": None, "exchange": {"rest_url": "https://x.example", "ws_url": "wss://x.example"}}
+LIVE = {"mode": "live", "paper": None,
+        "exchange": {"rest_url": "https://x.example", "ws_url": "wss://x.example"}}
 
 
 def read(text: str) -> configparser.SectionProxy:
