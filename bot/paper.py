@@ -104,7 +104,13 @@ async def main(daemon: Daemon) -> None:
     store = Store(daemon.config.path(config.state))
     start_ms = store.kept("market_start_ms", int, daemon.clock.wall_ns() // 1_000_000)
     store.keep("market_start_ms", start_ms)
-    engine = Engine(config, build_market(config, start_ms, store.trade_ids()), store, daemon.clock)
+    if config.recording:
+        config = msgspec.structs.replace(config, recording=str(daemon.config.path(config.recording)))
+    market = build_market(config, start_ms, store.trade_ids())
+    engine = Engine(config, market, store, daemon.clock)
+    if market.is_tradable:
+        for symbol in engine.ledger.rules:
+            market.klines(symbol, "1m", 1)  # making the past takes a second: before anybody waits for it
     server = Server(daemon, engine, _keys(daemon, config))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
