@@ -62,9 +62,11 @@ class OrderSender:
         """Send a cancel, once; what it leaves open is asked for by the reconciler."""
         request = order.request
         try:
-            answer = await self._exchange.cancel(request.symbol, order.id, is_conditional=request.is_conditional)
+            answer = await self._exchange.cancel(request.symbol, order.id,
+                                                 is_conditional=request.is_conditional)
             outcome = classify_cancel(answer, order.id)
-            self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind, code=outcome.code)
+            self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind,
+                           code=outcome.code)
             if outcome.kind == "canceled":
                 self._keeper.change(order, "cancel")
             elif outcome.kind in ("rejected", "not_executed", "not_sent"):

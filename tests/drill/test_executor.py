@@ -1,4 +1,4 @@
-"""The executor with a real exchange beside it: real processes, real orders, lost and late answers, kill -9."""
+"""The executor with a real exchange beside it: real orders, lost and late answers, kill -9."""
 
 import subprocess
 import sys
