@@ -7,6 +7,7 @@ import asyncio
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -24,7 +25,7 @@ class _Socket:
     """What all four kinds share: options, binding, the edge-triggered wake-up, counters."""
 
     def __init__(self, kind: int, channel: Channel, bus: BusConfig) -> None:
-        self._socket: zmq.Socket = zmq.Context.instance().socket(kind)
+        self._socket: Any = zmq.Context.instance().socket(kind)
         options = {
             zmq.LINGER: channel.linger_ms,
             zmq.SNDHWM: channel.hwm,

@@ -14,7 +14,7 @@ from bot.bus import HARD_LIMIT_FACTOR, ZmqPublisher, ZmqPuller, ZmqPusher, ZmqSu
 from bot.config import BusConfig, Channel
 from bot.errors import ConfigError, WireError
 from bot.model import Heartbeat, Tick
-from bot.wire import MESSAGE_BYTES_MAX, HEARTBEAT_TOPIC, LossCounter, decode_tick, encode, tick_topic
+from bot.wire import HEARTBEAT_TOPIC, MESSAGE_BYTES_MAX, LossCounter, decode_tick, encode, tick_topic
 from tests.harness import free_port
 
 BTC = "BTC/USDT:USDT"
