@@ -58,12 +58,12 @@ class _Socket:
     def watch(self, handler: Callable) -> None:
         """Call handler with a list of messages whenever there are some."""
         self._loop, self._handler = asyncio.get_running_loop(), handler
-        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._drain)
+        self._loop.add_reader(self._socket.fileno(), self._drain)
         self._loop.call_soon(self._drain)
 
     def close(self) -> None:
         if self._loop is not None:
-            self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+            self._loop.remove_reader(self._socket.fileno())
             self._loop = None
         self._socket.close()
 

@@ -44,7 +44,7 @@ class Daemon:
         assert self._tasks is not None
         return self._tasks.create_task(work)
 
-    def every(self, seconds: float, action: Callable[[], None | Awaitable[None]]) -> asyncio.Task:
+    def every(self, seconds: float, action: Callable[[], Awaitable[None] | None]) -> asyncio.Task:
         """Call action now and then each `seconds`; late turns are skipped, not made up for."""
         async def repeat() -> None:
             while not self.stopping.is_set():

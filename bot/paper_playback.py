@@ -74,9 +74,9 @@ class Recording:
             if event["e"] == "depthUpdate":
                 diffs.append((event["u"], number))
         self.contracts = {symbol: _contract(symbol, *seen) for symbol, seen in found.items() if seen[0]}
-        if rest and len(self.kinds) == 1:  # a REST answer does not name its symbol
-            if continuing := [number for u, number in diffs if u >= rest["lastUpdateId"]]:
-                self.rest, self._first_line = rest, continuing[0]
+        continuing = [number for u, number in diffs if rest and u >= rest["lastUpdateId"]]
+        if continuing and len(self.kinds) == 1:  # a REST answer does not name its symbol
+            self.rest, self._first_line = rest, continuing[0]
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield (local time in ns, frame with its envelope); a CSV row becomes an aggTrade frame."""
