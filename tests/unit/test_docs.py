@@ -65,6 +65,15 @@ def test_architecture_page_with_the_order_table_has_every_state():
         assert f"| {state} |" in page
 
 
+def test_architecture_page_with_the_users_words_names_what_is_there():
+    row = r"^\| [\w, ]+ \| (.*`.*) \| `(bot/\w+\.py)` \|$"
+    rows = re.findall(row, read("docs/architecture.md"), re.MULTILINE)
+    assert len(rows) >= 8
+    for names, path in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"(class|def) {name}\b", read(path)), f"{name} is not in {path}"
+
+
 @pytest.mark.parametrize("page", ["README.md", "RUNBOOK.md", "CHANGELOG.md", "docs/architecture.md",
                                   "docs/decisions.md", "docs/wire.md", "docs/config.md"])
 def test_page_with_paths_names_files_that_exist(page):
