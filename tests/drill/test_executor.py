@@ -124,25 +124,27 @@ def test_executor_with_a_new_stop_moves_it_new_first(running: Appliance, signale
     _agree(running)
 
 
-@pytest.mark.parametrize(("changes", "rule"), [
+BAD_SIGNALS = [
+    ({"created_ns": 1}, "signal_age"),  # first: behind a fresher one it would be superseded
     ({"target_qty": Decimal("100")}, "order_notional"),
-    ({"created_ns": 1}, "signal_age"),
     ({"position_version": 99}, "stale_position"),
     ({"strategy": "other"}, "not_owner"),
     ({"stop_loss": Decimal("9999999")}, "stop_side"),
     ({"target_qty": Decimal("0.0105")}, "bad_quantity"),
     ({"stop_loss": Decimal("-1")}, "bad_price"),
     ({"tick_exchange_ns": 1}, "stale_tick"),
-    ({"expires_ns": 1}, "expired"),
+    ({"expires_ns": 1}, "time to live"),
     ({"symbol": "DOGE/USDT:USDT"}, "not_owner"),
-])
-def test_executor_with_a_bad_signal_denies_it(running: Appliance, signaler: Signaler, changes: dict,
-                                              rule: str) -> None:
-    signal = signaler.send(signaler.signal("0.010", mark=_mark(running), **changes))
-    closed = wait_until(lambda: running.journal().find(
-        "outcome", f"{signal.strategy}/{signal.run}/{signal.seq}"), 10)
-    assert closed.outcome == ("expired" if rule == "expired" else "denied")
-    assert rule in closed.reason or rule == "expired"
+]
+
+
+def test_executor_with_bad_signals_denies_each_with_its_rule(running: Appliance, signaler: Signaler) -> None:
+    for changes, rule in BAD_SIGNALS:
+        signal = signaler.send(signaler.signal("0.010", mark=_mark(running), **changes))
+        name = f"{signal.strategy}/{signal.run}/{signal.seq}"
+        closed = wait_until(lambda name=name: running.journal().find("outcome", name), 10)
+        assert closed.outcome == ("expired" if "expires_ns" in changes else "denied"), changes
+        assert rule in closed.reason
     assert running.exchange_orders() == []
 
 
@@ -158,22 +160,25 @@ def test_executor_with_a_repeated_signal_acks_again_and_acts_once(running: Appli
     assert running.journal().counts()["outcome"] == 1
 
 
-@pytest.mark.parametrize("fault", [
+LOST_ANSWERS = [
     {"do": "lose_answer"}, {"do": "truncate"}, {"do": "delay_answer", "delay_ms": 2_500},
     {"do": "answer", "status": 503, "body": '{"code":-1000,"msg":"Unknown error"}', "is_executed": True},
     {"do": "answer", "status": 200, "body": "", "is_executed": True},
     {"do": "answer", "status": 200, "body": "{}", "is_executed": True},
     {"do": "answer", "status": 502, "body": "<html>bad gateway</html>", "is_executed": True},
-])
-def test_executor_with_a_lost_answer_finds_its_order(
-    running: Appliance, signaler: Signaler, fault: dict
-) -> None:
-    running.control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", **fault})
-    outcome = signaler.outcome(_enter(running, signaler))
-    assert (outcome.outcome, outcome.filled_qty) == ("done", QTY)
-    assert len(running.exchange_orders()) == 1
-    wait_until(lambda: len(running.open_stops()) == 2)
-    _agree(running)
+]
+
+
+def test_executor_with_lost_answers_finds_each_order(running: Appliance, signaler: Signaler) -> None:
+    for number, fault in enumerate(LOST_ANSWERS, 1):
+        running.control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", **fault})
+        entered = signaler.outcome(_enter(running, signaler))
+        assert (entered.outcome, entered.filled_qty) == ("done", QTY), fault
+        wait_until(lambda: len(running.open_stops()) == 2)
+        closing = signaler.send(signaler.signal("0", mark=_mark(running)))
+        assert signaler.outcome(closing.seq).outcome == "done"
+        assert len(running.exchange_orders()) == 2 * number
+        _agree(running)
 
 
 def test_executor_with_a_lost_request_declares_absence_only_late(
@@ -257,11 +262,12 @@ def test_executor_with_a_halt_lets_nothing_out_but_protection(running: Appliance
     _agree(running)
 
 
-def test_executor_with_a_stop_that_fired_denies_what_was_decided_before(running: Appliance,
+def test_executor_with_an_exit_that_fired_denies_what_was_decided_before(running: Appliance,
                                                                         signaler: Signaler) -> None:
     mark = _mark(running)
-    # So close that the market's own noise takes it out soon.
-    signal = signaler.send(signaler.signal("0.010", mark=mark, stop_loss=f"{mark - 0.5:.1f}"))
+    # So close that the market's own noise takes it out soon, to whichever side it goes.
+    signal = signaler.send(signaler.signal("0.010", mark=mark, stop_loss=f"{mark - 1:.1f}",
+                                           take_profit=f"{mark + 1:.1f}"))
     assert signaler.outcome(signal.seq).outcome == "done"
     wait_until(lambda: running.exchange_position() == 0, 60)
     wait_until(lambda: running.our_position() == 0)
