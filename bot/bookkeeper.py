@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from bot.books import Books, Order
 from bot.clock import Clock
+from bot.errors import IllegalTransition, InvariantError
 from bot.events import (
     FillBooked,
     FillCause,
@@ -33,16 +34,20 @@ class Bookkeeper:
     """The one who writes."""
 
     def __init__(self, journal: Journal, books: Books, clock: Clock,
-                 publish: Callable[[Report], None]) -> None:
+                 publish: Callable[[Report], None], halt: Callable[[str, str], None]) -> None:
         self.journal, self.books = journal, books
-        self._clock, self._publish = clock, publish
+        self._clock, self._publish, self._halt = clock, publish, halt
         self._reports: list[Report] = []
         self._is_dirty = False
         self.touched: set[str] = set()  # symbols changed since the executor last looked
 
     def record(self, event: JournalEvent, symbol: str = "") -> None:
-        """Apply and append. Raises before anything changed; JournalError ends the process."""
-        self.books.apply(event)
+        """Apply and append. What the books refuse halts trading, and then ends the process."""
+        try:
+            self.books.apply(event)
+        except (InvariantError, IllegalTransition) as error:
+            self._halt("executor", str(error))
+            raise
         self._is_dirty = True
         self.journal.append(event)
         if symbol:

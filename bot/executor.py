@@ -19,7 +19,7 @@ from bot.config_file import read_secret
 from bot.connection import pool
 from bot.daemon import Daemon, run
 from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
-from bot.errors import ConfigError, ExchangeError, IllegalTransition, InvariantError, WireError
+from bot.errors import ConfigError, ExchangeError, JournalError, WireError
 from bot.events import ExitsSet, Halted, Resumed, Started
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
@@ -62,7 +62,7 @@ class OrderExecutor:
         self._prices: dict[str, Prices] = {}
         self._gateway_ns = 0  # monotonic time of the last sign of life on the ticks channel
         self.books: Books = journal.load()
-        self.keeper = Bookkeeper(journal, self.books, clock, self._report)
+        self.keeper = Bookkeeper(journal, self.books, clock, self._report, self.halt_all)
         self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
                                      open_stream=open_stream, wake=self.cycle, halt=self.halt_all)
         self.sender = OrderSender(
@@ -121,24 +121,19 @@ class OrderExecutor:
                 self._see_price(message)
 
     def cycle(self) -> None:
-        """Do what follows from the books, now. An invariant that broke halts before it ends us."""
-        try:
-            self._journal_halts()
-            symbols = set(self.reconciler.traded) | self.keeper.touched
-            self.keeper.touched = set()
-            orders, cancels = [], []
-            for symbol in sorted(symbols):
-                orders += self._act(symbol)
-                placed, canceled = self.protector.act(symbol, self.symbol_state(symbol)[0],
-                                                      is_read=symbol in self.reconciler.read)
-                orders += placed
-                cancels += canceled
-            changed = sorted(self.keeper.touched)
-            self.keeper.commit()
-        except (InvariantError, IllegalTransition) as error:
-            self.halt_all("executor", str(error))
-            raise
-        for symbol in changed:
+        """Do what follows from the books, now."""
+        self._journal_halts()
+        orders, cancels = [], []
+        # A symbol that left the configuration may still have a position to protect.
+        for symbol in sorted({*self.reconciler.traded, *self.books.symbols}):
+            orders += self._act(symbol)
+            placed, canceled = self.protector.act(symbol, self.symbol_state(symbol)[0],
+                                                  is_read=symbol in self.reconciler.read)
+            orders += placed
+            cancels += canceled
+        self.keeper.commit()
+        changed, self.keeper.touched = self.keeper.touched, set()
+        for symbol in sorted(changed):
             self._report_position(symbol)
         for order in orders:
             self.reconciler.sending.add(order.id)
@@ -234,13 +229,12 @@ class OrderExecutor:
     def intend(self, symbol: str, leg: Leg, side: Side, qty: Decimal, *, reduce_only: bool, signal: str,
                 checks: dict[str, str], trigger_price: Decimal | None = None) -> Order:
         """Record an order to be sent after the commit; its id is made here, once."""
-        strategy, run_id, seq = (
-            signal.split("/") if signal else (self._config.owner_of(symbol) or "none", "0", "0")
-        )
+        # Without a signal the symbol stands for it: ids of two symbols never meet.
+        name, run_id, seq = signal.rsplit("/", 2) if signal else (symbol, "0", "0")
         request = OrderRequest(
             client_order_id=client_order_id(
                 self.books.epoch,
-                strategy=strategy,
+                strategy=name,
                 run=int(run_id),
                 seq=int(seq),
                 leg=leg,
@@ -253,6 +247,7 @@ class OrderExecutor:
             trigger_price=trigger_price,
             type=leg if leg in ("stop", "take_profit") else "market",
         )  # type: ignore[arg-type]
+        strategy = name if signal else self._config.owner_of(symbol) or "none"
         return self.keeper.intend(request, strategy=strategy, signal=signal, leg=leg, checks=checks)
 
     def _context(self, symbol: str) -> Context:
@@ -375,10 +370,14 @@ async def main(daemon: Daemon) -> None:
     exchange = Exchange(config.exchange, clock, orders=pool(config.exchange, clock),
                         queries=pool(config.exchange, clock), keys=(secret[0], secret[1]))
     publisher = ZmqPublisher(bus.reports, bus)
-    executor = OrderExecutor(
-        config, clock, daemon.log, run_id=daemon.run, exchange=exchange, journal=journal,
-        halts=HaltFiles(config.state_path / "halt"), publish=publisher.send, open_stream=open_stream,
-        spawn=daemon.spawn)
+    halts = HaltFiles(config.state_path / "halt")
+    try:
+        executor = OrderExecutor(
+            config, clock, daemon.log, run_id=daemon.run, exchange=exchange, journal=journal, halts=halts,
+            publish=publisher.send, open_stream=open_stream, spawn=daemon.spawn)
+    except JournalError as error:
+        halts.set("all", who="executor", why=str(error), clock=clock)
+        raise
     executor.begin()
     daemon.status = executor.status
     await _load(daemon, exchange, executor)
@@ -425,7 +424,7 @@ async def _load(daemon: Daemon, exchange: Exchange, executor: OrderExecutor) -> 
         except ExchangeError as error:
             daemon.log.warning("exchange_unreachable", error=str(error))
             await daemon.clock.sleep(1.0)
-    missing = [s for s in executor.reconciler.traded if s not in exchange.instruments]
+    missing = [s for s in daemon.config.symbols() if s not in exchange.instruments]
     if missing and not daemon.stopping.is_set():
         raise ConfigError(f"strategy symbols {', '.join(missing)}: not listed by {daemon.config.exchange.id}")
 

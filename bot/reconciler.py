@@ -65,7 +65,10 @@ class Reconciler:
 
     @property
     def traded(self) -> tuple[str, ...]:
-        return tuple(sorted(s for strategy in self._config.strategy.values() for s in strategy.symbols))
+        """Return the symbols to answer for: those of strategies, and those that still hold something."""
+        ours = {s for strategy in self._config.strategy.values() for s in strategy.symbols}
+        held = {b.symbol for b in self._books.symbols.values() if b.position_qty or b.live_orders()}
+        return tuple(sorted(ours | held))
 
     async def follow(self) -> None:
         """Follow the private stream for ever; each time it is up again, compare the books."""
@@ -166,7 +169,8 @@ class Reconciler:
         if book.last_trade_id:
             fills = await self._exchange.fills_since(symbol, from_trade_id=book.last_trade_id + 1)
         elif book.orders:
-            start_ns = min(o.intended_ns for o in book.orders.values()) - CLOCK_SLACK_NS
+            first_ns = min(o.intended_ns for o in book.orders.values())
+            start_ns = first_ns + self._exchange.clock_offset_ns - CLOCK_SLACK_NS
             fills = await self._exchange.fills_since(symbol, start_ns=start_ns)
         else:
             return

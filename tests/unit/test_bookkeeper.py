@@ -16,11 +16,13 @@ class Desk:
 
     def __init__(self, path):
         self.clock, self.path, self.published = HandClock(), path / "journal.db", []
+        self.halts = []
         self.open()
 
     def open(self):
         self.journal = Journal(self.path, self.clock, identity={"account": "main"}, checkpoint_events=50)
-        self.keeper = Bookkeeper(self.journal, self.journal.load(), self.clock, self.published.append)
+        self.keeper = Bookkeeper(self.journal, self.journal.load(), self.clock, self.published.append,
+                                 lambda who, why: self.halts.append(why))
         self.journal.begin_epoch("e")
 
     def restart(self):
@@ -176,6 +178,7 @@ def test_record_with_illegal_event_leaves_journal_and_books_as_they_were(desk):
     assert desk.keeper.books.encode() == before and desk.told() == [] and desk.keeper.touched == set()
     desk.restart()
     assert desk.keeper.books.encode() == before
+    assert len(desk.halts) == 1, "what the books refuse halts trading"
 
 
 def test_intent_with_commit_is_reported_and_found(desk):
