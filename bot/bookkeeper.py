@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from bot.books import Books, Order
 from bot.clock import Clock
+from bot.crash import point
 from bot.errors import IllegalTransition, InvariantError
 from bot.events import (
     FillBooked,
@@ -59,12 +60,16 @@ class Bookkeeper:
     def commit(self) -> None:
         """Make all recorded events durable, then report them."""
         if self._is_dirty:
+            point("keeper.before_commit")
             self.journal.commit()
+            point("keeper.committed")
             self._is_dirty = False
             self.journal.checkpoint(self.books)
         reports, self._reports = self._reports, []
         for report in reports:
             self._publish(report)
+        if reports:
+            point("keeper.reported")
 
     def receive(self, signal: TradingSignal) -> bool:
         """Take a signal in, once; acknowledge it again when it is known. Return whether it is new."""

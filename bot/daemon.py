@@ -22,6 +22,7 @@ from bot import __version__
 from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import load
+from bot.crash import PLAN
 from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
 from bot.log import Log
 
@@ -124,6 +125,8 @@ def run(name: str, main: Callable[[Daemon], Coroutine[Any, Any, None]], argv: li
     clock = Clock()
     try:
         config = load(args.config)
+        if PLAN and config.mode == "live":
+            raise ConfigError("TRADEHOST_CRASH: crash points are for tests; unset it in mode live")
         lock = take_lock(config, name)
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)

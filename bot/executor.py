@@ -17,6 +17,7 @@ from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import read_secret
 from bot.connection import pool
+from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
 from bot.errors import ConfigError, ExchangeError, JournalError, WireError
@@ -80,6 +81,7 @@ class OrderExecutor:
         """Start a new epoch: orders of the last one that had no answer are unknown now."""
         epoch = new_epoch(self._clock.wall_ns(), self._clock.token(2))
         self.keeper.journal.begin_epoch(epoch)
+        point("executor.epoch_begun")
         self.keeper.record(Started(epoch=epoch, version=__version__, config=self._config.fingerprint()))
         for book in self.books.symbols.values():
             for order in book.live_orders():
@@ -102,7 +104,9 @@ class OrderExecutor:
 
     def process_received_signal(self, signal: TradingSignal) -> None:
         """Journal a signal once. It is acknowledged, and acted on, by the next cycle's commit."""
+        point("executor.signal_received")
         if self.keeper.receive(signal):
+            point("executor.signal_recorded")
             self._log.info("signal", strategy=signal.strategy, run=signal.run, seq=signal.seq,
                            symbol=signal.symbol, target_qty=signal.target_qty, reason=signal.reason)
 
@@ -131,7 +135,9 @@ class OrderExecutor:
                                                   is_read=symbol in self.reconciler.read)
             orders += placed
             cancels += canceled
+        point("executor.cycle_recorded")
         self.keeper.commit()
+        point("executor.cycle_committed")
         changed, self.keeper.touched = self.keeper.touched, set()
         for symbol in sorted(changed):
             self._report_position(symbol)

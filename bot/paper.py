@@ -13,6 +13,7 @@ from aiohttp import web
 
 from bot.config import PaperConfig
 from bot.config_file import read_secret
+from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.errors import ConfigError, InvariantError
 from bot.log import Tally
@@ -79,8 +80,11 @@ class Server:
         route = ROUTES.get(f"{request.method} {request.path}")
         if route and (route.is_order or request.method == "DELETE"):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
-        return self.rest.answer(request.method, request.path, request.raw_path.partition("?")[2], body,
-                                request.headers.get("X-MBX-APIKEY"))
+        answer = self.rest.answer(request.method, request.path, request.raw_path.partition("?")[2], body,
+                                  request.headers.get("X-MBX-APIKEY"))
+        if route and route.is_order:
+            point("paper.before_answer")
+        return answer
 
 
 class Complaints:

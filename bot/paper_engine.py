@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from bot.clock import Clock
 from bot.config import PaperConfig
+from bot.crash import point
 from bot.paper_ledger import Ledger
 from bot.paper_market import Frame, Market
 from bot.paper_model import Event, Order, Refused, Rules
@@ -91,8 +92,11 @@ class Engine:
     def commit(self) -> None:
         """Write what happened to disk, and then tell."""
         if events := self.ledger.events():
+            point("paper.before_commit")
             self.store.save(self.ledger, events)
+            point("paper.committed")
             self.listener(events)
+            point("paper.told")
 
     def _react(self, symbol: str, now_ms: int) -> None:
         market, ledger = self.market, self.ledger

@@ -13,6 +13,7 @@ from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
 from bot.books import Order
 from bot.clock import Clock
 from bot.config import Config
+from bot.crash import point
 from bot.errors import ConfigError, ExchangeError
 from bot.events import FillCause, OrderIntended, Reconciled
 from bot.exchange import Exchange
@@ -149,6 +150,7 @@ class Reconciler:
             positions = await self._positions()
             for symbol in self.traded:
                 differences += await self._compare_position(symbol, positions)
+            point("reconciler.compared")
             self._keeper.record(
                 Reconciled(
                     trigger=trigger,
@@ -335,6 +337,7 @@ class Reconciler:
         else:
             new = self._book_without_order(fill, name)
         if new:
+            point("reconciler.fill_recorded")
             self._log.info("fill", client_order_id=name, symbol=fill.symbol, side=fill.side, qty=fill.qty,
                            price=fill.price, fee=fill.fee, trade_id=fill.trade_id)
 

@@ -12,6 +12,7 @@ import msgspec
 
 from bot.clock import Clock
 from bot.config import Config, StrategyConfig
+from bot.crash import point
 from bot.errors import ConfigError, WireError
 from bot.log import Log, Tally
 from bot.model import (
@@ -213,12 +214,14 @@ class StrategyRunner:
             self._positions.clear()
 
     def _on_ack(self, key: Key) -> None:
+        point("runner.ack_heard")
         self._pushed.pop(key, None)
         try:
             self._acked += self._outbox.acknowledge(key)
         except OSError as error:
             self._acked += 1
             self._failed.add("acknowledge", error=str(error))
+        point("runner.ack_written")
 
     def _on_report(self, report: SymbolReport, now_ns: int) -> None:
         if isinstance(report, PositionReport):
@@ -306,6 +309,7 @@ class StrategyRunner:
             position_version=position_version, tick_run=tick.run, tick_seq=tick.seq,
             tick_price=tick.price, tick_exchange_ns=tick.exchange_ns, tick_receive_ns=tick.receive_ns,
             reason=target.reason[:REASON_MAX])
+        point("runner.decided")
         try:
             self._outbox.append(signal)
         except OSError as error:
@@ -314,6 +318,7 @@ class StrategyRunner:
         except WireError as error:
             self.refused.add("malformed", symbol=target.symbol, text=str(error))
             return
+        point("runner.appended")
         self._sent[target.symbol] = sent_of(signal, now_ns, before=self._sent.get(target.symbol))
         self._flush(now_ns)
         if target != waiting.wish:
@@ -328,10 +333,13 @@ class StrategyRunner:
             if now_ns - self._pushed.get(key, -inf) >= self.table.resend_ms * 1_000_000:
                 if not self._send(raw):
                     break
+                point("runner.pushed")
                 self._pushed[key] = now_ns
                 pushed += 1
         try:
             self._outbox.sync()
+            if pushed:
+                point("runner.synced")
         except OSError as error:
             self._failed.add("sync", error=str(error))
         return pushed

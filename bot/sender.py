@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from bot.bookkeeper import Bookkeeper
 from bot.books import Order
+from bot.crash import point
 from bot.errors import ExchangeError
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
@@ -27,7 +28,9 @@ class OrderSender:
         try:
             signed = self._exchange.build(order.request)
             self._reconciler.fences[order.id] = signed.fence_ns
+            point("sender.built")
             answer = await self._exchange.submit(signed, may_send=lambda: self._refusal(order))
+            point("sender.answered")
             outcome = classify(answer, order.id)
             self._log.info(
                 "order_answered",
@@ -54,6 +57,7 @@ class OrderSender:
             self._keeper.change(order, "not_sent", text=str(error))
         finally:
             self._reconciler.sending.discard(order.id)
+        point("sender.answer_recorded")
         self._wake()
 
     SendMarketOrder = send_market_order  # the name it had in the first sketch of the system
@@ -61,9 +65,11 @@ class OrderSender:
     async def cancel(self, order: Order) -> None:
         """Send a cancel, once; what it leaves open is asked for by the reconciler."""
         request = order.request
+        point("sender.cancel_first_byte")
         try:
             answer = await self._exchange.cancel(request.symbol, order.id,
                                                  is_conditional=request.is_conditional)
+            point("sender.cancel_answered")
             outcome = classify_cancel(answer, order.id)
             self._log.info("cancel_answered", client_order_id=order.id, outcome=outcome.kind,
                            code=outcome.code)
@@ -83,4 +89,5 @@ class OrderSender:
             halt = self._halts.covering(strategy=order.strategy, symbol=order.request.symbol)
             if halt is not None:
                 return f"halted by {halt.who}: {halt.why}"
+        point("sender.first_byte")
         return ""
