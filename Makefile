@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 
 help:
 	@echo "make run     trade on the paper exchange, in the foreground; Ctrl-C ends it (CONFIG=path)"
-	@echo "make test    the tests, at most 10 minutes"
+	@echo "make test    the tests, at most 10 minutes; three side by side, they mostly wait"
 	@echo "make check   lint, types, layers, generated docs, example config"
 	@echo "make drill   the long proofs; make bench: the measurements"
 	@echo "make docs    write the generated docs; make lock: refresh the pinned requirements"
@@ -26,7 +26,7 @@ run: $(VENV)/.run
 install: $(VENV)/.run
 
 test: $(VENV)/.dev
-	@$(PYTEST) -m "not drill and not bench" --durations=10 $(ARGS)
+	@$(PYTEST) -m "not drill and not bench" -n 3 --dist loadfile --durations=10 $(ARGS)
 
 check: $(VENV)/.dev
 	@$(PYTHON) -m ruff check .

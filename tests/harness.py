@@ -1,5 +1,6 @@
 """Starting real processes in tests: ports, a whole configuration, waiting, ending."""
 
+import itertools
 import os
 import signal
 import socket
@@ -13,17 +14,21 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY, API_SECRET = "K" * 64, "S" * 64
-_ports: set[int] = set()  # handed out: the kernel gives the same one twice now and then
+# Below the range the kernel takes for outgoing connections (32768 on), starting elsewhere in each
+# process: tests run side by side.
+PORTS = range(10_000, 32_000)
+_next_port = itertools.count(os.getpid() * 97)
 
 
 def free_port() -> int:
     """Return a loopback port that was free a moment ago, and a different one each time."""
     while True:
+        port = PORTS[next(_next_port) % len(PORTS)]
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port not in _ports:
-            _ports.add(port)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
             return port
 
 

@@ -46,8 +46,8 @@ def test_appliance_with_each_process_killed_in_turn_comes_back_by_itself(tmp_pat
                           strategy={"levels": {"class": "restless:Restless", "signals_per_s_max": 5}})
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     with open(tmp_path / "run.log", "wb") as log:
-        run = subprocess.Popen([sys.executable, "-m", "bot.run", "--config", str(appliance.path)],
-                               cwd=ROOT, env=env, stdout=log, stderr=log)
+        command = [sys.executable, "-m", "bot.run", "--config", str(appliance.path), "--root", str(tmp_path)]
+        run = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
     try:
         wait_until(lambda: appliance.status()["counters"]["fills"] >= 1, 60)
         names = ["gateway", "strategy-levels", "executor", "paper"]
