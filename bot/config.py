@@ -6,6 +6,7 @@ folder that holds the virtual environment (the checkout), wherever the command i
 
 import hashlib
 import sys
+import zlib
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 Linger = Annotated[int, Meta(ge=0, le=10_000)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
+Leverage = Annotated[int, Meta(ge=1, le=125)]
 Timeframe = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "1d"]
 
 
@@ -80,12 +82,31 @@ class ExchangeConfig(Table, kw_only=True, frozen=True):
         Annotated[int, Meta(ge=500, le=60_000)],
         Meta(description="the exchange refuses an order older than this: the fence after which no first "
              "delivery is possible; the exchange's own default is 5,000")] = 3_000
+    instruments_s: Annotated[
+        Seconds, Meta(description="how often the symbols' rules and status are read again; an order that "
+                      "they refuse does it at once")] = 300
     connect_timeout_ms: Annotated[
         Milliseconds, Meta(description="to open a connection, TLS included: ten round trips around the "
                            "globe")] = 3_000
     request_timeout_ms: Annotated[
         Milliseconds, Meta(description="without an answer for this long an outcome is unknown; healthy ones "
                            "take less than 1,000")] = 5_000
+
+
+class AccountConfig(Table, kw_only=True, frozen=True):
+    """What the account must be set to at the exchange: read back and compared, never set from here."""
+
+    margin_mode: Annotated[
+        Literal["cross", "isolated"], Meta(description="of every traded symbol; another one locks it")
+    ] = "cross"
+    leverage: Annotated[
+        Leverage, Meta(description="of every traded symbol; another one locks it. 20 is the exchange's "
+                       "default")] = 20
+    symbol_leverage: Annotated[
+        dict[str, Leverage], Meta(description="of symbols that differ from it")] = {}
+    is_multi_asset: Annotated[
+        bool, Meta(description="whether all assets are margin for all positions; otherwise nothing "
+                   "opens")] = False
 
 
 class GatewayConfig(Table, kw_only=True, frozen=True):
@@ -131,6 +152,9 @@ class StrategyConfig(Table, kw_only=True, frozen=True):
     signals_per_s_max: Annotated[
         Count, Meta(description="a looping strategy is held back here, before the journal sees it; the "
                     "newest target waits")] = 2
+    metrics_port: Annotated[
+        int, Meta(ge=0, le=65_535, description="where its metrics are; 0: `base_port` + 10 + a number made "
+                  "of the name, so that none moves when another strategy comes or goes")] = 0
     outbox_max: Annotated[
         Count, Meta(description="unacknowledged signals kept, 8 min at the full rate without executor; one "
                     "more is refused, counted and logged")] = 1_000
@@ -189,6 +213,46 @@ class JournalConfig(Table, kw_only=True, frozen=True):
                     "0.3 s")] = 20_000
 
 
+class HealthConfig(Table, kw_only=True, frozen=True):
+    """What health finds, kills and halts for. It looks at everything each second."""
+
+    stuck_ms: Annotated[
+        Milliseconds, Meta(description="a process that lives and has not beaten for this long is killed and "
+                           "started again; the longest healthy pause, a start on a busy host, is 3,000")
+    ] = 10_000
+    restarts_max: Annotated[
+        Count, Meta(description="more crashes than this within restart_window_s are a loop: a strategy's "
+                    "halts the strategy, any other's halts all; an operator's restarts do not count")] = 5
+    restart_window_s: Annotated[Seconds, Meta(description="crashes older than this are forgotten")] = 300
+    memory_mb_max: Annotated[
+        Count, Meta(description="a process that holds more is killed and started again; healthy ones hold "
+                    "60 to 200")] = 1_000
+    memory_growth_mb_per_h_max: Annotated[
+        Count, Meta(description="growth over half an hour or more that is told of: at this rate "
+                    "memory_mb_max is reached within a night")] = 100
+    cpu_pct_max: Annotated[
+        Count, Meta(description="of one core over half a minute; more is told of: ticks will be lost")] = 90
+    descriptors_pct_max: Annotated[
+        Count, Meta(description="of the process's limit of file descriptors; more is told of")] = 80
+    disk_free_mb_min: Annotated[
+        Count, Meta(description="free space where state_dir is; less is told of: logs and journal take at "
+                    "most about this much")] = 1_000
+    host_memory_mb_min: Annotated[
+        Count, Meta(description="memory available on the host; less is told of: the kernel ends processes "
+                    "when there is none")] = 200
+    clock_offset_ms_max: Annotated[
+        Count, Meta(description="between the host's clock and the exchange's; more is told of: orders carry "
+                    "the exchange's time, but records do not")] = 500
+
+
+class MetricsConfig(Table, kw_only=True, frozen=True):
+    """Prometheus metrics: one loopback port per process. docs/metrics.md lists them."""
+
+    base_port: Annotated[
+        int, Meta(ge=0, le=65_000, description="gateway here, then executor, guard, health and paper; "
+                  "strategies from 10 above on; 0: none")] = 9_560
+
+
 class LogConfig(Table, kw_only=True, frozen=True):
     """JSON lines on stdout."""
 
@@ -240,10 +304,13 @@ class Config(Table, kw_only=True, frozen=True):
     exchange: ExchangeConfig
     limits: LimitsConfig
     strategy: Annotated[dict[str, StrategyConfig], Meta(min_length=1, description="strategies by name")]
+    account: AccountConfig = AccountConfig()
     bus: BusConfig = BusConfig()
     gateway: GatewayConfig = GatewayConfig()
     executor: ExecutorConfig = ExecutorConfig()
     journal: JournalConfig = JournalConfig()
+    health: HealthConfig = HealthConfig()
+    metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
     paper: PaperConfig | None = None
 
@@ -265,6 +332,16 @@ class Config(Table, kw_only=True, frozen=True):
     def owner_of(self, symbol: str) -> str | None:
         """Return the strategy that trades the symbol; there is at most one."""
         return next((n for n, s in self.strategy.items() if symbol in s.symbols), None)
+
+    def metrics_port(self, process: str) -> int:
+        """Return the port of a process's metrics, 0 for none."""
+        base, fixed = self.metrics.base_port, ("gateway", "executor", "guard", "health", "paper")
+        if not base:
+            return 0
+        if process in fixed:
+            return base + fixed.index(process)
+        name = process.partition("-")[2]
+        return self.strategy[name].metrics_port or base + 10 + zlib.crc32(name.encode()) % 500
 
     def fingerprint(self) -> str:
         """Return a short hash of the whole configuration, equal for equal meaning."""

@@ -159,6 +159,13 @@ def _check_bus(config: Config) -> None:
     endpoints: dict[str, str] = {}
     if config.paper is not None:
         endpoints[f"tcp://{config.paper.bind}"] = "paper.bind"
+    strategies = [f"strategy-{n}" for n in config.strategy]
+    for name in ("gateway", "executor", "guard", "health", "paper", *strategies):
+        endpoint = f"tcp://127.0.0.1:{config.metrics_port(name)}"
+        key = f"strategy.{name[9:]}.metrics_port" if name.startswith("strategy-") else "metrics.base_port"
+        if config.metrics.base_port and endpoint in endpoints:
+            raise ConfigError(f"{key}: must differ from {endpoints[endpoint]}; was {endpoint} too")
+        endpoints[endpoint] = key
     for name in ("ticks", "signals", "reports"):
         endpoint = getattr(config.bus, name).endpoint
         key = f"bus.{name}.endpoint"

@@ -25,7 +25,9 @@ from bot.config_file import load
 from bot.crash import PLAN
 from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
 from bot.log import Log
+from bot.metrics import serve
 
+CRASHES_KEPT = 50  # more than health counts in its window
 PR_SET_PDEATHSIG = 1  # prctl(2): be told when the parent dies, also by SIGKILL
 
 
@@ -38,6 +40,9 @@ class Daemon:
         self.run = clock.wall_ns()  # names this run in everything it publishes
         self.stopping = asyncio.Event()
         self.status: Callable[[], dict[str, Any]] = dict  # the process puts its own in place
+        self.reread: Callable[[], None] = lambda: None  # strategies came, changed or went
+        self.beat: dict[str, Any] = {}  # the last one, as metrics tell it
+        self._crash_starts, self._is_ended = _crash_starts(config, name, clock), False
         self._tasks: asyncio.TaskGroup | None = None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task:
@@ -66,8 +71,13 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._reread)
         broken: asyncio.Future[None] = loop.create_future()
         loop.set_exception_handler(lambda loop, context: _callback_failed(loop, context, broken))
+        self._beat()  # also one that fails in its first moment leaves its mark
+        metrics_port = self.config.metrics_port(self.name)
+        if metrics_port and not serve(metrics_port, lambda: (self.beat, self.clock.mono_ns())):
+            self.log.warning("metrics_unavailable", port=metrics_port)
         async with asyncio.TaskGroup() as self._tasks:
             beats = self.every(self.config.bus.heartbeat_ms / 1_000, self._beat)
             self.spawn(_until_broken(broken))
@@ -76,18 +86,48 @@ class Daemon:
             beats.cancel()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
+        self._is_ended = True
+        self._beat()
+
+    def _reread(self) -> None:
+        # SIGHUP. Strategies come and go in a running process; all else waits for its next start.
+        try:
+            new = load(self.args.config)
+        except ConfigError as error:
+            self.log.error("config_refused", error=str(error))
+            return
+        waiting = [name for name in new.__struct_fields__
+                   if name != "strategy" and getattr(new, name) != getattr(self.config, name)]
+        # In place: whoever was given the config, or this table of it, sees the change.
+        self.config.strategy.clear()
+        self.config.strategy.update(new.strategy)
+        self.reread()
+        self.log.info("config_reread", strategies=sorted(new.strategy), waits_for_restart=waiting)
 
     def _beat(self) -> None:
         # A file, renamed into place: botctl, health and guard read it, whoever they are.
         if os.getppid() != _parent:
             self.stop("the parent process died")
-        beat = {"name": self.name, "pid": os.getpid(), "version": __version__, "run": self.run,
-                "mono_ns": self.clock.mono_ns(), "wall_ns": self.clock.wall_ns(),
-                "config": self.config.fingerprint(), **self.status()}
+        self.beat = {"name": self.name, "pid": os.getpid(), "version": __version__, "run": self.run,
+                     "mono_ns": self.clock.mono_ns(), "wall_ns": self.clock.wall_ns(),
+                     "config": self.config.fingerprint(), "ended": self._is_ended,
+                     "crash_starts": self._crash_starts, "suppressed": self.log.suppressed, **self.status()}
         path = run_folder(self.config) / f"{self.name}.json"
         part = path.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(beat))
+        part.write_bytes(msgspec.json.encode(self.beat))
         os.replace(part, path)
+
+
+def _crash_starts(config: Config, name: str, clock: Clock) -> list[int]:
+    # When this process started because the one before had not ended well: monotonic, the newest last.
+    try:
+        before = msgspec.json.decode((run_folder(config) / f"{name}.json").read_bytes())
+        starts, has_ended = [int(ns) for ns in before["crash_starts"]], before["ended"]
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError):
+        return []
+    now_ns = clock.mono_ns()
+    starts = [ns for ns in starts if ns <= now_ns]  # of this boot
+    return starts if has_ended else [*starts, now_ns][-CRASHES_KEPT:]
 
 
 async def _until_broken(broken: asyncio.Future[None]) -> None:

@@ -1,4 +1,8 @@
-"""JSON lines on stdout: one object a line, event names from one list. Edge to python-json-logger."""
+"""JSON lines on stdout: one object a line, event names from one list. Edge to python-json-logger.
+
+A loop that logs cannot fill the disk: each event may burst, then comes once a second, and says how
+many lines it left out. What moves or proves money is never left out: limits bound it already.
+"""
 
 import logging
 import sys
@@ -38,6 +42,8 @@ EVENTS = {
     "fill": "an execution of ours was booked",
     "signal": "a new signal was journaled",
     "outcome": "a signal got its one outcome",
+    "commanded": "an operator's command was answered; who, why, the answer",
+    "adopted": "an operator took over what the exchange says of a position",
     "symbol_locked": "no new risk in a symbol; why",
     "symbol_unlocked": "a lock's cause is gone",
     "halted": "trading is halted; who, why",
@@ -49,7 +55,21 @@ EVENTS = {
     "history_failed": "candles could not be fetched; it is tried again",
     "history_refused": "a subscription asks for a history that does not exist or is one too many",
     "exchange_unreachable": "the exchange does not answer at our start; it is tried again",
+    "config_reread": "the file was read again on SIGHUP; what is in force now, and what waits for a restart",
+    "config_refused": "the file was to be read again and is wrong; nothing changed",
+    "metrics_unavailable": "the metrics port could not be bound; the process works without",
+    "finding": "health found something wrong: which rule, which process, the limit and the value",
+    "finding_ended": "a finding is gone; how long it lasted",
+    "killed": "a process was ended by force, to be started again; why",
 }
+MONEY = frozenset((
+    "signal", "signal_sent", "signal_outcome", "outcome", "order_answered", "cancel_answered", "order_absent",
+    "order_missed", "fill", "halted", "resumed", "commanded", "adopted", "position_unprotected",
+    "symbol_locked", "symbol_unlocked",
+    "reconciled", "account_changed", "status_unrecognized", "crashed", "killed"))
+BURST = 100  # lines of one event at once; a start of ten strategies logs fewer
+PER_S = 1.0  # then; 40 events of 300 bytes at this rate are 1 GB a day, and supervisord rotates at 20 MB
+SECRET_CHARS_MIN = 8  # shorter ones would blot out words
 
 
 class Log:
@@ -59,9 +79,17 @@ class Log:
         self._clock = clock
         self._process = process
         self._logger = logging.Logger(process, level)
+        self._formatter = _Formatter([], json_default=str)
         handler = logging.StreamHandler(stream or sys.stdout)
-        handler.setFormatter(JsonFormatter([], json_default=str))
+        handler.setFormatter(self._formatter)
         self._logger.addHandler(handler)
+        self._buckets: dict[str, tuple[float, int]] = {}  # event -> lines left, as of when (monotonic)
+        self.suppressed: dict[str, int] = {}  # event -> lines left out in this run
+        self._unsaid: dict[str, int] = {}
+
+    def hide(self, *secrets: str) -> None:
+        """Blot these texts out of every line from now on, wherever they stand."""
+        self._formatter.secrets += tuple(s for s in secrets if len(s) >= SECRET_CHARS_MIN)
 
     def debug(self, event: str, **fields: Any) -> None:
         self._write(logging.DEBUG, event, fields)
@@ -78,11 +106,35 @@ class Log:
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if event not in EVENTS:
             raise KeyError(f'log event "{event}" is not listed in bot/log.py EVENTS')
-        if self._logger.isEnabledFor(level):
+        if self._logger.isEnabledFor(level) and self._may_write(event):
+            if event in self._unsaid:
+                fields["suppressed"] = self._unsaid.pop(event)
             # A dict as the message: `extra` would refuse names that logging uses itself ("process", "name").
             self._logger.log(level, {
                 "ts_ns": self._clock.wall_ns(), "level": logging.getLevelName(level),
                 "process": self._process, "event": event, **fields})
+
+    def _may_write(self, event: str) -> bool:
+        if event in MONEY:
+            return True
+        now_ns = self._clock.mono_ns()
+        lines, then_ns = self._buckets.get(event, (BURST, now_ns))
+        lines = min(BURST, lines + (now_ns - then_ns) / 1e9 * PER_S)
+        self._buckets[event] = (lines - 1 if lines >= 1 else lines, now_ns)
+        if lines < 1:
+            self.suppressed[event] = self.suppressed.get(event, 0) + 1
+            self._unsaid[event] = self._unsaid.get(event, 0) + 1
+        return lines >= 1
+
+
+class _Formatter(JsonFormatter):
+    secrets: tuple[str, ...] = ()
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        for secret in self.secrets:
+            line = line.replace(secret, "***")
+        return line
 
 
 class Tally:

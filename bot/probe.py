@@ -20,6 +20,17 @@ class ProgramInfo(msgspec.Struct, frozen=True):
     state: str
     pid: int
     description: str
+    start: int = 0  # of the last spawn, seconds since 1970
+
+
+class Vitals(msgspec.Struct, frozen=True):
+    """What a living process uses. descriptors_max: its own limit."""
+
+    rss_bytes: int
+    cpu_s: float
+    descriptors: int
+    descriptors_max: int
+    threads: int
 
 
 class Supervisor:
@@ -35,8 +46,8 @@ class Supervisor:
             answer: list[dict] = self._proxy.supervisor.getAllProcessInfo()  # type: ignore[assignment]
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
             return []
-        return [ProgramInfo(p["name"], p["statename"], p["pid"], p["spawnerr"] or p["description"])
-                for p in answer]
+        return [ProgramInfo(p["name"], p["statename"], p["pid"], p["spawnerr"] or p["description"],
+                            p["start"]) for p in answer]
 
 
 class _UnixTransport(xmlrpc.client.Transport):
@@ -50,6 +61,38 @@ class _UnixTransport(xmlrpc.client.Transport):
         connection.sock.settimeout(ANSWER_S)
         connection.sock.connect(self._path)
         return connection
+
+
+def vitals(pid: int) -> Vitals | None:
+    """Return what one of our processes uses; None when there is none with this pid."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            return Vitals(process.memory_info().rss, times.user + times.system, process.num_fds(),
+                          process.rlimit(psutil.RLIMIT_NOFILE)[0], process.num_threads())
+    except psutil.Error:
+        return None
+
+
+def host(folder: Path) -> dict[str, int]:
+    """Return what the host has left, in bytes; the disk is the one that holds the folder."""
+    return {"disk_free_bytes": psutil.disk_usage(str(folder)).free,
+            "memory_available_bytes": psutil.virtual_memory().available}
+
+
+def kill_pid(pid: int) -> bool:
+    """SIGKILL one of our processes; False when it is gone, or is another's that got its number."""
+    try:
+        process = psutil.Process(pid)
+        if not any(word.startswith("bot.") for word in process.cmdline()):
+            return False
+        process.send_signal(signal.SIGKILL)
+    except psutil.Error:
+        return False
+    return True
 
 
 def descendants() -> list[psutil.Process]:

@@ -1,16 +1,20 @@
 """The programs supervisord keeps alive, made from the config, and where the running config is noted."""
 
+import hashlib
 import sys
 from pathlib import Path
+
+import msgspec
 
 from bot.config import Config
 from bot.errors import ConfigError
 
-# Stop order is the reverse: strategies (40), executor (30), gateway (20), and the exchange last.
+# Stop order is the reverse: guard (60), health (50), strategies (40), executor (30), gateway (20), and the
+# exchange last.
 # A strategy only has to sync its outbox; the paper exchange to close its ledger.
 SECTION = """\
 [program:{name}]
-command=%(ENV_BOT_PYTHON)s -m {command} --config %(ENV_BOT_CONFIG)s{arguments}
+{mark}command=%(ENV_BOT_PYTHON)s -m {command} --config %(ENV_BOT_CONFIG)s{arguments}
 priority={priority}
 startsecs=2
 startretries=20
@@ -33,10 +37,14 @@ def sections(config: Config) -> dict[str, str]:
     """Return the supervisor sections that depend on the config, by program name."""
     made = {}
     if config.mode == "paper" and config.paper is not None:
-        made["paper"] = SECTION.format(name="paper", command="bot.paper", arguments="", priority=10)
-    for name in config.strategy:
+        made["paper"] = SECTION.format(name="paper", command="bot.paper", arguments="", priority=10,
+                                       mark="")
+    for name, table in config.strategy.items():
+        # A table that changes changes the section: "supervisorctl update" then restarts this one alone.
+        mark = hashlib.sha256(msgspec.json.encode(table, order="sorted")).hexdigest()[:12]
         made[f"strategy-{name}"] = SECTION.format(
-            name=f"strategy-{name}", command="bot.strategy", arguments=f" --name {name}", priority=40)
+            name=f"strategy-{name}", command="bot.strategy", arguments=f" --name {name}", priority=40,
+            mark=f'environment=BOT_STRATEGY_TABLE="{mark}"\n')
     return made
 
 
@@ -44,7 +52,7 @@ def names(config: Config) -> tuple[str, ...]:
     """Return every program's name, in the order of start."""
     made = sections(config)
     paper = tuple(n for n in made if n == "paper")
-    return *paper, "gateway", "executor", *(n for n in made if n != "paper")
+    return *paper, "gateway", "executor", *(n for n in made if n != "paper"), "health", "guard"
 
 
 def write_sections(config: Config) -> None:

@@ -12,20 +12,15 @@ from bot.daemon import run_folder
 from bot.errors import JournalError
 from bot.halt import HaltFiles
 from bot.journal import JournalReader
+from bot.programs import names
 
 COUNTERS = ("ticks", "ticks_lost", "signals", "orders", "fills")
-
-
-def process_names(config: Config) -> list[str]:
-    """Return the processes that should run, in the sequence they start."""
-    paper = ["paper"] if config.paper is not None else []
-    return [*paper, "gateway", "executor", *(f"strategy-{name}" for name in config.strategy)]
 
 
 def read_beats(config: Config) -> dict[str, dict[str, Any]]:
     """Return the last beat of each process, by name; one that cannot be read is left out."""
     beats = {}
-    for name in process_names(config):
+    for name in names(config):
         try:
             beats[name] = msgspec.json.decode((run_folder(config) / f"{name}.json").read_bytes())
         except (OSError, msgspec.MsgspecError):
@@ -39,7 +34,7 @@ def process_rows(config: Config, beats: dict[str, dict[str, Any]], clock: Clock)
     state: UP, SILENT (it exists and does not beat: stuck, or stopped in the debugger), DOWN.
     """
     rows = []
-    for name in process_names(config):
+    for name in names(config):
         beat = beats.get(name)
         if beat is None or not _exists(beat["pid"]):
             rows.append(

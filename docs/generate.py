@@ -1,4 +1,4 @@
-"""Make docs/config.md, docs/wire.md and the order table in docs/architecture.md from the code.
+"""Make config.md, wire.md, metrics.md, logs.md and the order table in architecture.md from the code.
 
 `python docs/generate.py` writes them; with `--check` it exits 1 when one is out of date.
 """
@@ -30,6 +30,9 @@ from msgspec.inspect import (
 from bot import model, orders, wire
 from bot.bus import HARD_LIMIT_FACTOR
 from bot.config import BusConfig, Config
+from bot.log import BURST, EVENTS, MONEY, PER_S
+from bot.metrics import LATENCY_S, TABLE
+from bot.watch import RULES as FINDINGS
 
 DOCS = Path(__file__).resolve().parent
 MADE = "<!-- made by docs/generate.py -->"
@@ -103,6 +106,7 @@ RULES = """
 - `reconnect_ms_max` is at least `reconnect_ms_min`; `absent_after_s` is at least
   `recv_window_ms` + `fence_margin_ms`.
 - `signal_ttl_ms` is at least twice `resend_ms`, and at least `signal_age_ms_max`.
+- No two processes have the same metrics port, and none that of a channel.
 - `position_notional_max` is at least `order_notional_max`; every limit is greater than 0.
 """
 
@@ -255,6 +259,31 @@ def order_table() -> str:
     return _table(["State", "Group", *events], rows)
 
 
+def metrics_page() -> str:
+    """Return docs/metrics.md."""
+    rows = [[f"`{m.name}`", "gauge" if m.kind == "stateset" else m.kind,
+             ", ".join(f"`{label}`" for label in ("process", *m.labels)), m.text] for m in TABLE]
+    return (f"{MADE}\n# Metrics\n\nEach process serves its own at `http://127.0.0.1:PORT/metrics`, made of "
+            "its last beat: `[metrics] base_port` is the gateway's, then come executor, guard, health and "
+            "paper; a strategy's is `metrics_port`, or made of its name (`botctl doctor` shows all). Labels "
+            "are bounded by the config or by lists in the code. A number is missing as long as it is not known.\n\n"
+            + _table(["Metric", "Kind", "Labels", "What"], rows)
+            + f"\nBuckets of the histograms, in seconds: {', '.join(map(str, LATENCY_S))}.\n")
+
+
+def logs_page() -> str:
+    """Return docs/logs.md."""
+    rows = [[f"`{name}`", "no" if name in MONEY else "yes", text] for name, text in EVENTS.items()]
+    return (f"{MADE}\n# Logs\n\nOne JSON object a line on stdout; supervisord keeps them, rotated, below "
+            "`state_dir/log`. Each has `ts_ns`, `level`, `process`, `event`, and fields of its own; the "
+            "first of anything about an order is `client_order_id`. Keys and secrets are blotted out.\n\n"
+            f"A loop cannot fill the disk: an event that is limited may come {BURST} times at once, then "
+            f"{PER_S:g} time a second; the next line says in `suppressed` how many were left out. What moves "
+            "or proves money is never limited.\n\n" + _table(["Event", "Limited", "What it tells"], rows)
+            + "\n## What health finds\n\n`finding` and `finding_ended` name one of these rules.\n\n"
+            + _table(["Rule", "What"], [[f"`{name}`", text] for name, text in FINDINGS.items()]))
+
+
 def _unwrapped(field: Field) -> tuple[Any, str]:
     kind, why = field.type, ""
     while isinstance(kind, Metadata):
@@ -345,6 +374,7 @@ def pages() -> dict[Path, str]:
     before, rest = text.split(MADE)
     after = rest.split(END)[1]
     made = {DOCS / "config.md": config_page(), DOCS / "wire.md": wire_page(),
+            DOCS / "metrics.md": metrics_page(), DOCS / "logs.md": logs_page(),
             architecture: f"{before}{MADE}\n\n{order_table()}\n{END}{after}"}
     return {path: re.sub(r"\n{3,}", "\n\n", text) for path, text in made.items()}
 

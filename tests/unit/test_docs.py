@@ -75,7 +75,8 @@ def test_architecture_page_with_the_users_words_names_what_is_there():
 
 
 @pytest.mark.parametrize("page", ["README.md", "RUNBOOK.md", "CHANGELOG.md", "docs/architecture.md",
-                                  "docs/decisions.md", "docs/wire.md", "docs/config.md"])
+                                  "docs/decisions.md", "docs/wire.md", "docs/config.md", "docs/metrics.md",
+                                  "docs/logs.md"])
 def test_page_with_paths_names_files_that_exist(page):
     text = read(page)
     assert text.strip()

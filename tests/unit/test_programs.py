@@ -40,7 +40,7 @@ def test_sections_with_live_mode_have_no_paper(tmp_path):
 
 def test_names_with_all_programs_are_in_the_order_of_start(tmp_path):
     config = load(write_config(tmp_path))
-    assert names(config) == ("paper", "gateway", "executor", "strategy-levels")
+    assert names(config) == ("paper", "gateway", "executor", "strategy-levels", "health", "guard")
     parser = fixed()
     made = {f"program:{name}": read(text) for name, text in sections(config).items()}
     priorities = [int((made | dict(parser))[f"program:{name}"]["priority"]) for name in names(config)]
@@ -51,7 +51,7 @@ def test_every_program_has_the_same_careful_options(tmp_path):
     parser = fixed()
     programs = [parser[s] for s in parser.sections() if s.startswith("program:")]
     programs += [read(text) for text in sections(load(write_config(tmp_path))).values()]
-    assert len(programs) == 4
+    assert len(programs) == 6
     for program in programs:
         assert program["stopasgroup"] == program["killasgroup"] == program["redirect_stderr"] == "true"
         assert program["autorestart"] == "unexpected" and program["exitcodes"] == "78"
@@ -67,6 +67,12 @@ def test_write_sections_with_a_strategy_gone_removes_its_file(tmp_path):
     assert {p.stem for p in folder.iterdir()} == {"paper", "strategy-levels", "strategy-eth"}
     write_sections(load(write_config(tmp_path)))
     assert {p.stem for p in folder.iterdir()} == {"paper", "strategy-levels"}
+
+
+def test_sections_with_a_strategy_changed_differ_for_that_one_alone(tmp_path):
+    before = sections(load(write_config(tmp_path, strategy={"eth": ETH})))
+    after = sections(load(write_config(tmp_path, strategy={"eth": ETH, "levels": {"signals_per_s_max": 7}})))
+    assert {name for name in before if before[name] != after[name]} == {"strategy-levels"}
 
 
 def test_find_config_with_one_noted_finds_it_from_anywhere(tmp_path, monkeypatch):

@@ -1,0 +1,48 @@
+"""health: looks at every process and at the host each second; kills what hangs, halts what loops.
+
+Reads: beats, supervisord, the kernel. Writes: its own beat with the findings, HALT files.
+State: none on disk but these. Holds no key. Run: python -m bot.health --config FILE
+"""
+
+import asyncio
+import sys
+
+from bot import probe
+from bot.daemon import Daemon, run
+from bot.halt import HaltFiles
+from bot.probe import Supervisor
+from bot.programs import names
+from bot.status import read_beats
+from bot.watch import MB, Watch
+
+LOOK_S = 1.0
+
+
+async def main(daemon: Daemon) -> None:
+    """Find what is stuck, too big, in a loop or short, and do what can be done without a person."""
+    config, rules = daemon.config, daemon.config.health
+    watch = Watch(config, daemon.clock, daemon.log, halts=HaltFiles(config.path("halt")))
+    supervisor, left = Supervisor(config.path("run/supervisor.sock")), probe.host(config.state_path)
+    daemon.status = lambda: {**watch.status(), "host": left}
+
+    async def look() -> None:
+        programs = {p.name: p for p in await asyncio.to_thread(supervisor.programs)}
+        beats = read_beats(config)
+        watch.look(tuple(name for name in names(config) if name != "health"), beats, programs)
+        left.update(probe.host(config.state_path))
+        for rule, key, least in (("disk_low", "disk_free_bytes", rules.disk_free_mb_min),
+                                 ("host_memory_low", "memory_available_bytes", rules.host_memory_mb_min)):
+            if left[key] < least * MB:
+                watch.find(rule, "host", f"{left[key] // MB} MB, limit {least}")
+        for name in ("executor", "gateway"):
+            offset_ms = beats.get(name, {}).get("clock_offset_ms") or 0
+            if abs(offset_ms) > rules.clock_offset_ms_max:
+                watch.find("clock_offset", name, f"{offset_ms} ms, limit {rules.clock_offset_ms_max}")
+        watch.tell()
+
+    daemon.every(LOOK_S, look)
+    await daemon.stopping.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(run("health", main))
