@@ -34,7 +34,8 @@ class Bench:
     def __init__(self):
         self.clock, self.count, self.out = HandClock(), 0, io.StringIO()
         self.books = Books()
-        self.keeper = Bookkeeper(NoJournal(), self.books, self.clock, lambda report: None, lambda who, why: None)
+        self.keeper = Bookkeeper(NoJournal(), self.books, self.clock, lambda report: None,
+                                 lambda who, why: None)
         self.restart()
 
     def restart(self):
