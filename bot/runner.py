@@ -88,6 +88,7 @@ class StrategyRunner:
         self._stale: tuple[str, ...] = ()
         self._waiting: dict[str, _Waiting] = {}
         self._held: dict[str, str] = {}  # symbol -> what its waiting Target waits for
+        self._unheard: set[str] = set()  # symbols whose newest outcome an executor took with it
         self._bucket = TokenBucket(self.table.signals_per_s_max)
         self._seq = self._acked = 0
         self._pushed: dict[Key, int] = {}  # when each pending signal was last pushed, monotonic
@@ -212,6 +213,9 @@ class StrategyRunner:
         if run != self._executor_run:
             self._executor_run = run
             self._positions.clear()
+            unacked = dict(self._outbox.pending())
+            self._unheard = {symbol for symbol, sent in self._sent.items()
+                             if sent.outcome is None and (sent.run, sent.seq) not in unacked}
 
     def _on_ack(self, key: Key) -> None:
         point("runner.ack_heard")
@@ -273,7 +277,8 @@ class StrategyRunner:
         sent = self._sent.get(target.symbol)
         if sent is None or not sent.says(target):
             return False
-        is_lost = sent.run != self.run and (sent.run, sent.seq) not in dict(self._outbox.pending())
+        is_lost = target.symbol in self._unheard or (
+            sent.run != self.run and (sent.run, sent.seq) not in dict(self._outbox.pending()))
         return not sent.may_repeat(position.position_version, position.position_qty, now_ns, is_lost=is_lost)
 
     def _hindrance(self, target: Target, position: PositionReport | None, now_ns: int) -> str:
@@ -320,6 +325,7 @@ class StrategyRunner:
             return
         point("runner.appended")
         self._sent[target.symbol] = sent_of(signal, now_ns, before=self._sent.get(target.symbol))
+        self._unheard.discard(target.symbol)
         self._flush(now_ns)
         if target != waiting.wish:
             self._log.info("target_rounded", seq=signal.seq, wish=repr(waiting.wish), target=repr(target))

@@ -471,6 +471,26 @@ def test_runner_with_another_executor_waits_for_its_positions(world):
     assert only(world.signals()).position_version == 4
 
 
+def test_runner_with_an_executor_that_took_the_outcome_with_it_says_the_target_again(world):
+    signal, = world.wants()
+    world.ack(signal)
+    world.position()
+    assert world.wants() == []
+    world.executor_beat(run=EXECUTOR_RUN + 1)
+    world.position(run=EXECUTOR_RUN + 1)
+    again, = world.wants()
+    assert (again.seq, again.target_qty) == (signal.seq + 1, signal.target_qty)
+    assert world.wants() == []
+
+
+def test_runner_with_another_executor_and_an_unacknowledged_signal_waits_for_its_outcome(world):
+    signal, = world.wants()
+    world.executor_beat(run=EXECUTOR_RUN + 1)
+    world.position(run=EXECUTOR_RUN + 1)
+    world.ack(signal)
+    assert world.wants() == []
+
+
 def test_runner_with_looping_strategy_keeps_the_rate_and_sends_the_newest(world):
     sent = []
     for qty in range(1, 101):  # 5 s, 20 different targets a second
