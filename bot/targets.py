@@ -96,8 +96,9 @@ class Sent(msgspec.Struct):
     retry_ns: int = 0
 
     def saw_outcome(self, outcome: Outcome, now_ns: int) -> None:
+        is_told_again = self.outcome is not None  # as often as the signal was sent again
         self.outcome = outcome
-        if outcome in RETRY_OUTCOMES:
+        if outcome in RETRY_OUTCOMES and not is_told_again:
             self.retry_ns = now_ns + min(RETRY_NS_MIN << min(self.denials, 10), RETRY_NS_MAX)
             self.denials += 1
 
