@@ -75,7 +75,7 @@ class OrderExecutor:
             wake=self.cycle,
         )
         self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend)
-        self._subscribed = frozenset(config.symbols())
+        self.subscribed = frozenset(config.symbols())
 
     def begin(self) -> None:
         """Start a new epoch: orders of the last one that had no answer are unknown now."""
@@ -120,7 +120,7 @@ class OrderExecutor:
                 continue
             self._gateway_ns = self._clock.mono_ns()
             if isinstance(message, Heartbeat):
-                self.losses.saw_heartbeat(message, self._subscribed)
+                self.losses.saw_heartbeat(message, self.subscribed)
             elif isinstance(message, Tick) and self.losses.saw_tick(message):
                 self._see_price(message)
 
@@ -353,6 +353,9 @@ class OrderExecutor:
                 for b in books
             },
             "wallet_balance": self.books.wallet_balance,
+            "tick_to_order": self.sender.tick_to_order.status(),
+            "order_round_trip": self.sender.round_trip.status(),
+            "owners": {s: name for name, table in self._config.strategy.items() for s in table.symbols},
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000,
         }
 
@@ -362,6 +365,7 @@ async def main(daemon: Daemon) -> None:
     config, clock, bus = daemon.config, daemon.clock, daemon.config.bus
     secret = [read_secret(config.path(getattr(config.exchange, key)), f"exchange.{key}")
               for key in ("api_key_file", "api_secret_file")]
+    daemon.log.hide(*secret)
     journal = Journal(
         config.path(config.journal.path),
         clock,
@@ -387,7 +391,7 @@ async def main(daemon: Daemon) -> None:
     executor.begin()
     daemon.status = executor.status
     await _load(daemon, exchange, executor)
-    sockets = _open_sockets(config, executor)
+    sockets = _open_sockets(daemon, executor)
     daemon.spawn(executor.reconciler.follow())
     daemon.spawn(executor.reconciler.keep_key())
     daemon.spawn(executor.reconciler.compare())
@@ -397,7 +401,7 @@ async def main(daemon: Daemon) -> None:
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
     daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))
     await daemon.stopping.wait()
-    for socket in sockets:
+    for socket in sockets.values():
         socket.close()
     for _ in range(STOP_TURNS):  # let answers arrive: what is not answered would be unknown at the next start
         if not executor.reconciler.sending:
@@ -407,18 +411,29 @@ async def main(daemon: Daemon) -> None:
     journal.close()
 
 
-def _open_sockets(config: Config, executor: OrderExecutor) -> list:
-    bus = config.bus
-    endpoints = {signal_endpoint(bus, name): name if "{strategy}" in bus.signals.endpoint else None
-                 for name in config.strategy}
-    sockets: list = []
-    for endpoint, name in endpoints.items():
-        puller = ZmqPuller(bus.signals, bus, endpoint)
-        puller.watch(lambda batch, name=name: executor.on_signal_messages(batch, name))
-        sockets.append(puller)
+def _open_sockets(daemon: Daemon, executor: OrderExecutor) -> dict[str, ZmqPuller | ZmqSubscriber]:
+    config, bus = daemon.config, daemon.config.bus
     ticks = ZmqSubscriber(bus.ticks, bus, [HEARTBEAT_TOPIC, *(tick_topic(s) for s in config.symbols())])
+    sockets: dict[str, ZmqPuller | ZmqSubscriber] = {bus.ticks.endpoint: ticks}
+
+    def open_new() -> None:
+        for name in config.strategy:
+            endpoint = signal_endpoint(bus, name)
+            if endpoint not in sockets:
+                owner = name if "{strategy}" in bus.signals.endpoint else None
+                sockets[endpoint] = puller = ZmqPuller(bus.signals, bus, endpoint)
+                puller.watch(lambda batch, owner=owner: executor.on_signal_messages(batch, owner))
+
+    def reread() -> None:
+        for symbol in set(config.symbols()) - executor.subscribed:
+            ticks.subscribe(tick_topic(symbol))
+        executor.subscribed |= set(config.symbols())
+        open_new()
+
+    open_new()
     ticks.watch(executor.on_tick_messages)
-    return [*sockets, ticks]
+    daemon.reread = reread
+    return sockets
 
 
 async def _load(daemon: Daemon, exchange: Exchange, executor: OrderExecutor) -> None:

@@ -57,7 +57,7 @@ class Snapshots:
                  publish: Callable[[bytes, bytes], None]) -> None:
         self._config, self._clock, self._log, self._run = config.gateway, clock, log, run_id
         self._exchange, self._publish = exchange, publish
-        self._symbols = config.symbols()
+        self.symbols = config.symbols()
         self._asked: dict[Wanted, None] = {}
         self._pending: dict[Wanted, None] = {}
         self._is_pending = Event()
@@ -80,7 +80,7 @@ class Snapshots:
 
     def repeat(self) -> None:
         """Publish all instruments, and again the histories that were asked for."""
-        for symbol in self._symbols:
+        for symbol in self.symbols:
             self._tell((symbol, "", 0), [])
         for wanted in self._asked:
             self._ask(wanted)
@@ -106,7 +106,7 @@ class Snapshots:
 
     def _parse(self, topic: bytes) -> Wanted | None:
         match = re.fullmatch(r"s/([^/]+/[^/]+)/(?:(\w+)/([0-9]{1,6})/)?", topic.decode("ascii", "replace"))
-        if not match or match[1] not in self._symbols:
+        if not match or match[1] not in self.symbols:
             return None
         if match[2] is None:
             return match[1], "", 0
@@ -154,7 +154,8 @@ class TickProducer:
         self._topics = {symbol: tick_topic(symbol) for symbol in config.symbols()}
         self.feeds = {symbol: SymbolFeed(symbol, clock.mono_ns()) for symbol in config.symbols()}
         self._conditions: dict[str, str] = dict.fromkeys(self.feeds, "stale")
-        self._decoder = FrameDecoder({}, run_id)
+        self._named: dict[str, SymbolFeed] = {}  # by the exchange's symbol
+        self._decoder = FrameDecoder(self._named, run_id)
         self._lines: list[Line] = []
         self._logged: dict[str, int] = {}
         self._is_loaded, self.reconnects = False, 0
@@ -163,11 +164,29 @@ class TickProducer:
     async def produce(self) -> None:
         """Load the instruments, however long it takes, and follow the streams. Raises ConfigError."""
         await self._load()
-        instruments = self._exchange.instruments
-        feeds = {instruments[symbol].exchange_symbol: feed for symbol, feed in self.feeds.items()}
-        self._decoder = FrameDecoder(feeds, self._run)
         self.repeat()
         self._spawn(self.snapshots.serve())
+        await self._feed(tuple(self.feeds))
+
+    def reread(self) -> None:
+        """Feed the symbols that came into the config; those that left are fed until the next start."""
+        new = tuple(symbol for symbol in self._config.symbols() if symbol not in self.feeds)
+        listed = tuple(s for s in new if s in self._exchange.instruments or not self._is_loaded)
+        if listed != new:
+            self._log.error("config_refused", error=f"not listed by {self._config.exchange.id}: "
+                            f"{', '.join(sorted(set(new) - set(listed)))}")
+        for symbol in listed:
+            self._topics[symbol] = tick_topic(symbol)
+            self.feeds[symbol] = SymbolFeed(symbol, self._clock.mono_ns())
+            self._conditions[symbol] = "stale"
+        self.snapshots.symbols = tuple(self.feeds)
+        if self._is_loaded and listed:
+            self.repeat()
+            self._spawn(self._feed(listed))
+
+    async def _feed(self, symbols: tuple[str, ...]) -> None:
+        feeds = {self._exchange.instruments[symbol].exchange_symbol: self.feeds[symbol] for symbol in symbols}
+        self._named.update(feeds)
         for start in range(0, len(feeds), SYMBOLS_PER_LINE):
             part = list(feeds)[start:start + SYMBOLS_PER_LINE]
             silence_ns = max(PRICE_SILENCE_NS, self._stale_ns)
@@ -314,7 +333,7 @@ async def main(daemon: Daemon) -> None:
     publisher = ZmqPublisher(bus.ticks, bus)
     producer = TickProducer(config, clock, daemon.log, run_id=daemon.run, exchange=exchange,
                             open_stream=open_stream, publish=publisher.send, spawn=daemon.spawn)
-    daemon.status = producer.status
+    daemon.status, daemon.reread = producer.status, producer.reread
     publisher.watch(producer.snapshots.subscribed)
     daemon.every(bus.heartbeat_ms / 1_000, producer.beat)
     daemon.every(config.gateway.snapshot_s, producer.repeat)

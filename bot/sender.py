@@ -9,6 +9,7 @@ from bot.errors import ExchangeError
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.log import Log
+from bot.metrics import Histogram
 from bot.outcome import classify, classify_cancel
 from bot.reconciler import Reconciler
 
@@ -22,16 +23,23 @@ class OrderSender:
                  reconciler: Reconciler, wake: Callable[[], None]) -> None:
         self._log, self._exchange, self._keeper, self._halts = log, exchange, keeper, halts
         self._reconciler, self._wake = reconciler, wake
+        self.tick_to_order, self.round_trip = Histogram(), Histogram()
 
     async def send_market_order(self, order: Order) -> None:
         """Send an intended order, once, and record what its answer proves."""
         try:
+            signals = self._keeper.books.book(order.request.symbol).signals
+            tick_ns = next((s.signal.tick_receive_ns for s in signals if s.id == order.signal), 0)
             signed = self._exchange.build(order.request)
             self._reconciler.fences[order.id] = signed.fence_ns
             point("sender.built")
             answer = await self._exchange.submit(signed, may_send=lambda: self._refusal(order))
             point("sender.answered")
             outcome = classify(answer, order.id)
+            if outcome.kind != "not_sent":
+                self.round_trip.observe((answer.received_ns - answer.sent_ns) / 1e9)
+                if tick_ns:
+                    self.tick_to_order.observe((answer.sent_ns - tick_ns) / 1e9)
             self._log.info(
                 "order_answered",
                 client_order_id=order.id,
