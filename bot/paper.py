@@ -28,6 +28,8 @@ from bot.paper_stream import Hub
 FRAMES_MAX = 500  # per step: about 150 kB a connection
 STEP_S_MIN, STEP_S_MAX = 0.002, 0.05  # frames due within 2 ms go out together
 HANG_S = 3_600.0
+LIMBO = (b'{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; '
+         b'execution status unknown."}')
 
 
 class Server:
@@ -35,16 +37,17 @@ class Server:
 
     def __init__(self, daemon: Daemon, engine: Engine, keys: dict[str, tuple[str, str]]) -> None:
         self.clock, self.engine, self.faults = daemon.clock, engine, Faults()
-        self.rest, self.hub = Rest(engine, keys, ROUTES), Hub(engine)
-        self.control = Control(engine, self.faults, self.hub.inject)
+        self.rest = Rest(engine, keys, ROUTES)
+        self.hub = Hub(engine, self.rest.answer_ws)
+        self.control, self.spawn = Control(engine, self.faults, self.hub.inject), daemon.spawn
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve any request."""
-        if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self.hub.serve(request)
-        body = (await request.read()).decode(errors="replace")
         try:
+            if request.headers.get("Upgrade", "").lower() == "websocket":
+                return await self.hub.serve(request)
+            body = (await request.read()).decode(errors="replace")
             if request.path.startswith("/paper/"):
                 status, value = self.control.answer(f"{request.method} {request.path}", body)
                 return _response(Answer(status, msgspec.json.encode(value), {}))
@@ -66,8 +69,14 @@ class Server:
         if fault.do == "delay":
             await self.clock.sleep(delay_s)
         answer = Answer(fault.status, fault.body.encode(), fault.headers)
-        if fault.do != "answer":
+        if fault.do == "limbo":
+            if fault.is_executed:
+                self.spawn(self._execute_later(request, body, delay_s))
+            answer = Answer(408, LIMBO, {})
+        elif fault.do != "answer":
+            self.engine.lag_ms = fault.delay_ms if fault.do == "lag" and request.method == "GET" else 0
             answer = await self._execute(request, body)
+            self.engine.lag_ms = 0
         if fault.do == "duplicate" or (fault.do == "answer" and fault.is_executed):
             await self._execute(request, body)
         if fault.do == "lose_answer":
@@ -76,13 +85,19 @@ class Server:
             await self.clock.sleep(delay_s)
         return await _truncated(request, answer) if fault.do == "truncate" else _response(answer)
 
-    async def _execute(self, request: web.Request, body: str) -> Answer:
+    async def _execute_later(self, request: web.Request, body: str, delay_s: float) -> None:
+        # It is inside the exchange: its time window was kept when it came.
+        received_ms = self.engine.now_ms()
+        await self.clock.sleep(delay_s)
+        await self._execute(request, body, received_ms)
+
+    async def _execute(self, request: web.Request, body: str, received_ms: int | None = None) -> Answer:
         route = ROUTES.get(f"{request.method} {request.path}")
-        if route and (route.is_order or request.method == "DELETE"):
+        if route and (route.orders or request.method == "DELETE"):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
         answer = self.rest.answer(request.method, request.path, request.raw_path.partition("?")[2], body,
-                                  request.headers.get("X-MBX-APIKEY"))
-        if route and route.is_order:
+                                  request.headers.get("X-MBX-APIKEY"), request.remote or "", received_ms)
+        if route and route.orders:
             point("paper.before_answer")
         return answer
 
@@ -114,7 +129,7 @@ async def main(daemon: Daemon) -> None:
     engine = Engine(config, market, store, daemon.clock)
     if market.is_tradable:
         for symbol in engine.ledger.rules:
-            market.klines(symbol, "1m", 1)  # making the past takes a second: before anybody waits for it
+            engine.feed(symbol).klines("1m", 1)  # making the past takes a second: before anybody waits
     server = Server(daemon, engine, _keys(daemon, config))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)

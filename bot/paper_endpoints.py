@@ -1,36 +1,39 @@
 """The paper exchange's endpoints: one function each, from parameters to the JSON of Binance USD-M."""
 
-from decimal import Decimal
+from copy import copy
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from bot import paper_shapes as shapes
+from bot.paper_feed import FUNDING_MS, FUNDING_RATE
 from bot.paper_model import ZERO, Fill, Income, Order, Refused, refuse_if
-from bot.paper_rest import LIMITS, Params, Route
+from bot.paper_rest import Params, Route
 from bot.paper_shapes import Json
 
 DONE = {"code": 200, "msg": "The operation of cancel all open order is done."}
+SOME_DAY_MS = 1 << 50
 CLIENT_IDS = {"order": ("orderId", "origClientOrderId"), "algo": ("algoId", "clientAlgoId")}
 
 
 def exchange_info(p: Params) -> Json:
     return {"timezone": "UTC", "serverTime": p.engine.now_ms(), "futuresType": "U_MARGINED",
-            "rateLimits": [dict(zip(("rateLimitType", "interval", "intervalNum", "limit"), row, strict=True))
-                           for row in LIMITS],
+            "rateLimits": p.engine.limits.listing(), "exchangeFilters": [],
             "assets": [{"asset": "USDT", "marginAvailable": True, "autoAssetExchange": "-10000"}],
-            "exchangeFilters": [], "symbols": p.engine.market.symbols()}
+            "symbols": p.engine.listings()}
 
 
 def depth(p: Params) -> Json:
     symbol, limit, now_ms = p.symbol(), p.limit(500, 1_000), p.engine.now_ms()
-    book, rules = p.engine.market.book(symbol), p.ledger.rules[symbol]
+    book, rules = p.engine.feed(symbol).book(), p.ledger.rules[symbol]
     bids, asks = ([[shapes.price_text(price, rules), shapes.qty_text(qty, rules)]
                    for price, qty in side[:limit]] for side in (book.bids, book.asks))
     return {"lastUpdateId": book.last_update_id, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
 
 
 def trades(p: Params) -> list[Json]:
-    return p.engine.market.recent_trades(p.symbol(), p.limit(500, 1_000))
+    return p.engine.feed(p.symbol()).recent(p.limit(500, 1_000))
 
 
 def agg_trades(p: Params) -> list[Json]:
@@ -38,21 +41,30 @@ def agg_trades(p: Params) -> list[Json]:
              "m": t["isBuyerMaker"]} for t in trades(p)]
 
 
-def klines(p: Params) -> list[Any]:
-    return p.engine.market.klines(p.symbol(), p.text("interval"), p.limit(500, 1_500),
-                                  p.maybe_integer("startTime"), p.maybe_integer("endTime"))
+def klines(p: Params, name: str = "symbol") -> list[Any]:
+    if p.maybe(name) not in p.ledger.rules:
+        raise Refused(-1121, "Invalid symbol.")
+    return p.engine.feed(p.text(name)).klines(p.text("interval"), p.limit(500, 1_500),
+                                              p.maybe_integer("startTime"), p.maybe_integer("endTime"))
 
 
 def premium_index(p: Params, symbol: str) -> Json:
-    market, (rate, next_ms) = p.engine.market, p.engine.market.funding(symbol)
-    index = f"{market.index_price(symbol):.8f}"
-    return {"symbol": symbol, "markPrice": f"{market.mark_price(symbol):.8f}", "indexPrice": index,
-            "estimatedSettlePrice": index, "lastFundingRate": f"{rate:.8f}", "interestRate": "0.00010000",
-            "nextFundingTime": next_ms, "time": p.engine.now_ms()}
+    feed = p.engine.feed(symbol)
+    index = f"{feed.index():.8f}"
+    return {"symbol": symbol, "markPrice": f"{feed.mark():.8f}", "indexPrice": index,
+            "estimatedSettlePrice": index, "lastFundingRate": f"{FUNDING_RATE:.8f}",
+            "interestRate": "0.00010000", "nextFundingTime": feed.funding_ms(), "time": p.engine.now_ms()}
+
+
+def funding_rates(p: Params) -> list[Json]:
+    feed = p.engine.feed(p.symbol())
+    return [{"symbol": p.symbol(), "fundingRate": f"{FUNDING_RATE:.8f}", "markPrice": f"{feed.mark():.8f}",
+             "fundingTime": feed.funding_ms() - back * FUNDING_MS}
+            for back in range(p.limit(100, 1_000), 0, -1)]
 
 
 def book_ticker(p: Params, symbol: str) -> Json:
-    book, rules = p.engine.market.book(symbol), p.ledger.rules[symbol]
+    book, rules = p.engine.feed(symbol).book(1), p.ledger.rules[symbol]
     (bid, bid_qty), (ask, ask_qty) = (side[0] if side else (ZERO, ZERO) for side in (book.bids, book.asks))
     return {"symbol": symbol,
             "bidPrice": shapes.price_text(bid, rules), "bidQty": shapes.qty_text(bid_qty, rules),
@@ -61,27 +73,14 @@ def book_ticker(p: Params, symbol: str) -> Json:
 
 
 def last_price(p: Params, symbol: str) -> Json:
-    return {"symbol": symbol, "price": f"{p.engine.market.last_price(symbol):f}", "time": p.engine.now_ms()}
+    return {"symbol": symbol, "price": f"{p.engine.feed(symbol).last():f}", "time": p.engine.now_ms()}
 
 
-def day(p: Params, symbol: str) -> Json:
-    rows, newest = p.engine.market.klines(symbol, "1h", 24), p.engine.market.recent_trades(symbol, 1)[-1:]
-    first, last = Decimal(rows[0][1]), p.engine.market.last_price(symbol)
-    volume, spent = sum(Decimal(row[5]) for row in rows), sum(Decimal(row[7]) for row in rows)
-    count, last_id = sum(row[8] for row in rows), newest[0]["id"] if newest else 0
-    return {"symbol": symbol, "priceChange": f"{last - first:f}", "lastPrice": f"{last:f}",
-            "priceChangePercent": f"{(last - first) / first * 100:.3f}", "openPrice": f"{first:f}",
-            "weightedAvgPrice": f"{spent / volume if volume else last:.2f}", "volume": f"{volume:f}",
-            "highPrice": max((row[2] for row in rows), key=Decimal), "quoteVolume": f"{spent:f}",
-            "lowPrice": min((row[3] for row in rows), key=Decimal), "count": count, "openTime": rows[0][0],
-            "lastQty": newest[0]["qty"] if newest else "0", "closeTime": p.engine.now_ms(),
-            "firstId": last_id - count, "lastId": last_id}
-
-
-def each(row: Any) -> Any:
-    """Make an endpoint of a row: one symbol's row, or without a symbol the list of all."""
+def each(row: Any, *, is_list: bool = False) -> Any:
+    """Make an endpoint of a row: one symbol's row, or without a symbol (or is_list) the list of all."""
     def endpoint(p: Params) -> Any:
-        return row(p, p.symbol()) if p.maybe("symbol") else [row(p, symbol) for symbol in p.symbols()]
+        rows = [row(p, symbol) for symbol in p.symbols()]
+        return rows[0] if p.maybe("symbol") and not is_list else rows
     return endpoint
 
 
@@ -115,7 +114,6 @@ def set_dual(p: Params) -> Json:
 
 def set_leverage(p: Params) -> Json:
     symbol, leverage = p.symbol(), p.integer("leverage")
-    refuse_if((not 1 <= leverage <= 125, -4028, f"Leverage {leverage} is not valid"))
     p.ledger.set_leverage(p.account, symbol, leverage, p.engine.now_ms())
     p.engine.commit()
     row = shapes.position_json(p.ledger, p.account, symbol)
@@ -123,9 +121,10 @@ def set_leverage(p: Params) -> Json:
 
 
 def set_margin_type(p: Params) -> Json:
-    p.symbol()
-    if p.text("marginType") == "CROSSED":
-        raise Refused(-4046, "No need to change margin type.")
+    symbol, is_cross = p.symbol(), p.text("marginType") == "CROSSED"
+    refuse_if((is_cross, -4046, "No need to change margin type."),
+              (symbol in p.ledger.held(p.account), -4048,
+               "Margin type cannot be changed if there exists position."))
     raise Refused(-4047, "Margin type cannot be changed if there exists open orders.")  # cross only here
 
 
@@ -141,7 +140,7 @@ def history(p: Params, kind: str, type_: Any, shape: Any, from_name: str = "from
              "name =": p.maybe("incomeType") if kind == "income" else None,
              "ref =": p.maybe_integer("orderId") if kind == "fill" else None,
              "id >=": p.maybe_integer(from_name), "time_ms >=": p.maybe_integer("startTime"),
-             "time_ms <=": p.maybe_integer("endTime")}
+             "time_ms <=": min(p.maybe_integer("endTime") or SOME_DAY_MS, p.engine.seen_ms())}
     rows = p.engine.store.find(kind, type_, p.account, tests, p.limit(limit, 1_000))
     return [shape(row) if kind == "income" else shape(row, p.ledger.rules[row.symbol]) for row in rows]
 
@@ -203,7 +202,8 @@ def named(p: Params, kind: str) -> tuple[int | None, str | None]:
 
 def get(p: Params, kind: str) -> Json:
     id_, client_id = named(p, kind)
-    tests = {"symbol =": p.symbol() if kind == "order" else None, "id =": id_, "name =": client_id}
+    tests = {"symbol =": p.symbol() if kind == "order" else None, "id =": id_, "name =": client_id,
+             "time_ms <=": p.engine.seen_ms()}
     for order in p.engine.store.find(kind, Order, p.account, tests, 1):
         return shapes.order_json(order, p.ledger.rules[order.symbol])
     raise Refused(-2013, "Order does not exist.")
@@ -227,28 +227,93 @@ def cancel(p: Params, kind: str) -> Json:
 
 def list_open(p: Params, kind: str) -> list[Json]:
     return [shapes.order_json(order, p.ledger.rules[symbol]) for symbol in p.symbols()
-            for order in p.ledger.mine(p.account, kind, symbol)]
+            for order in p.ledger.mine(p.account, kind, symbol) if order.time_ms <= p.engine.seen_ms()]
 
 
 def cancel_all(p: Params, kind: str) -> Json:
-    for order in p.ledger.mine(p.account, kind, p.symbol()):
-        p.engine.cancel(order)
+    p.engine.cancel_all(p.account, p.symbol(), (kind,))
     return DONE
 
 
 def open_order(p: Params) -> Json:
-    return shapes.order_json(get_open(p, "order"), p.ledger.rules[p.symbol()])
+    if (order := get_open(p, "order")).time_ms > p.engine.seen_ms():
+        raise Refused(-2013, "Order does not exist.")
+    return shapes.order_json(order, p.ledger.rules[order.symbol])
 
 
+def batch(p: Params, action: Any, wishes: list[Json]) -> list[Json]:
+    """Answer each of a few requests for itself."""
+    answers = []
+    for wish in wishes:
+        one = copy(p)
+        one.values = {name: str(value).lower() if isinstance(value, bool) else str(value)
+                      for name, value in wish.items()}
+        try:
+            answers.append(action(one))
+        except Refused as refusal:
+            answers.append({"code": refusal.code, "msg": refusal.text})
+    return answers
+
+
+def listed(p: Params, name: str, type_: Any, most: int) -> Any:
+    """Return a parameter that is a JSON list."""
+    try:
+        found = msgspec.json.decode(p.values.get(name) or "[]", type=type_)
+    except msgspec.MsgspecError:
+        raise Refused(-1130, f"Data sent for parameter '{name}' is not valid.") from None
+    refuse_if((len(found) > most, -4082, "Invalid number of batch place orders."))
+    return found
+
+
+def new_orders(p: Params) -> list[Json]:
+    return batch(p, new_order, listed(p, "batchOrders", list[dict[str, str | int | float | bool]], 5))
+
+
+def cancel_orders(p: Params) -> list[Json]:
+    symbol = p.symbol()
+    ids = [{"symbol": symbol, "orderId": id_} for id_ in listed(p, "orderIdList", list[int], 10)]
+    names = listed(p, "origClientOrderIdList", list[str], 10)
+    return batch(p, partial(cancel, kind="order"),
+                 [*ids, *({"symbol": symbol, "origClientOrderId": name} for name in names)])
+
+
+def count_down(p: Params) -> Json:
+    symbol, time_ms = p.symbol(), p.integer("countdownTime")
+    refuse_if((time_ms < 0, -1130, "Data sent for parameter 'countdownTime' is not valid."))
+    p.engine.count_down(p.account, symbol, time_ms)
+    return {"symbol": symbol, "countdownTime": str(time_ms)}
+
+
+def order_rate(p: Params) -> list[Json]:
+    return p.engine.limits.listing()[1:]
+
+
+def fixed(value: Any) -> Any:
+    """Make an endpoint that always says the same."""
+    return lambda p: value
+
+
+BY_LIMIT = {99: 1, 499: 2, 1_000: 5, 1_500: 10}  # weights of candles
 PUBLIC = {
-    "ping": Route(lambda p: {}),
-    "time": Route(lambda p: {"serverTime": p.engine.now_ms()}),
-    "exchangeInfo": Route(exchange_info), "depth": Route(depth, 10), "trades": Route(trades, 5),
-    "aggTrades": Route(agg_trades, 20), "klines": Route(klines, 5), "ticker/24hr": Route(each(day)),
-    "premiumIndex": Route(each(premium_index)), "ticker/price": Route(each(last_price)),
-    "ticker/bookTicker": Route(each(book_ticker), 2),
+    "v1/ping": Route(fixed({})), "v1/time": Route(lambda p: {"serverTime": p.engine.now_ms()}),
+    "v1/exchangeInfo": Route(exchange_info), "v1/depth": Route(depth, {50: 2, 100: 5, 500: 10, 1_000: 20}),
+    "v1/trades": Route(trades, 5), "v1/historicalTrades": Route(trades, 20),
+    "v1/aggTrades": Route(agg_trades, 20), "v1/klines": Route(klines, BY_LIMIT),
+    "v1/continuousKlines": Route(partial(klines, name="pair"), BY_LIMIT),
+    "v1/markPriceKlines": Route(klines, BY_LIMIT),
+    "v1/indexPriceKlines": Route(partial(klines, name="pair"), BY_LIMIT),
+    "v1/ticker/24hr": Route(each(lambda p, symbol: p.engine.feed(symbol).ticker()), (1, 40)),
+    "v1/premiumIndex": Route(each(premium_index), (1, 10)), "v1/fundingRate": Route(funding_rates, 0),
+    "v1/fundingInfo": Route(fixed([]), 0), "v1/ticker/price": Route(each(last_price), (1, 2)),
+    "v2/ticker/price": Route(each(last_price), (1, 2)),
+    "v1/ticker/bookTicker": Route(each(book_ticker), (2, 5)),
+    "v1/openInterest": Route(lambda p: {"symbol": p.symbol(), "openInterest": "0.000",
+                                        "time": p.engine.now_ms()}),
 }
-SIGNED: dict[str, tuple[Any, int]] = {  # endpoint -> handler, weight
+ORDERS: dict[str, tuple[Any, int]] = {  # endpoint -> handler, what it counts
+    "POST v1/order": (new_order, 1), "POST v1/algoOrder": (new_algo, 1),
+    "POST v1/batchOrders": (new_orders, 5)}
+SIGNED: dict[str, tuple[Any, int | tuple[int, int]]] = {  # endpoint -> handler, weight
     "GET v2/account": (lambda p: shapes.account_json(p.ledger, p.account, 2), 5),
     "GET v3/account": (lambda p: shapes.account_json(p.ledger, p.account, 3), 5),
     "GET v2/balance": (lambda p: shapes.balance_json(p.ledger, p.account), 5),
@@ -258,31 +323,37 @@ SIGNED: dict[str, tuple[Any, int]] = {  # endpoint -> handler, weight
     "GET v1/accountConfig": (account_config, 5), "GET v1/symbolConfig": (symbol_config, 5),
     "GET v1/positionSide/dual": (lambda p: {"dualSidePosition": p.ledger.accounts[p.account].is_hedged}, 30),
     "POST v1/positionSide/dual": (set_dual, 1),
-    "GET v1/multiAssetsMargin": (lambda p: {"multiAssetsMargin": False}, 30),
-    "GET v1/leverageBracket": (lambda p: [shapes.brackets_json(symbol) for symbol in p.symbols()], 1),
+    "GET v1/multiAssetsMargin": (fixed({"multiAssetsMargin": False}), 30),
+    "GET v1/leverageBracket": (
+        each(lambda p, symbol: shapes.brackets_json(symbol), is_list=True), 1),
     "POST v1/leverage": (set_leverage, 1), "POST v1/marginType": (set_margin_type, 1),
-    "GET v1/commissionRate": (commission, 20),
+    "GET v1/commissionRate": (commission, 20), "GET v1/rateLimit/order": (order_rate, 1),
     "GET v1/income": (partial(history, kind="income", type_=Income, shape=shapes.income_json, limit=100), 30),
     "GET v1/userTrades": (partial(history, kind="fill", type_=Fill, shape=shapes.trade_json), 5),
     "GET v1/order": (partial(get, kind="order"), 1), "DELETE v1/order": (partial(cancel, kind="order"), 1),
-    "GET v1/openOrder": (open_order, 1), "GET v1/openOrders": (partial(list_open, kind="order"), 1),
+    "GET v1/openOrder": (open_order, 1), "GET v1/openOrders": (partial(list_open, kind="order"), (1, 40)),
     "DELETE v1/allOpenOrders": (partial(cancel_all, kind="order"), 1),
+    "DELETE v1/batchOrders": (cancel_orders, 1), "POST v1/countdownCancelAll": (count_down, 10),
     "GET v1/allOrders": (
         partial(history, kind="order", type_=Order, shape=shapes.order_json, from_name="orderId"), 5),
     "GET v1/algoOrder": (partial(get, kind="algo"), 1),
     "DELETE v1/algoOrder": (partial(cancel, kind="algo"), 1),
-    "GET v1/openAlgoOrders": (partial(list_open, kind="algo"), 1),
+    "GET v1/openAlgoOrders": (partial(list_open, kind="algo"), (1, 40)),
     "DELETE v1/algoOpenOrders": (partial(cancel_all, kind="algo"), 1),
     "GET v1/allAlgoOrders": (
         partial(history, kind="algo", type_=Order, shape=shapes.order_json, from_name="algoId"), 5),
 }
 ROUTES: dict[str, Route] = {
-    **{f"GET /fapi/v1/{name}": route for name, route in PUBLIC.items()},
+    **{f"GET /fapi/{name}": route for name, route in PUBLIC.items()},
     **{name.replace(" ", " /fapi/"): Route(handler, weight, "signed")
        for name, (handler, weight) in SIGNED.items()},
-    "POST /fapi/v1/order": Route(new_order, 0, "signed", is_order=True),
-    "POST /fapi/v1/algoOrder": Route(new_algo, 0, "signed", is_order=True),
+    **{name.replace(" ", " /fapi/"): Route(handler, 0, "signed", orders)
+       for name, (handler, orders) in ORDERS.items()},
     "POST /fapi/v1/listenKey": Route(lambda p: {"listenKey": p.engine.listen_key(p.account)}, 1, "key"),
     "PUT /fapi/v1/listenKey": Route(keep_listen_key, 1, "key"),
     "DELETE /fapi/v1/listenKey": Route(drop_listen_key, 1, "key"),
+    # What ccxt asks of the spot side when it loads markets with a key.
+    "GET /sapi/v1/capital/config/getall": Route(fixed([]), 10, "signed"),
+    "GET /sapi/v1/margin/allPairs": Route(fixed([]), 1, "key"),
+    "GET /sapi/v1/margin/isolated/allPairs": Route(fixed([]), 10, "signed"),
 }

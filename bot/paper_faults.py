@@ -8,15 +8,16 @@ curl -d '{"match": "POST /fapi/v1/order", "skip": 1, "do": "lose_answer"}' 127.0
 from collections.abc import Callable
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from bot.paper_engine import Engine
-from bot.paper_model import Order, Refused, Side
+from bot.paper_model import Limits, Order, Refused, Side, refuse_if
 from bot.paper_shapes import account_json
 
+T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
 
@@ -27,12 +28,14 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     do: lose_request (closed, not executed), hang (neither executed nor answered), delay (executed
     delay_ms late), duplicate (executed twice, the first answer returned), lose_answer (executed,
     closed without an answer), delay_answer, truncate (half of the body, then closed), answer
-    (status, body and headers as given; executed all the same with is_executed).
+    (status, body and headers as given; executed all the same with is_executed), limbo (-1007 at once;
+    with is_executed executed delay_ms later, whatever its recvWindow said), lag (of a query: answered
+    as if what is younger than delay_ms did not exist).
     """
 
     match: str
     do: Literal["lose_request", "hang", "delay", "duplicate", "lose_answer", "delay_answer", "truncate",
-                "answer"]
+                "answer", "limbo", "lag"]
     skip: Count = 0
     times: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     delay_ms: Milliseconds = 0
@@ -46,12 +49,14 @@ class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
     """One fault of the websocket connections that are open now (POST /paper/stream).
 
     match: a stream they carry, "btcusdt@trade" or "user:NAME". do: gap (the next `count` frames are
-    lost), freeze (nothing is sent for duration_ms, and is lost), half_open (nothing is sent, read or
-    answered any more), close (the connection is reset), expire (listenKeyExpired is sent).
+    lost), reorder (the next `count` frames are sent together, last first), freeze (nothing is sent for
+    duration_ms, and is lost), half_open (nothing is sent, read or answered any more), close (the
+    connection is reset), expire (listenKeyExpired is sent), age (it is older by duration_ms: after
+    24 hours the exchange closes it).
     """
 
     match: str
-    do: Literal["gap", "freeze", "half_open", "close", "expire"]
+    do: Literal["gap", "reorder", "freeze", "half_open", "close", "expire", "age"]
     count: Count = 1
     duration_ms: Milliseconds = 0
 
@@ -64,6 +69,39 @@ class ManualTrade(msgspec.Struct, forbid_unknown_fields=True):
     side: Side
     qty: Decimal
     reduce_only: bool = False
+
+
+class Forced(msgspec.Struct, forbid_unknown_fields=True):
+    """The exchange closes a position (POST /paper/liquidate), or qty of it (POST /paper/adl)."""
+
+    account: str
+    symbol: str
+    qty: Decimal | None = None
+
+
+class Listing(msgspec.Struct, forbid_unknown_fields=True):
+    """A listing changes (POST /paper/symbol). filters: {"LOT_SIZE": {"stepSize": "0.01"}}.
+
+    A status other than TRADING refuses orders; SETTLING and CLOSE end orders and positions too.
+    """
+
+    symbol: str
+    status: Literal["PENDING_TRADING", "TRADING", "PRE_SETTLE", "SETTLING", "CLOSE"] = "TRADING"
+    filters: dict[str, dict[str, str]] = {}
+
+
+class Mark(msgspec.Struct, forbid_unknown_fields=True):
+    """The mark price leaves the market by so much, until told otherwise (POST /paper/mark)."""
+
+    symbol: str
+    offset_pct: Annotated[float, Meta(ge=-99, le=1_000)]
+
+
+class Funding(msgspec.Struct, forbid_unknown_fields=True):
+    """Funding is settled now, at this rate (POST /paper/funding)."""
+
+    account: str
+    rate: Decimal
 
 
 class ClockFault(msgspec.Struct, forbid_unknown_fields=True):
@@ -101,7 +139,7 @@ class Control:
         """Serve one control request; return HTTP status and the value to send."""
         try:
             return 200, self._do(request, body)
-        except (msgspec.MsgspecError, KeyError) as error:
+        except (msgspec.MsgspecError, KeyError, ValueError, ArithmeticError) as error:
             return 400, {"code": -1102, "msg": str(error)}
         except Refused as refusal:
             return refusal.status, {"code": refusal.code, "msg": refusal.text}
@@ -119,10 +157,25 @@ class Control:
                 return {"connections": self.inject(msgspec.json.decode(body, type=StreamFault))}
             case "POST /paper/clock":
                 engine.offset_ms = msgspec.json.decode(body, type=ClockFault).offset_ms
+            case "POST /paper/limits":
+                engine.limits = msgspec.json.decode(body, type=Limits)
+            case "POST /paper/liquidate" | "POST /paper/adl":
+                forced = self._known(body, Forced)
+                kind = "adl" if request.endswith("adl") else "liquidation"
+                engine.force(kind, forced.account, forced.symbol, forced.qty)
+            case "POST /paper/symbol":
+                listing = self._known(body, Listing)
+                engine.change_symbol(listing.symbol, listing.status, listing.filters)
+            case "POST /paper/mark":
+                mark = self._known(body, Mark)
+                engine.feed(mark.symbol).mark_factor = 1 + mark.offset_pct / 100
+            case "POST /paper/funding":
+                funding = self._known(body, Funding)
+                refuse_if((not -1 <= funding.rate <= 1, -1130, "The rate must be within -1 and 1."))
+                engine.see_prices()
+                engine.fund(funding.account, funding.rate)
             case "POST /paper/trade":
-                wish = msgspec.json.decode(body, type=ManualTrade)
-                if wish.symbol not in ledger.rules or wish.account not in ledger.accounts:
-                    raise Refused(-1121, "Invalid symbol or account.")
+                wish = self._known(body, ManualTrade)
                 return engine.place(Order(
                     account=wish.account, symbol=wish.symbol, client_id=f"web_{engine.clock.token(20)}",
                     side=wish.side, type="MARKET", qty=wish.qty, reduce_only=wish.reduce_only))
@@ -135,3 +188,10 @@ class Control:
             case _:
                 raise Refused(-5000, f"{request} is no control of the paper exchange", 404)
         return {}
+
+    def _known(self, body: str, type_: type[T]) -> T:
+        wish, ledger = msgspec.json.decode(body, type=type_), self.engine.ledger
+        for name, known in (("symbol", ledger.rules), ("account", ledger.accounts)):
+            if getattr(wish, name, None) not in (None, *known):
+                raise Refused(-1121, f"Invalid {name}; known are {', '.join(known)}.")
+        return wish

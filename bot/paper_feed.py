@@ -31,8 +31,15 @@ TRADES_KEPT = 2_000  # the exchange hands out 1,000; a burst fits twice
 LADDER_LEVELS = 50  # of a synthetic book, per side; 1.00 apart near 60,000, so about 0.08 % deep
 QTY_MS = 3_000  # a resting quantity of a synthetic book is drawn anew this often
 NOTIONAL_MIN = {"BTCUSDT": "100", "ETHUSDT": "20"}  # the exchange's own; elsewhere 5
-INTERVALS = {"1m": 1, "3m": 3, "5m": 5, "15m": 15, "30m": 30, "1h": 60, "2h": 120, "4h": 240,
-             "6h": 360, "8h": 480, "12h": 720, "1d": 1440}  # minutes
+INTERVALS = {  # minutes
+    "1m": 1, "3m": 3, "5m": 5, "15m": 15, "30m": 30, "1h": 60, "2h": 120, "4h": 240, "6h": 360, "8h": 480,
+    "12h": 720, "1d": 1_440, "3d": 4_320, "1w": 10_080, "1M": 43_200}
+
+# The 24 h ticker's fields in frames, and which are in which kind of frame.
+TICKER = {"p": "priceChange", "P": "priceChangePercent", "w": "weightedAvgPrice", "c": "lastPrice",
+          "Q": "lastQty", "o": "openPrice", "h": "highPrice", "l": "lowPrice", "v": "volume",
+          "q": "quoteVolume", "O": "openTime", "C": "closeTime", "F": "firstId", "L": "lastId", "n": "count"}
+EVENTS = {"ticker": ("24hrTicker", tuple(TICKER)), "miniTicker": ("24hrMiniTicker", tuple("cohlvq"))}
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -124,12 +131,14 @@ class Feed:
     """
 
     lag_ms = 0
+    mark_factor = 1.0  # moved by POST /paper/mark
 
     def __init__(self, contract: Contract, start_ms: int) -> None:
         self.contract = contract
         self.now_ms = start_ms
         self.history_ms = (start_ms - HISTORY_MS) // 60_000 * 60_000
         self.trades: deque[Trade] = deque(maxlen=TRADES_KEPT)
+        self.wanted = {"kline_1m"}  # kinds of frames that are made on demand only
         self.inserted = 0  # trades of accounts so far: later ids move up by it
         self.quantities = [1]  # of a synthetic book
         self._own: list[Trade] = []
@@ -163,7 +172,7 @@ class Feed:
 
     def mark(self) -> Decimal:
         """Return the mark, the mean of five seconds: no single print moves it far."""
-        return self.money(self.mean_path(5))
+        return self.money(self.mean_path(5) * self.mark_factor)
 
     def index(self) -> Decimal:
         """Return the index, the mean of ten seconds and a little under the contract."""
@@ -191,7 +200,7 @@ class Feed:
         qty, at_ms = self._taken.get((side, price), (0, 0))
         return max(0, qty * (HEAL_MS - (self.now_ms - at_ms)) // HEAL_MS)
 
-    def book(self, limit: int) -> Book:
+    def book(self, limit: int = 1_000) -> Book:
         price, qty = self.contract.price_decimals, self.contract.qty_decimals
         bids, asks = ([(_decimal(p, price), _decimal(q, qty)) for p, q in side[:limit]]
                       for side in self.left())
@@ -223,9 +232,21 @@ class Feed:
         self._own += made
         return made
 
+    def recent(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
+        c = self.contract
+        return [{"id": t.trade_id, "price": c.price(t.price), "qty": c.qty(t.qty), "time": t.time_ms,
+                 "quoteQty": c.quote(t.price * t.qty), "isBuyerMaker": t.is_buyer_maker}
+                for t in list(self.trades)[-limit:]]
+
     # Candles
 
-    def klines(self, interval: str, limit: int, start_ms: int | None, end_ms: int | None) -> list[list[Any]]:
+    def klines(self, interval: str, limit: int, start_ms: int | None = None,
+               end_ms: int | None = None) -> list[list[Any]]:
+        """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval.
+
+        They are made at the first call, and kept: 500 minutes take about a second.
+        """
         length = INTERVALS[interval] * 60_000
         earliest = max(self.history_ms, self.now_ms - MINUTES_MAX * 60_000) // length * length
         last = min(self.now_ms, self.now_ms if end_ms is None else end_ms) // length * length
@@ -233,6 +254,22 @@ class Feed:
         first = max(earliest, first)
         last = min(last, first + (limit - 1) * length)
         return [self.row(at, at + length - 1) for at in range(first, last + 1, length)]
+
+    def day(self) -> list[Any]:
+        """Return the last 24 hours, as far as there is a past, as one kline row."""
+        return self.row(max(self.history_ms, self.now_ms // 60_000 * 60_000 - 1_439 * 60_000), self.now_ms)
+
+    def ticker(self) -> dict[str, Any]:
+        """Return the last 24 hours as `GET /fapi/v1/ticker/24hr` does."""
+        open_ms, first, high, low, last, volume, _, spent, count, *_ = self.day()
+        change, amount, newest = Decimal(last) - Decimal(first), Decimal(volume), self.recent(1)
+        last_id = newest[0]["id"] if newest else 0
+        return {"symbol": self.contract.symbol, "priceChange": f"{change:f}", "lastPrice": last,
+                "priceChangePercent": f"{change / Decimal(first) * 100:.3f}", "openPrice": first,
+                "weightedAvgPrice": f"{Decimal(spent) / amount if amount else Decimal(last):.2f}",
+                "highPrice": high, "lowPrice": low, "volume": volume, "quoteVolume": spent, "count": count,
+                "lastQty": newest[0]["qty"] if newest else "0", "openTime": open_ms, "closeTime": self.now_ms,
+                "firstId": last_id - count, "lastId": last_id}
 
     def row(self, open_ms: int, close_ms: int) -> list[Any]:
         """Return the kline row over whole minutes; without trades it is flat."""
@@ -277,7 +314,7 @@ class Feed:
                            T=t.time_ms, m=t.is_buyer_maker)]
 
     def depth_frames(self, previous_id: int, update_id: int, old: Sequence[Depth],
-                     new: Sequence[Depth]) -> list[Frame]:
+                     new: Sequence[Depth], kind: str = "depth@100ms") -> list[Frame]:
         """Return what leads from one state of the book to another: the best if it changed, and the depth."""
         price, qty, sides = self.contract.price, self.contract.qty, []
         best = [[(p, book[p]) for p, book in zip((max(bids), min(asks)), (bids, asks), strict=True)]
@@ -285,7 +322,7 @@ class Feed:
         for before, after in zip(old, new, strict=True):
             sides.append([[price(p), qty(after.get(p, 0))] for p in sorted(before.keys() | after.keys())
                           if before.get(p) != after.get(p)])
-        frames = [self.frame("depth@100ms", "depthUpdate", T=self.now_ms, U=previous_id + 1, u=update_id,
+        frames = [self.frame(kind, "depthUpdate", T=self.now_ms, U=previous_id + 1, u=update_id,
                              pu=previous_id, b=sides[0], a=sides[1])]
         if best[0] != best[-1] or len(best) == 1:
             (bid, bid_qty), (ask, ask_qty) = best[-1]
@@ -305,14 +342,28 @@ class Feed:
             mark, index = str(self.mark()), str(self.index())
             frames.append(self.frame("markPrice@1s", "markPriceUpdate", p=mark, ap=mark, P=index, i=index,
                                      r=str(FUNDING_RATE), T=self.funding_ms()))
+            ticker = self.ticker() if self.wanted & EVENTS.keys() else {}
+            for kind in sorted(self.wanted & EVENTS.keys()):
+                event, keys = EVENTS[kind]
+                frames.append(self.frame(kind, event, **{key: ticker[TICKER[key]] for key in keys}))
         if self.now_ms % KLINE_MS == 0 and self.trades:
-            now, before = ((self.now_ms - self.lag_ms - back) // 60_000 for back in (0, KLINE_MS))
-            row, last_id = self.row(before * 60_000, before * 60_000 + 59_999), self.trades[-1].trade_id
-            frames.append(self.frame("kline_1m", "kline", k={
-                "t": row[0], "T": row[6], "s": self.contract.symbol, "i": "1m", "f": last_id - row[8] + 1,
-                "L": last_id, "o": row[1], "c": row[4], "h": row[2], "l": row[3], "v": row[5], "n": row[8],
-                "x": now != before, "q": row[7], "V": row[9], "Q": row[10], "B": "0"}))
+            frames += [self._kline_frame(kind) for kind in sorted(self.wanted) if kind.startswith("kline_")]
+        for kind in [kind for kind in sorted(self.wanted) if kind.startswith("depth")]:
+            bids, asks = self.left()
+            count = int(kind.removeprefix("depth").split("@")[0])
+            frames += [self.depth_frames(0, self.update_id(), ({}, {}), (dict(bids[:count]),
+                                                                         dict(asks[:count])), kind)[-1]]
         return frames
+
+    def _kline_frame(self, kind: str) -> Frame:
+        interval = kind.removeprefix("kline_")
+        length = INTERVALS[interval] * 60_000
+        now, before = ((self.now_ms - self.lag_ms - back) // length for back in (0, KLINE_MS))
+        row, last_id = self.row(before * length, (before + 1) * length - 1), self.trades[-1].trade_id
+        return self.frame(kind, "kline", k={
+            "t": row[0], "T": row[6], "s": self.contract.symbol, "i": interval, "f": last_id - row[8] + 1,
+            "L": last_id, "o": row[1], "c": row[4], "h": row[2], "l": row[3], "v": row[5], "n": row[8],
+            "x": now != before, "q": row[7], "V": row[9], "Q": row[10], "B": "0"})
 
 
 def bar_of(trades: Iterable[Trade]) -> Bar | None:

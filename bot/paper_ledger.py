@@ -14,6 +14,8 @@ import msgspec
 from bot import paper_model as model
 from bot.errors import InvariantError
 from bot.paper_model import (
+    BRACKETS,
+    CLOSED,
     OPEN,
     ZERO,
     Account,
@@ -24,11 +26,18 @@ from bot.paper_model import (
     Refused,
     Rules,
     Side,
+    maintenance,
     money,
+    notional_max,
     refuse_if,
 )
 
 LEVERAGE = 20  # of a symbol whose leverage was never set, as on a fresh account
+LIQUIDATION_FEE = Decimal("0.0125")  # liquidationFee of exchangeInfo; it goes to the insurance fund
+TOO_LARGE = (-2027, "Exceeded the maximum allowable position at current leverage.")
+# Orders of the exchange itself: how their client ids begin, and what their fills are called.
+FORCED = {"liquidation": ("autoclose-", "CALCULATED"), "adl": ("adl_autoclose-", "CALCULATED"),
+          "settlement": ("settlement_autoclose-", "TRADE")}
 
 
 class Ledger:
@@ -55,10 +64,8 @@ class Ledger:
     def deposit(self, name: str, amount: Decimal, now_ms: int) -> None:
         """Open the account when it is new, and put money in."""
         account = self.accounts.setdefault(name, Account(name))
-        account.wallet += amount
         account.deposited += amount
-        self._income(name, "", "TRANSFER", amount, 0, now_ms)
-        self._account_event(account, "DEPOSIT", "", amount, now_ms)
+        self._credit(account, "TRANSFER", "", amount, now_ms)
 
     def position(self, name: str, symbol: str) -> Position:
         return self.accounts[name].positions.get(symbol) or Position()
@@ -67,17 +74,27 @@ class Ledger:
         return self.accounts[name].leverage.get(symbol, LEVERAGE)
 
     def set_leverage(self, name: str, symbol: str, leverage: int, now_ms: int) -> None:
-        self.accounts[name].leverage[symbol] = leverage
-        self._account_event(self.accounts[name], "CONFIG", symbol, ZERO, now_ms)
+        account, before = self.accounts[name], self.leverage(name, symbol)
+        notional = abs(self.position(name, symbol).qty) * self.marks[symbol]
+        refuse_if((not 1 <= leverage <= BRACKETS[0][1], -4028, f"Leverage {leverage} is not valid"),
+                  (notional > notional_max(leverage), *TOO_LARGE),
+                  (leverage < before and notional / leverage - notional / before > self.available(name),
+                   -2028, "Leverage is smaller than permitted: insufficient margin balance."))
+        account.leverage[symbol] = leverage
+        self._account_event(account, "CONFIG", symbol, ZERO, now_ms)
+
+    def held(self, name: str) -> dict[str, Decimal]:
+        """Return the signed notional of each position that is not zero, at marks."""
+        return {symbol: position.qty * self.marks[symbol]
+                for symbol, position in self.accounts[name].positions.items() if position.qty}
 
     def margin(self, name: str) -> tuple[Decimal, Decimal, Decimal]:
         """Return what positions and what open orders bind, and the unrealized profit, at marks."""
-        bound, unrealized = ZERO, ZERO
-        for symbol, position in self.accounts[name].positions.items():
-            bound += abs(position.qty) * self.marks[symbol] / self.leverage(name, symbol)
-            unrealized += position.unrealized(self.marks[symbol])
+        held = self.held(name)
+        bound = sum((abs(value) / self.leverage(name, symbol) for symbol, value in held.items()), ZERO)
         resting = sum((self._margin_of(order, order.price) for order in self.mine(name, "order")), ZERO)
-        return bound, resting, unrealized
+        return bound, resting, sum((value - self.position(name, symbol).cost
+                                    for symbol, value in held.items()), ZERO)
 
     def available(self, name: str) -> Decimal:
         bound, resting, unrealized = self.margin(name)
@@ -93,8 +110,10 @@ class Ledger:
         self._check_order(order)
         depth = [level for level in (asks if order.side == "BUY" else bids) if order.crosses(level[0])]
         price = order.price or (depth[0][0] if depth else self.marks[order.symbol])
-        need = self._margin_of(order, price)
+        need, held = self._margin_of(order, price), self.position(order.account, order.symbol).qty
+        most = notional_max(self.leverage(order.account, order.symbol))
         refuse_if(
+            (need and abs(held + order.sign * order.qty) * price > most, *TOO_LARGE),
             (order.tif == "GTX" and depth, -5022, "Due to the order could not be executed as maker, the Post "
              "Only order will be rejected. The order will not be recorded in the order history"),
             (need and need + order.qty * price * self.taker_fee > self.available(order.account), -2019,
@@ -113,6 +132,7 @@ class Ledger:
         if not algo.close_position:
             rules.check_qty(algo.qty, rules.market_qty_max)
         refuse_if(
+            (rules.status != "TRADING", *CLOSED),
             (self._is_named_twice(algo), -4116, "ClientOrderId is duplicated."),
             (len(others) >= rules.algos_max, -4045, "Reach max stop order limit."),
             (algo.close_position and any(o.close_position and (o.side, o.type) == (algo.side, algo.type)
@@ -124,6 +144,48 @@ class Ledger:
     def cancel(self, order: Order, now_ms: int) -> None:
         """Cancel what is open, of either kind."""
         self._close(order, "CANCELED", now_ms)
+
+    def fund(self, name: str, symbol: str, rate: Decimal, now_ms: int) -> None:
+        """Settle the funding of a position: longs pay a positive rate, at the mark."""
+        if notional := self.held(name).get(symbol):
+            amount = money(-notional * rate)
+            self.position(name, symbol).funding += amount
+            self._credit(self.accounts[name], "FUNDING_FEE", symbol, amount, now_ms)
+            self.check(name)
+
+    def is_due_for_liquidation(self, name: str) -> bool:
+        """Say whether the wallet and unrealized profit no longer cover the maintenance margin."""
+        held = self.held(name)
+        spare = self.accounts[name].wallet + self.margin(name)[2] if held else ZERO
+        return spare < sum(map(maintenance, held.values()), ZERO)
+
+    def liquidate(self, name: str, symbol: str, depth: Levels, now_ms: int) -> None:
+        """Close all of a position by force; the insurance fund takes its fee, and pays what is missing."""
+        order = self.force("liquidation", name, symbol, abs(self.position(name, symbol).qty), depth, now_ms)
+        account = self.accounts[name]
+        change = -min(money(order.spent * LIQUIDATION_FEE), max(ZERO, account.wallet))
+        if account.wallet < 0 and not self.held(name):
+            change = -account.wallet
+        if change:
+            account.deposited += change
+            self._credit(account, "INSURANCE_CLEAR", symbol, change, now_ms)
+            self.check(name)
+
+    def force(self, kind: str, name: str, symbol: str, qty: Decimal, depth: Levels, now_ms: int) -> Order:
+        """Close (a part of) a position without its owner; what the depth lacks goes at the mark.
+
+        Source: recorded events of liquidation, ADL and settlement: LIMIT, IOC, the taker's fee.
+        """
+        held, (prefix, execution) = self.position(name, symbol).qty, FORCED[kind]
+        refuse_if((not 0 < qty <= abs(held), -4003, f"The quantity must be within the position, {held}."))
+        mark = self.marks[symbol] - self.marks[symbol] % self.rules[symbol].price_step
+        order = Order(account=name, symbol=symbol, client_id=f"{prefix}{self.last_ids['order'] + 1}", qty=qty,
+                      side="SELL" if held > 0 else "BUY", type="LIMIT", tif="IOC", price=mark,
+                      reduce_only=True, execution=execution, time_ms=now_ms, update_ms=now_ms)
+        self._admit(order)
+        self._fill(order, [*depth, (mark, qty)], is_maker=False)
+        self.check(name)
+        return order
 
     def match(self, symbol: str, bids: Levels, asks: Levels, now_ms: int) -> None:
         """Fill resting orders that the market crosses, at their own price."""
@@ -167,7 +229,7 @@ class Ledger:
         account = self.accounts[name]
         total = account.deposited
         for symbol, p in account.positions.items():
-            total += p.realized - p.fees
+            total += p.realized - p.fees + p.funding
             if p.realized != p.cost - p.flow or p.qty != p.traded or (p.cost and not p.qty):
                 raise InvariantError(f"{name} {symbol}: realized must be cost - flow, qty the sum of fills, "
                                      f"and nothing cost nothing; was {p}")
@@ -181,6 +243,7 @@ class Ledger:
         rules, mark = self.rules[order.symbol], self.marks[order.symbol]
         closable, is_buy = self._closable(order), order.side == "BUY"
         refuse_if(
+            (rules.status != "TRADING", *CLOSED),
             (self.accounts[order.account].is_hedged, -4061,
              "Order's position side does not match user's setting."),
             (not order.ref and self._is_named_twice(order), -4116, "ClientOrderId is duplicated."),
@@ -253,7 +316,7 @@ class Ledger:
         if realized:
             self._income(account.name, order.symbol, "REALIZED_PNL", realized, trade_id, now_ms)
         self._account_event(account, "ORDER", order.symbol, ZERO, now_ms)
-        self._order_event("TRADE", order, model.Fill(
+        self._order_event(order.execution, order, model.Fill(
             id=trade_id, account=account.name, symbol=order.symbol, order_id=order.id, side=order.side,
             price=price, qty=qty, fee=fee, realized=realized, is_maker=is_maker, time_ms=now_ms))
 
@@ -285,6 +348,12 @@ class Ledger:
         position = msgspec.structs.replace(account.positions.get(symbol) or Position())
         self._events.append(model.AccountEvent(account.name, reason, symbol, account.wallet, change,
                                                position, now_ms))
+
+    def _credit(self, account: Account, reason: str, symbol: str, amount: Decimal, now_ms: int) -> None:
+        account.wallet += amount
+        account.update_ms = now_ms
+        self._income(account.name, symbol, reason, amount, 0, now_ms)
+        self._account_event(account, "DEPOSIT" if reason == "TRANSFER" else reason, "", amount, now_ms)
 
     def _income(self, name: str, symbol: str, reason: str, amount: Decimal, trade_id: int,
                 now_ms: int) -> None:

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from bot.config import PaperConfig
-from bot.paper_feed import FUNDING_RATE, Book, Feed, Frame, Side
+from bot.paper_feed import Feed, Frame, Side
 
 CATCH_UP_MS = 600_000  # a longer pause of the process is passed over, as a restart is
 
 
 class Market:
-    """Where prices come from. Everything is as of the last advance()."""
+    """Where prices come from, by symbol in `feeds`. Everything is as of the last advance()."""
 
     is_tradable = True  # False: raw playback, orders are refused
 
     def __init__(self, feeds: Mapping[str, Feed]) -> None:
-        self._feeds = feeds
+        self.feeds = feeds
         self._now_ms: int | None = None
         self.pending: deque[Frame] = deque()
 
@@ -47,7 +47,7 @@ class Market:
         self._now_ms = max(now_ms, self._now_ms or 0)
         while self.due_ms() <= self._now_ms:
             self.pending.extend(self.pop())
-        for feed in self._feeds.values():
+        for feed in self.feeds.values():
             feed.now_ms = self._now_ms
         count = len(self.pending) if frames_max is None else min(frames_max, len(self.pending))
         return [self.pending.popleft() for _ in range(count)]
@@ -58,44 +58,7 @@ class Market:
 
     def symbols(self) -> list[dict[str, Any]]:
         """Return the entries of exchangeInfo's `symbols`."""
-        return [feed.contract.listing() for feed in self._feeds.values()]
-
-    def book(self, symbol: str, limit: int = 1_000) -> Book:
-        return self._feeds[symbol].book(limit)
-
-    def last_price(self, symbol: str) -> Decimal:
-        return self._feeds[symbol].last()
-
-    def mark_price(self, symbol: str) -> Decimal:
-        return self._feeds[symbol].mark()
-
-    def index_price(self, symbol: str) -> Decimal:
-        return self._feeds[symbol].index()
-
-    def funding(self, symbol: str) -> tuple[Decimal, int]:
-        """Return the rate of the running interval and when it is settled, in ms."""
-        return FUNDING_RATE, self._feeds[symbol].funding_ms()
-
-    def klines(self, symbol: str, interval: str, limit: int, start_ms: int | None = None,
-               end_ms: int | None = None) -> list[list[Any]]:
-        """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval.
-
-        They are made at the first call for a symbol, and kept: 500 minutes take about a second.
-        """
-        return self._feeds[symbol].klines(interval, limit, start_ms, end_ms)
-
-    def day(self, symbol: str) -> list[Any]:
-        """Return the last 24 hours, as far as there is a past, as one kline row."""
-        feed = self._feeds[symbol]
-        first = max(feed.history_ms, feed.now_ms // 60_000 * 60_000 - 1_439 * 60_000)
-        return feed.row(first, feed.now_ms)
-
-    def recent_trades(self, symbol: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
-        feed = self._feeds[symbol]
-        return [{"id": t.trade_id, "price": feed.contract.price(t.price), "qty": feed.contract.qty(t.qty),
-                 "quoteQty": feed.contract.quote(t.price * t.qty), "time": t.time_ms,
-                 "isBuyerMaker": t.is_buyer_maker} for t in list(feed.trades)[-limit:]]
+        return [feed.contract.listing() for feed in self.feeds.values()]
 
     def consume(self, symbol: str, side: Side, fills: list[tuple[Decimal, Decimal]]) -> list[int]:
         """Take (price, qty) out of the book for an account whose order was the taker.
@@ -103,9 +66,9 @@ class Market:
         side: of the taker. Returns the public trade id of each fill. The depth is gone at once and
         comes back within seconds; the trade frames are due immediately.
         """
-        trades = self._feeds[symbol].consume(side, fills)
+        trades = self.feeds[symbol].consume(side, fills)
         for trade in trades:
-            self.pending.extend(self._feeds[symbol].trade_frames(trade))
+            self.pending.extend(self.feeds[symbol].trade_frames(trade))
         return [trade.trade_id for trade in trades]
 
     def levels(self, symbol: str) -> list[Decimal]:
@@ -117,6 +80,10 @@ class Market:
 def canonical_stream(name: str) -> str:
     """Return the Frame.stream that serves a subscription: one speed of depth and of mark price."""
     symbol, _, kind = name.partition("@")
+    if name.startswith("!"):
+        return symbol + ("@arr" if kind else "")
+    if kind.startswith(("depth5", "depth10", "depth20")):
+        return f"{symbol.lower()}@{kind.split('@')[0]}@100ms"
     if kind in ("depth", "depth@0ms", "depth@250ms", "depth@500ms"):
         kind = "depth@100ms"
     elif kind in ("markPrice", "markPrice@3s"):

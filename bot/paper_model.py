@@ -11,6 +11,16 @@ Levels = list[tuple[Decimal, Decimal]]  # (price, qty), best first
 ZERO = Decimal(0)
 MONEY = Decimal("0.00000001")  # fees and profits are booked to eight places, half up
 OPEN = ("NEW", "PARTIALLY_FILLED", "TRIGGERING", "TRIGGERED")
+# Notional cap, leverage, maintenance ratio, cum: the recorded BTCUSDT brackets, for all symbols.
+BRACKETS = [(Decimal(cap), leverage, Decimal(ratio), Decimal(cum)) for cap, leverage, ratio, cum in (
+    (300_000, 150, "0.004", 0), (800_000, 100, "0.005", 300), (3_000_000, 75, "0.0065", 1_500),
+    (12_000_000, 50, "0.01", 12_000), (70_000_000, 25, "0.02", 132_000),
+    (100_000_000, 20, "0.025", 482_000), (230_000_000, 10, "0.05", 2_982_000),
+    (480_000_000, 5, "0.1", 14_482_000), (600_000_000, 4, "0.125", 26_482_000),
+    (800_000_000, 3, "0.15", 41_482_000), (1_200_000_000, 2, "0.25", 121_482_000),
+    (1_800_000_000, 1, "0.5", 421_482_000))]
+
+CLOSED = (-4108, "Symbol is on delivering or delivered or settling or closed or pre-trading.")
 
 
 class Refused(Exception):
@@ -32,6 +42,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """What a symbol's filters say (exchangeInfo)."""
 
     symbol: str
+    status: str = "TRADING"
     quote: str
     price_step: Decimal
     price_min: Decimal
@@ -52,10 +63,11 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         rows = {row["filterType"]: row for row in info["filters"]}
         price, lot, percent = rows["PRICE_FILTER"], rows["LOT_SIZE"], rows["PERCENT_PRICE"]
         return msgspec.convert({
-            "symbol": info["symbol"], "quote": info["quoteAsset"], "price_step": price["tickSize"],
-            "price_min": price["minPrice"], "price_max": price["maxPrice"], "qty_step": lot["stepSize"],
-            "qty_min": lot["minQty"], "qty_max": lot["maxQty"], "price_up": percent["multiplierUp"],
-            "price_down": percent["multiplierDown"], "market_qty_max": rows["MARKET_LOT_SIZE"]["maxQty"],
+            "symbol": info["symbol"], "status": info["status"], "quote": info["quoteAsset"],
+            "price_step": price["tickSize"], "price_min": price["minPrice"], "price_max": price["maxPrice"],
+            "price_up": percent["multiplierUp"], "price_down": percent["multiplierDown"],
+            "qty_step": lot["stepSize"], "qty_min": lot["minQty"], "qty_max": lot["maxQty"],
+            "market_qty_max": rows["MARKET_LOT_SIZE"]["maxQty"],
             "notional_min": rows["MIN_NOTIONAL"]["notional"], "orders_max": rows["MAX_NUM_ORDERS"]["limit"],
             "algos_max": rows["MAX_NUM_ALGO_ORDERS"]["limit"]}, cls)
 
@@ -80,7 +92,7 @@ class Order(msgspec.Struct, kw_only=True):
     """An order of the matching engine, or a conditional one ("algo") that waits for its trigger.
 
     price 0: market. qty 0: the whole position. ref: of an order the algo it came from, of an algo the
-    order it became.
+    order it became. execution: what its fills are called, CALCULATED of liquidation and ADL.
     """
 
     kind: Literal["order", "algo"] = "order"
@@ -99,6 +111,7 @@ class Order(msgspec.Struct, kw_only=True):
     close_position: bool = False
     orig_type: str = ""
     status: str = "NEW"
+    execution: str = "TRADE"
     filled: Decimal = ZERO
     spent: Decimal = ZERO
     ref: int = 0
@@ -150,6 +163,7 @@ class Position(msgspec.Struct):
     traded: Decimal = ZERO
     realized: Decimal = ZERO
     fees: Decimal = ZERO
+    funding: Decimal = ZERO
     update_ms: int = 0
 
     @property
@@ -177,7 +191,10 @@ class Position(msgspec.Struct):
 
 
 class Account(msgspec.Struct):
-    """One account: a USDT wallet in cross margin."""
+    """One account: a USDT wallet in cross margin.
+
+    deposited: what came from outside, of the insurance fund too. funded_ms: the funding it has had.
+    """
 
     name: str
     wallet: Decimal = ZERO
@@ -185,7 +202,23 @@ class Account(msgspec.Struct):
     positions: dict[str, Position] = {}
     leverage: dict[str, int] = {}
     is_hedged: bool = False
+    funded_ms: int = 0
     update_ms: int = 0
+
+
+class Limits(msgspec.Struct, forbid_unknown_fields=True):
+    """What the limiter allows (POST /paper/limits), and until when it bans every address."""
+
+    weight_1m: int = 2_400
+    orders_10s: int = 300
+    orders_1m: int = 1_200
+    banned_until_ms: int = 0
+
+    def listing(self) -> list[dict[str, Any]]:
+        rows = [("REQUEST_WEIGHT", "MINUTE", 1, self.weight_1m), ("ORDERS", "MINUTE", 1, self.orders_1m),
+                ("ORDERS", "SECOND", 10, self.orders_10s)]
+        return [dict(zip(("rateLimitType", "interval", "intervalNum", "limit"), row, strict=True))
+                for row in rows]
 
 
 class OrderEvent(msgspec.Struct, frozen=True):
@@ -222,6 +255,17 @@ class Income(msgspec.Struct, frozen=True):
 
 
 Event = OrderEvent | AccountEvent | Income
+
+
+def maintenance(notional: Decimal) -> Decimal:
+    """Return the maintenance margin of a position."""
+    _, _, ratio, cum = next((row for row in BRACKETS if abs(notional) <= row[0]), BRACKETS[-1])
+    return abs(notional) * ratio - cum
+
+
+def notional_max(leverage: int) -> Decimal:
+    """Return the largest position a leverage allows."""
+    return next(cap for cap, most, *_ in reversed(BRACKETS) if leverage <= most)
 
 
 def money(value: Decimal) -> Decimal:

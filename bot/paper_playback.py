@@ -360,7 +360,7 @@ class RawMarket(Market):
 
     def start(self, now_ms: int) -> None:
         self._start_ms = self._start_ms or now_ms
-        for feed in self._feeds.values():
+        for feed in self.feeds.values():
             feed.now_ms = now_ms
 
     def advance(self, now_ms: int, frames_max: int | None = None) -> list[Frame]:

@@ -7,13 +7,23 @@ from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from bot.paper_ledger import Ledger
-from bot.paper_model import MONEY, ZERO, AccountEvent, Event, Fill, Income, Order, OrderEvent, Position, Rules
+from bot.paper_model import (
+    BRACKETS,
+    MONEY,
+    ZERO,
+    AccountEvent,
+    Event,
+    Fill,
+    Income,
+    Order,
+    OrderEvent,
+    Position,
+    Rules,
+    maintenance,
+    notional_max,
+)
 
 Json = dict[str, Any]
-# Notional cap, leverage, maintenance ratio, cum: first rows of the real BTCUSDT table, for all symbols.
-BRACKETS = ((300_000, 125, "0.004", "0"), (800_000, 100, "0.005", "300"), (3_000_000, 75, "0.0065", "1500"),
-            (12_000_000, 50, "0.01", "12000"), (70_000_000, 25, "0.02", "132000"),
-            (100_000_000, 20, "0.025", "482000"))
 
 
 def amount(value: Decimal) -> str:
@@ -76,9 +86,9 @@ def income_json(line: Income) -> Json:
 
 def brackets_json(symbol: str) -> Json:
     """Return a symbol's entry of /fapi/v1/leverageBracket."""
-    floors = [0, *(cap for cap, *_ in BRACKETS)]
+    floors = [0, *(int(cap) for cap, *_ in BRACKETS)]
     return {"symbol": symbol, "brackets": [
-        {"bracket": i + 1, "initialLeverage": leverage, "notionalCap": cap, "notionalFloor": floors[i],
+        {"bracket": i + 1, "initialLeverage": leverage, "notionalCap": int(cap), "notionalFloor": floors[i],
          "maintMarginRatio": float(ratio), "cum": float(cum)}
         for i, (cap, leverage, ratio, cum) in enumerate(BRACKETS)]}
 
@@ -88,7 +98,7 @@ def position_json(ledger: Ledger, name: str, symbol: str) -> Json:
     position, rules, mark = ledger.position(name, symbol), ledger.rules[symbol], ledger.marks[symbol]
     leverage, notional = ledger.leverage(name, symbol), position.qty * mark
     initial = amount(abs(notional) / leverage)
-    cap = next(cap for cap, most, *_ in reversed(BRACKETS) if leverage <= most)
+    cap = notional_max(leverage)
     return {
         "symbol": symbol, "positionAmt": qty_text(position.qty, rules), "positionSide": "BOTH",
         "entryPrice": price_text(position.entry, rules, 3), "breakEvenPrice": _even(position, ledger, rules),
@@ -98,7 +108,7 @@ def position_json(ledger: Ledger, name: str, symbol: str) -> Json:
         "isolatedMargin": "0", "isolatedWallet": "0", "isolated": False, "marginType": "cross",
         "isAutoAddMargin": "false", "leverage": str(leverage), "maxNotionalValue": str(cap),
         "maxNotional": str(cap), "marginAsset": rules.quote, "initialMargin": initial,
-        "maintMargin": amount(_maintenance(notional)), "positionInitialMargin": initial,
+        "maintMargin": amount(maintenance(notional)), "positionInitialMargin": initial,
         "openOrderInitialMargin": "0", "adl": 1, "bidNotional": "0", "askNotional": "0",
         "updateTime": position.update_ms}
 
@@ -107,8 +117,8 @@ def account_json(ledger: Ledger, name: str, version: int) -> Json:
     """Return the account as /fapi/v2/account or v3/account do."""
     account = ledger.accounts[name]
     bound, resting, unrealized = ledger.margin(name)
-    held = {symbol: position.qty for symbol, position in account.positions.items() if position.qty}
-    maintained = sum((_maintenance(qty * ledger.marks[symbol]) for symbol, qty in held.items()), ZERO)
+    held = ledger.held(name)
+    maintained = sum(map(maintenance, held.values()), ZERO)
     free = amount(max(ZERO, ledger.available(name)))
     asset = {
         "walletBalance": amount(account.wallet), "unrealizedProfit": amount(unrealized),
@@ -198,15 +208,12 @@ def _even(position: Position, ledger: Ledger, rules: Rules) -> str:
     return price_text(position.entry * (1 + fee) / (1 - fee), rules, 3)
 
 
-def _maintenance(notional: Decimal) -> Decimal:
-    *_, ratio, cum = next((row for row in BRACKETS if abs(notional) <= row[0]), BRACKETS[-1])
-    return abs(notional) * Decimal(ratio) - Decimal(cum)
-
-
 def _liquidation(ledger: Ledger, name: str, symbol: str) -> Decimal:
     # The mark at which the whole wallet covers this position's maintenance margin no more.
     qty, mark = ledger.position(name, symbol).qty, ledger.marks[symbol]
     if not qty:
         return ZERO
-    spare = ledger.accounts[name].wallet + ledger.margin(name)[2] - _maintenance(qty * mark)
-    return max(ZERO, mark - spare / (qty - abs(qty) * Decimal(BRACKETS[0][2])))
+    spare = ledger.accounts[name].wallet + ledger.margin(name)[2] - sum(
+        map(maintenance, ledger.held(name).values()), ZERO)
+    ratio = next(row[2] for row in BRACKETS if abs(qty * mark) <= row[0])
+    return max(ZERO, mark - spare / (qty - abs(qty) * ratio))

@@ -1,4 +1,4 @@
-"""The paper exchange's websockets: market streams in both URL generations, and user data.
+"""The paper exchange's websockets: market streams in both URL generations, user data, the order API.
 
 Each frame is encoded once, as the bytes of a websocket message, and the bytes go to all who want it.
 A connection that does not read is cut (as on the real exchange) when the market is live; raw playback
@@ -6,6 +6,7 @@ waits for it instead: nothing is dropped there, and nothing is buffered beyond B
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +16,16 @@ from aiohttp import WSMsgType, web
 
 from bot.paper_engine import Engine
 from bot.paper_faults import StreamFault
-from bot.paper_market import Frame, canonical_stream
+from bot.paper_feed import EVENTS, INTERVALS, Frame
+from bot.paper_market import canonical_stream
 from bot.paper_model import Event
 from bot.paper_shapes import event_json
 
+LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
+CLOSE_FRAME = b"\x88\x02\x03\xe8"  # code 1000
+# Streams over all symbols: of which kind of frame they are made.
+OF_ALL = {"markPrice@1s": "!markPrice@arr", "ticker": "!ticker@arr", "miniTicker": "!miniTicker@arr"}
+OF_EACH = {"bookTicker": "!bookTicker"}
 PING_S = 180.0  # the exchange pings every three minutes
 STREAMS_MAX = 200  # per connection
 MESSAGE_BYTES_MAX = 65_536  # of a client's message
@@ -29,11 +36,14 @@ BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent (a minute of
 class Connection:
     """One websocket. names: canonical stream -> as the client called it (the envelope says it so)."""
 
-    def __init__(self, ws: web.WebSocketResponse, transport: Any, is_combined: bool) -> None:
-        self.ws, self.transport, self.is_combined = ws, transport, is_combined
+    def __init__(self, ws: web.WebSocketResponse, request: web.Request, kind: str, opened_ms: int) -> None:
+        self.ws, self.address, self.opened_ms = ws, request.remote or "", opened_ms
+        self.transport: Any = request.transport
+        self.is_combined, self.is_order_api = kind == "stream", kind == "ws-fapi"
         self.names: dict[str, str] = {}
         self.account, self.listen_key = "", ""
         self.lost, self.frozen_until_ms, self.is_half_open = 0, 0, False
+        self.reordered, self.held = 0, list[bytes]()
         self.out: list[bytes] = []
 
     @property
@@ -46,19 +56,24 @@ class Connection:
             self.transport.write(b"".join(self.out))
         self.out.clear()
 
-    def is_deaf(self, now_ms: int) -> bool:
-        """Say whether a fault swallows the next frame, and count it."""
+    def put(self, message: bytes, now_ms: int) -> None:
+        """Collect a message, unless a fault swallows or holds it."""
         if self.lost:
             self.lost -= 1
-            return True
-        return self.is_half_open or now_ms < self.frozen_until_ms
+        elif self.reordered:
+            self.held.append(message)
+            if len(self.held) == self.reordered:
+                self.out += reversed(self.held)
+                self.reordered, self.held = 0, []
+        elif not self.is_half_open and now_ms >= self.frozen_until_ms:
+            self.out.append(message)
 
 
 class Hub:
-    """All websocket connections."""
+    """All websocket connections. order_api: from a message and its sender's address to the answer."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, order_api: Callable[[str, str], bytes]) -> None:
+        self.engine, self.order_api, self._second = engine, order_api, 0
         self.connections: set[Connection] = set()
         self._readers: dict[str, list[Connection]] = defaultdict(list)
         engine.listener = self.tell
@@ -70,12 +85,13 @@ class Hub:
         path = request.path.strip("/").split("/")
         if path[0] in ("public", "market", "private"):
             del path[0]
-        connection = Connection(ws, request.transport, path[0] == "stream")
+        connection = Connection(ws, request, path[0], self.engine.now_ms())
         self.connections.add(connection)
         try:
             query = request.query
             wanted = [*path[1:], *query.get("streams", "").split("/"), query.get("listenKey", "")]
-            self._subscribe(connection, [name for name in wanted if name and not name.isdigit()])
+            if not connection.is_order_api:  # ccxt numbers its connections
+                self._subscribe(connection, [name for name in wanted if name and not name.isdigit()])
             async for message in ws:
                 if message.type is WSMsgType.TEXT:
                     connection.out.append(text_frame(self._control(connection, message.data)))
@@ -90,19 +106,44 @@ class Hub:
     def publish(self, frames: list[Frame]) -> None:
         """Send market frames to those who want them."""
         touched: set[Connection] = set()
-        now_ms = self.engine.now_ms()
+        now_ms, of_all = self.engine.now_ms(), defaultdict[str, list[bytes]](list)
         for frame in frames:
-            made: dict[str, bytes] = {}
-            for connection in self._readers.get(frame.stream, ()):
-                if connection.is_deaf(now_ms):
-                    continue
-                name = connection.names[frame.stream] if connection.is_combined else ""
-                if name not in made:
-                    made[name] = text_frame(_payload(frame, name))
-                connection.out.append(made[name])
-                touched.add(connection)
+            self._spread(frame, frame.stream, now_ms, touched)
+            kind = frame.stream.partition("@")[2]
+            if kind in OF_EACH:
+                self._spread(frame, OF_EACH[kind], now_ms, touched)
+            elif kind in OF_ALL:
+                of_all[OF_ALL[kind]].append(frame.raw)
+        for stream, rows in of_all.items():
+            self._spread(Frame("", stream, b"[%s]" % b",".join(rows), now_ms), stream, now_ms, touched)
         for connection in touched:
             self._send(connection)
+        if now_ms // 1_000 != self._second:
+            self._second = now_ms // 1_000
+            self._end_old(now_ms)
+
+    def _spread(self, frame: Frame, stream: str, now_ms: int, touched: set[Connection]) -> None:
+        made: dict[str, bytes] = {}
+        for connection in self._readers.get(stream, ()):
+            name = connection.names[stream] if connection.is_combined else ""
+            if name not in made:
+                made[name] = text_frame(_payload(frame, name))
+            connection.put(made[name], now_ms)
+            touched.add(connection)
+
+    def _end_old(self, now_ms: int) -> None:
+        for connection in list(self.connections):
+            if connection.account and not self.engine.account_of(connection.listen_key):
+                self._expire(connection, now_ms)
+            if now_ms - connection.opened_ms >= LIFE_MS and not connection.transport.is_closing():
+                connection.out.append(CLOSE_FRAME)
+                connection.flush()
+                connection.transport.close()
+
+    def _expire(self, connection: Connection, now_ms: int) -> None:
+        body = {"e": "listenKeyExpired", "E": now_ms, "listenKey": connection.listen_key}
+        self._tell([connection], msgspec.json.encode(body), now_ms)
+        connection.account = ""
 
     def tell(self, events: list[Event]) -> None:
         """Send what happened to an account to its user streams."""
@@ -120,6 +161,10 @@ class Hub:
         for connection in found:
             if fault.do == "gap":
                 connection.lost += fault.count
+            elif fault.do == "reorder":
+                connection.reordered = fault.count
+            elif fault.do == "age":
+                connection.opened_ms -= fault.duration_ms
             elif fault.do == "freeze":
                 connection.frozen_until_ms = now_ms + fault.duration_ms
             elif fault.do == "half_open":
@@ -128,10 +173,8 @@ class Hub:
             elif fault.do == "close":
                 connection.transport.abort()
             else:
-                body = {"e": "listenKeyExpired", "E": now_ms, "listenKey": connection.listen_key}
                 self.engine.drop_listen_key(connection.account)
-                self._tell([connection], msgspec.json.encode(body), now_ms)
-                connection.account = ""
+                self._expire(connection, now_ms)
         return len(found)
 
     async def drain(self) -> None:
@@ -151,22 +194,32 @@ class Hub:
 
     def _tell(self, readers: list[Connection], body: bytes, now_ms: int) -> None:
         for connection in readers:
-            if not connection.is_deaf(now_ms):
-                stream = b'{"stream":"%s","data":%s}' % (connection.listen_key.encode(), body)
-                connection.out.append(text_frame(stream if connection.is_combined else body))
-                self._send(connection)
+            stream = b'{"stream":"%s","data":%s}' % (connection.listen_key.encode(), body)
+            connection.put(text_frame(stream if connection.is_combined else body), now_ms)
+            self._send(connection)
 
     def _subscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
-            if "@" not in name:
+            if "@" not in name and not name.startswith("!"):
                 connection.listen_key, connection.account = name, self.engine.account_of(name)
                 continue
             stream = canonical_stream(name)
             if stream not in connection.names:
                 self._readers[stream].append(connection)
             connection.names[stream] = name
+            self._want(stream)
             if "@markPrice" not in stream:  # on a connection of its own, and in no recording
                 self.engine.market.start(self.engine.now_ms())
+
+    def _want(self, stream: str) -> None:
+        symbol, _, kind = stream.partition("@")
+        if stream.startswith("!"):
+            symbol, kind = "", stream[1:].split("@")[0]
+        is_made = kind in EVENTS or re.fullmatch(r"depth(5|10|20)@100ms", kind)
+        if is_made or kind.removeprefix("kline_") in INTERVALS:
+            for feed in self.engine.market.feeds.values():
+                if symbol.upper() in ("", feed.contract.symbol):
+                    feed.wanted.add(kind)
 
     def _unsubscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
@@ -176,6 +229,12 @@ class Hub:
 
     def _control(self, connection: Connection, text: str) -> bytes:
         id_: Any = None
+        if connection.is_order_api:
+            try:
+                return self.order_api(text, connection.address)
+            except msgspec.MsgspecError as error:
+                return msgspec.json.encode({"id": None, "status": 400, "error": {
+                    "code": -1135, "msg": f"Invalid JSON Request: {error}"}})
         try:
             message = json.loads(text)
             id_ = message.get("id")

@@ -21,7 +21,7 @@ from bot.journal import JournalReader
 from bot.model import PositionReport, SignalOutcome, TradingSignal
 from bot.status import gather
 from bot.wire import decode_report, encode, report_topic
-from tests.harness import API_KEY, API_SECRET, start_process, stop_process, wait_until, write_config
+from tests.harness import API_KEY, API_SECRET, asker, start_process, stop_process, wait_until, write_config
 
 BTC = "BTC/USDT:USDT"
 
@@ -91,7 +91,8 @@ class Appliance:
 
     def _http(self, method: str, target: str, body: str | None) -> Any:
         url = urlsplit(self.config.exchange.rest_url)
-        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=5)
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=5,
+                                                source_address=asker())
         try:
             connection.request(method, target, body, {"X-MBX-APIKEY": API_KEY})
             return json.loads(connection.getresponse().read())

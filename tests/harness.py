@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SLACK = 3
+_askers = itertools.count()
 API_KEY, API_SECRET = "K" * 64, "S" * 64
 # Below the range the kernel takes for outgoing connections (32768 on), starting elsewhere in each
 # process: tests run side by side.
@@ -31,6 +32,12 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def asker() -> tuple[str, int]:
+    """Return a loopback address to ask from: the exchange limits by address, and a test may ask often."""
+    number = next(_askers)
+    return f"127.0.{1 + number // 250 % 250}.{1 + number % 250}", 0
 
 
 def data_path(name: str) -> Path:

@@ -23,6 +23,7 @@ from bot.paper_endpoints import ROUTES
 from tests.harness import (
     API_KEY,
     API_SECRET,
+    asker,
     data_path,
     start_process,
     stop_process,
@@ -54,9 +55,10 @@ class Paper:
         except OSError:
             return False
 
-    def call(self, method, path, params=None, *, body=None, headers=None, timeout=10):
+    def call(self, method, path, params=None, *, body=None, headers=None, timeout=10, address=None):
         """Return (status, JSON or text, headers)."""
-        connection = http.client.HTTPConnection(self.host, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, timeout=timeout,
+                                                source_address=address or asker())
         try:
             path += f"?{urlencode(params)}" if params else ""
             connection.request(method, path, body, headers or {})
@@ -188,17 +190,19 @@ def test_paths_nobody_knows_and_wrong_methods_get_binance_shaped_404s(paper):
 
 def test_parameters_in_the_body_count_and_headers_count_weight_and_orders(paper):
     wait_until(lambda: 1 < time.time() % 10 < 6, 15)  # not across a window's edge
-    used = int(paper.call("GET", "/fapi/v1/ping")[2]["X-MBX-USED-WEIGHT-1M"])
+    address = asker()
+    used = int(paper.call("GET", "/fapi/v1/ping", address=address)[2]["X-MBX-USED-WEIGHT-1M"])
     body = urlencode({"symbol": SYMBOL, "side": "BUY", "type": "MARKET", "quantity": "0.010",
                       "timestamp": int(time.time() * 1000)})
     body += "&signature=" + hmac.new(API_SECRET.encode(), body.encode(), hashlib.sha256).hexdigest()
     counts = []
     for _ in range(2):
-        status, answer, headers = paper.call("POST", "/fapi/v1/order", body=body, headers=KEY)
+        status, answer, headers = paper.call("POST", "/fapi/v1/order", body=body, headers=KEY,
+                                             address=address)
         assert (status, answer["status"], answer["executedQty"]) == (200, "NEW", "0"), "ACK is the default"
         counts.append((int(headers["X-MBX-ORDER-COUNT-10S"]), int(headers["X-MBX-ORDER-COUNT-1M"])))
     assert counts[1] == (counts[0][0] + 1, counts[0][1] + 1)
-    depth = paper.call("GET", "/fapi/v1/depth", {"symbol": SYMBOL})
+    depth = paper.call("GET", "/fapi/v1/depth", {"symbol": SYMBOL}, address=address)
     assert int(depth[2]["X-MBX-USED-WEIGHT-1M"]) == used + 10, "orders weigh nothing on the address"
 
 

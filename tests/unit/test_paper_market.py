@@ -8,6 +8,7 @@ import ccxt
 import pytest
 
 from bot.config import PaperConfig
+from bot.paper_feed import FUNDING_RATE
 from bot.paper_market import build_market, canonical_stream
 
 START_MS = 1_700_000_012_345
@@ -61,8 +62,8 @@ def test_frames_after_a_restart_go_on_where_the_clock_is(minutes):
     after = run(again, at_ms, at_ms + 50_000, 250)
     expected = [f for f in before if after[0].time_ms <= f.time_ms <= at_ms + 50_000]
     assert after == expected
-    closed = again.klines(BTC, "1m", 3)[0]
-    assert closed == minutes[0].klines(BTC, "1m", 1, start_ms=closed[0])[0]
+    closed = again.feeds[BTC].klines("1m", 3)[0]
+    assert closed == minutes[0].feeds[BTC].klines("1m", 1, start_ms=closed[0])[0]
 
 
 def test_start_a_month_later_costs_no_simulation():
@@ -158,7 +159,7 @@ def test_trades_with_a_naive_swing_detector_turn_at_the_planted_levels(minutes):
 
 def test_history_with_a_naive_swing_detector_turns_at_the_planted_levels(minutes):
     made, _ = minutes
-    rows = market().klines(BTC, "1m", 500)
+    rows = market().feeds[BTC].klines("1m", 500)
     assert len(rows) == 500 and all(b[0] - a[0] == 60_000 for a, b in zip(rows, rows[1:], strict=False))
     swings = []
     for i in range(2, len(rows) - 2):
@@ -174,7 +175,7 @@ def test_candles_with_the_frames_are_made_of_the_trades(minutes):
     made, frames = minutes
     closed = [k["k"] for k in kinds(frames, "kline_1m") if k["k"]["x"]]
     assert len(closed) == 5
-    rows = {row[0]: row for row in made.klines(BTC, "1m", 6)}
+    rows = {row[0]: row for row in made.feeds[BTC].klines("1m", 6)}
     for candle in closed[1:]:
         trades = [t for t in kinds(frames, "trade") if candle["t"] <= t["T"] <= candle["T"]]
         prices = [Decimal(t["p"]) for t in trades]
@@ -185,20 +186,20 @@ def test_candles_with_the_frames_are_made_of_the_trades(minutes):
     grid_ms = START_MS // 500 * 500
     made = market()
     running = kinds(run(made, grid_ms, grid_ms + 5_000), "kline_1m")[-1]["k"]
-    assert made.klines(BTC, "1m", 1)[0][1:6] == [running[key] for key in "ohlcv"]
+    assert made.feeds[BTC].klines("1m", 1)[0][1:6] == [running[key] for key in "ohlcv"]
 
 
 def test_klines_with_span_and_interval_are_cut_as_asked(minutes):
     made, _ = minutes
-    rows = made.klines(BTC, "1m", 500)
-    assert made.klines(BTC, "1m", 3, start_ms=rows[-9][0] - 1) == rows[-9:-6]
-    assert made.klines(BTC, "1m", 2, end_ms=rows[-5][0]) == rows[-6:-4]
-    five = made.klines(BTC, "5m", 2)[0]
+    rows = made.feeds[BTC].klines("1m", 500)
+    assert made.feeds[BTC].klines("1m", 3, start_ms=rows[-9][0] - 1) == rows[-9:-6]
+    assert made.feeds[BTC].klines("1m", 2, end_ms=rows[-5][0]) == rows[-6:-4]
+    five = made.feeds[BTC].klines("5m", 2)[0]
     parts = [row for row in rows if five[0] <= row[0] < five[0] + 300_000]
     assert five[2] == max(row[2] for row in parts) and five[8] == sum(row[8] for row in parts)
-    assert made.day(BTC)[8] >= sum(row[8] for row in rows)
+    assert made.feeds[BTC].day()[8] >= sum(row[8] for row in rows)
     with pytest.raises(KeyError):
-        made.klines(BTC, "7m", 1)
+        made.feeds[BTC].klines("7m", 1)
 
 
 class Follower:
@@ -242,12 +243,12 @@ def test_book_with_a_client_that_follows_the_diffs_is_equal():
     start_ms = START_MS // 100 * 100
     made.advance(start_ms)
     follower.take(run(made, start_ms + 100, start_ms + 700))
-    follower.sync(made.book(BTC))
+    follower.sync(made.feeds[BTC].book())
     for step in range(8, 900):
         follower.take(made.advance(start_ms + 100 * step))
         if step % 40 == 0:
-            assert follower.same_as(made.book(BTC))
-            book = made.book(BTC)
+            assert follower.same_as(made.feeds[BTC].book())
+            book = made.feeds[BTC].book()
             assert book.bids[0][0] < book.asks[0][0]
             assert book.bids == sorted(book.bids, reverse=True) and book.asks == sorted(book.asks)
     assert follower.last is not None
@@ -257,7 +258,7 @@ def test_quotes_with_the_diffs_show_the_same_best():
     made, follower = market(), Follower()
     start_ms = START_MS // 100 * 100
     made.advance(start_ms)
-    follower.sync(made.book(BTC))
+    follower.sync(made.feeds[BTC].book())
     best = None
     for step in range(1, 300):
         frames = made.advance(start_ms + 100 * step)
@@ -274,22 +275,22 @@ def test_consume_with_the_best_asks_takes_depth_that_heals():
     made = market()
     start_ms = START_MS // 100 * 100
     before = run(made, start_ms, start_ms + 20_000)
-    asks = made.book(BTC).asks
+    asks = made.feeds[BTC].book().asks
     ids = made.consume(BTC, "BUY", [asks[0], (asks[1][0], asks[1][1] / 2)])
     assert made.next_due_ms() <= start_ms + 20_000
-    now = made.book(BTC)
+    now = made.feeds[BTC].book()
     assert now.asks[0][0] == asks[1][0] and now.asks[0][1] < asks[1][1]
     assert kinds(before, "trade")[-1]["t"] + 1 == ids[0]
-    assert [row["id"] for row in made.recent_trades(BTC, 2)] == ids
-    assert made.last_price(BTC) == asks[1][0]
+    assert [row["id"] for row in made.feeds[BTC].recent(2)] == ids
+    assert made.feeds[BTC].last() == asks[1][0]
     after = run(made, start_ms + 20_000, start_ms + 30_000)
     trades = kinds(after, "trade")
     assert [t["t"] for t in trades] == list(range(ids[0], ids[0] + len(trades)))
     assert not trades[0]["m"] and trades[0]["p"] == str(asks[0][0])
     untouched = market()
     run(untouched, start_ms, start_ms + 30_000)
-    assert made.book(BTC).asks == untouched.book(BTC).asks
-    mine, theirs = made.klines(BTC, "1m", 2), untouched.klines(BTC, "1m", 2)
+    assert made.feeds[BTC].book().asks == untouched.feeds[BTC].book().asks
+    mine, theirs = made.feeds[BTC].klines("1m", 2), untouched.feeds[BTC].klines("1m", 2)
     assert sum(row[8] for row in mine) == sum(row[8] for row in theirs) + 2
 
 
@@ -297,18 +298,18 @@ def test_book_after_consumption_is_followed_by_the_diffs():
     made, follower = market(), Follower()
     start_ms = START_MS // 100 * 100
     made.advance(start_ms)
-    follower.sync(made.book(BTC))
+    follower.sync(made.feeds[BTC].book())
     for step in range(1, 60):
         follower.take(made.advance(start_ms + 100 * step))
-        assert follower.same_as(made.book(BTC))
+        assert follower.same_as(made.feeds[BTC].book())
         if step % 10 == 0:
-            made.consume(BTC, "SELL", made.book(BTC).bids[:3])
+            made.consume(BTC, "SELL", made.feeds[BTC].book().bids[:3])
 
 
 def test_trade_ids_after_a_restart_stay_above_the_ledger():
     made = market()
     made.advance(START_MS + 1_000)
-    booked = made.recent_trades(BTC, 1)[0]["id"] + 5_000
+    booked = made.feeds[BTC].recent(1)[0]["id"] + 5_000
     again = market(trade_ids={BTC: booked})
     frames = run(again, START_MS + 1_000, START_MS + 2_000)
     assert kinds(frames, "trade")[0]["t"] == booked + 1
@@ -317,10 +318,10 @@ def test_trade_ids_after_a_restart_stay_above_the_ledger():
 def test_prices_with_mark_and_index_stay_near_the_last(minutes):
     made, _ = minutes
     for symbol in (BTC, "ETHUSDT"):
-        last = made.last_price(symbol)
-        assert abs(made.mark_price(symbol) / last - 1) < Decimal("0.002")
-        assert abs(made.index_price(symbol) / last - 1) < Decimal("0.003")
-    rate, next_ms = made.funding(BTC)
+        last = made.feeds[symbol].last()
+        assert abs(made.feeds[symbol].mark() / last - 1) < Decimal("0.002")
+        assert abs(made.feeds[symbol].index() / last - 1) < Decimal("0.003")
+    rate, next_ms = FUNDING_RATE, made.feeds[BTC].funding_ms()
     assert rate == Decimal("0.0001") and next_ms % 28_800_000 == 0
 
 

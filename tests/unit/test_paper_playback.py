@@ -100,8 +100,8 @@ def test_raw_at_speed_keeps_the_recorded_pace(cut):
         assert len(frames) == len(stamps) and made.next_due_ms() is None
         for frame, stamp in zip(frames, stamps, strict=True):
             assert abs(frame.time_ms - 5_000 - (stamp - stamps[0]) / 1e6 / speed) <= 1
-    assert made.symbols()[0]["symbol"] == BTC and made.klines(BTC, "1m", 500) == []
-    assert 61_000 < made.mark_price(BTC) < 62_000
+    assert made.symbols()[0]["symbol"] == BTC and made.feeds[BTC].klines("1m", 500) == []
+    assert 61_000 < made.feeds[BTC].mark() < 62_000
 
 
 def test_raw_of_the_other_format_sends_every_byte():
@@ -151,14 +151,14 @@ def test_rebased_with_a_trade_of_the_insurance_fund_makes_no_price_of_it(cut):
     frames = run(made, START_MS, START_MS + 9_000)
     odd = [t for t in kinds(frames, "trade") if t["X"] != "MARKET"]
     assert len(odd) == 1 and odd[0]["p"] == "0"
-    assert all(Decimal(row["price"]) > 0 for row in made.recent_trades(BTC, 1_000))
-    assert all(Decimal(row[3]) > 61_000 for row in made.klines(BTC, "1m", 10))
+    assert all(Decimal(row["price"]) > 0 for row in made.feeds[BTC].recent(1_000))
+    assert all(Decimal(row[3]) > 61_000 for row in made.feeds[BTC].klines("1m", 10))
 
 
 def test_rebased_book_with_a_client_that_follows_is_equal_over_the_seam(cut):
     made = market(cut)
     made.advance(START_MS)
-    snapshot = made.book(BTC)
+    snapshot = made.feeds[BTC].book()
     book = [dict(snapshot.bids), dict(snapshot.asks)]
     last = None
     for now_ms in range(START_MS + 100, START_MS + 20_000, 100):
@@ -171,7 +171,7 @@ def test_rebased_book_with_a_client_that_follows_is_equal_over_the_seam(cut):
                 for price, qty in changes:
                     side[Decimal(price)] = Decimal(qty)
         if now_ms % 1_000 // 100 == START_MS % 1_000 // 100:
-            theirs = made.book(BTC, 100_000)
+            theirs = made.feeds[BTC].book(100_000)
             assert [{p: q for p, q in side.items() if q} for side in book] == [
                 dict(theirs.bids), dict(theirs.asks)]
             assert theirs.bids[0][0] < theirs.asks[0][0]
@@ -187,13 +187,13 @@ def test_rebased_after_a_restart_goes_on_in_the_same_loop(cut):
     kept = ("trade", "depth@100ms", "bookTicker", "aggTrade", "kline_1m")
     for kind in kept:
         assert kinds(after, kind) == kinds([f for f in frames if f.time_ms > at_ms], kind)
-    assert again.book(BTC) == made.book(BTC)
-    assert again.klines(BTC, "1m", 500) == made.klines(BTC, "1m", 500)
+    assert again.feeds[BTC].book() == made.feeds[BTC].book()
+    assert again.feeds[BTC].klines("1m", 500) == made.feeds[BTC].klines("1m", 500)
 
 
 def test_rebased_history_with_the_recording_mirrored_has_its_extremes(cut):
     made = market(cut)
-    rows = made.klines(BTC, "1m", 500)
+    rows = made.feeds[BTC].klines("1m", 500)
     prices = [Decimal(t["p"]) for t in payloads(cut, "trade") if t["X"] == "MARKET"]
     assert len(rows) >= 499 and all(b[0] - a[0] == 60_000 for a, b in zip(rows, rows[1:], strict=False))
     assert {row[2] for row in rows[5:-5]} == {str(max(prices[4:]))}
@@ -215,16 +215,17 @@ def test_rebased_candles_with_the_trades_agree(cut):
     assert closed[1]["n"] == len(trades)
     marks = [m["E"] for m in kinds(frames, "markPrice@1s")]
     assert marks == list(range(marks[0], marks[0] + len(marks) * 1_000, 1_000)) and len(marks) >= 119
-    assert abs(Decimal(kinds(frames, "markPrice@1s")[-1]["p"]) / made.last_price(BTC) - 1) < Decimal("0.001")
+    mark = Decimal(kinds(frames, "markPrice@1s")[-1]["p"])
+    assert abs(mark / made.feeds[BTC].last() - 1) < Decimal("0.001")
 
 
 def test_rebased_consume_with_the_best_bid_inserts_a_trade(cut):
     made = market(cut)
     run(made, START_MS, START_MS + 3_000)
-    bids = made.book(BTC).bids
+    bids = made.feeds[BTC].book().bids
     ids = made.consume(BTC, "SELL", bids[:1])
-    assert made.book(BTC).bids[0] == bids[1]
-    last = made.recent_trades(BTC, 2)[0]["id"]
+    assert made.feeds[BTC].book().bids[0] == bids[1]
+    last = made.feeds[BTC].recent(2)[0]["id"]
     assert ids == [last + 1]
     trades = kinds(run(made, START_MS + 3_000, START_MS + 5_000), "trade")
     assert [t["t"] for t in trades] == list(range(ids[0], ids[0] + len(trades)))
@@ -248,7 +249,7 @@ def test_rebased_without_a_rest_answer_makes_a_book_around_the_quotes():
         assert all(b["pu"] == a["u"] for a, b in zip(diffs, diffs[1:], strict=False)) and len(diffs) > 100
         assert [t["t"] for t in kinds(frames, "trade", symbol)] == [
             a["a"] for a in kinds(frames, "aggTrade", symbol)]
-        best, quote = made.book(symbol, 1), kinds(frames, "bookTicker", symbol)[-1]
+        best, quote = made.feeds[symbol].book(1), kinds(frames, "bookTicker", symbol)[-1]
         assert (best.bids[0][0], best.asks[0][0]) == (Decimal(quote["b"]), Decimal(quote["a"]))
     shifted = kinds(frames, "aggTrade", "SUSHIUSDT")
     assert all(b["f"] == a["l"] + 1 for a, b in zip(shifted, shifted[1:], strict=False))
@@ -278,7 +279,7 @@ def test_rebased_of_the_public_csv_trades_at_its_prices(tmp_path, has_header, is
     assert [(t["p"], t["q"], t["m"]) for t in trades[3:6]] == [
         ("61800.1", "0.010", False), ("61800.0", "1.500", True), ("61805.2", "0.002", False)]
     assert [(a["f"], a["l"]) for a in kinds(frames, "aggTrade")][2:4] == [(504, 509), (510, 512)]
-    book = made.book(BTC)
+    book = made.feeds[BTC].book()
     assert book.bids[0][0] < book.asks[0][0] and len(book.bids) > 20
     assert made.symbols()[0]["filters"][0]["tickSize"] == "0.1"
 

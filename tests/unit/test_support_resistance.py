@@ -352,7 +352,7 @@ def entries_on(seed, start_ms=1_760_000_000_000):
     play, entries, held = Play(), [], {}
     play.strategy = SupportResistanceStrategy({"notional": 1_000}, instruments)
     for name, symbol in SYMBOLS.items():
-        rows = market.klines(name, "1m", 501)[:-1]
+        rows = market.feeds[name].klines("1m", 501)[:-1]
         play.strategy.on_history(symbol, [Candle(row[0] * 10**6, *map(float, row[1:6])) for row in rows])
         play.position("0", symbol)
     for frame in market.advance(start_ms + TEN_MINUTES_MS):
