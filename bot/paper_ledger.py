@@ -76,8 +76,8 @@ class Ledger:
     def set_leverage(self, name: str, symbol: str, leverage: int, now_ms: int) -> None:
         account, before = self.accounts[name], self.leverage(name, symbol)
         notional = abs(self.position(name, symbol).qty) * self.marks[symbol]
-        refuse_if((not 1 <= leverage <= BRACKETS[0][1], -4028, f"Leverage {leverage} is not valid"),
-                  (notional > notional_max(leverage), *TOO_LARGE),
+        refuse_if((not 1 <= leverage <= BRACKETS[0][1], -4028, f"Leverage {leverage} is not valid"))
+        refuse_if((notional > notional_max(leverage), *TOO_LARGE),
                   (leverage < before and notional / leverage - notional / before > self.available(name),
                    -2028, "Leverage is smaller than permitted: insufficient margin balance."))
         account.leverage[symbol] = leverage
