@@ -12,6 +12,8 @@ import msgspec
 
 from bot.errors import InvariantError
 from bot.events import (
+    Adopted,
+    Commanded,
     ExitsSet,
     FillBooked,
     Halted,
@@ -105,7 +107,7 @@ class SymbolBook(msgspec.Struct, kw_only=True):
     orders: dict[str, Order] = {}
     intents: int = 0  # made so far in this symbol; names the next attempt
     locks: dict[str, str] = {}
-    last_trade_id: int = 0
+    last_trade_id: int = 0  # all trades up to it were read from the exchange's own list
     newest: dict[str, tuple[int, int, int]] = {}  # strategy -> created_ns, run, seq of its newest signal
 
     def live_orders(self) -> list[Order]:
@@ -248,8 +250,6 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
     signed_qty = event.qty if event.side == "buy" else -event.qty
     entry_price, position_qty = _entry_price(book, signed_qty, event.price), book.position_qty + signed_qty
     realized_pnl, fees = book.realized_pnl + event.realized_pnl, book.fees + event.fee
-    is_number = event.trade_id.isdecimal() and len(event.trade_id) < 20
-    last_trade_id = max(book.last_trade_id, int(event.trade_id) if is_number else 0)
     order = book.orders.get(event.client_order_id)
     if order is not None:
         _fill_order(order, book, event, signed_qty)
@@ -257,7 +257,6 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
     book.position_qty, book.entry_price = position_qty, entry_price
     book.realized_pnl, book.fees = realized_pnl, fees
     book.version += event.cause != "signal"
-    book.last_trade_id = last_trade_id
     books.fills += 1
 
 
@@ -311,11 +310,33 @@ def _resumed(books: Books, event: Resumed) -> None:
 def _reconciled(books: Books, event: Reconciled) -> None:
     books.wallet_balance = event.wallet_balance
     books.reconciled += 1
+    for symbol, cursor in event.cursors.items():
+        book = books._own(symbol)
+        book.last_trade_id = max(book.last_trade_id, cursor)
+
+
+def _commanded(books: Books, event: Commanded) -> None:
+    pass  # for the record; what it leads to are events of their own
+
+
+def _adopted(books: Books, event: Adopted) -> None:
+    book = books.book(event.symbol)
+    if not event.qty.is_finite() or book.working():
+        raise InvariantError(f"{event.symbol}: {event.qty} cannot be adopted; orders at work: "
+                             f"{', '.join(o.id for o in book.working()) or 'none'}")
+    book, after = books._own(event.symbol), book.position_qty + event.qty
+    if book.position_qty * after <= 0:  # the exits were planned for another position
+        book.stop_loss = book.take_profit = None
+        book.exits_signal = ""
+    book.position_qty, book.entry_price = after, event.entry_price if after else None
+    book.version += 1
+    for cause in event.causes:
+        book.locks.pop(cause, None)
 
 
 _APPLY: dict[type, Callable[[Books, Any], None]] = {
     Started: _started, SignalReceived: _signal_received, SignalClosed: _signal_closed,
     OrderIntended: _order_intended, OrderChanged: _order_changed, FillBooked: _fill_booked,
     ExitsSet: _exits_set, SymbolLocked: _locked, SymbolUnlocked: _unlocked, Halted: _halted,
-    Resumed: _resumed, Reconciled: _reconciled,
+    Resumed: _resumed, Reconciled: _reconciled, Commanded: _commanded, Adopted: _adopted,
 }

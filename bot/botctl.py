@@ -1,10 +1,11 @@
 """botctl: the operator's hands. Tables for people, --json for scripts.
 
-Exit codes: 0 done; 1 the answer is no (not running, not found, nothing to resume); 2 wrong usage;
-78 the configuration is wrong.
+Exit codes: 0 done; 1 the answer is no (not running, not found, nothing to resume, refused); 2 wrong
+usage; 3 no answer yet, the command stays and will be taken up; 78 the configuration is wrong.
 """
 
 import argparse
+import asyncio
 import getpass
 import sys
 from decimal import Decimal
@@ -15,6 +16,7 @@ import msgspec
 
 from bot import __version__
 from bot.clock import Clock
+from bot.commands import Answered, Command, CommandFiles
 from bot.config import Config
 from bot.config_file import load
 from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError
@@ -25,7 +27,8 @@ from bot.journal import JournalReader
 from bot.programs import find_config
 from bot.status import gather, position_row
 
-EXIT_NO = 1
+EXIT_NO, EXIT_PENDING = 1, 3
+ANSWER_TURNS = 200  # of 0.1 s: a reconciliation takes one, with a slow exchange a few
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,6 +119,31 @@ def _scope(args: argparse.Namespace, config: Config) -> str:
             raise ConfigError(f"there is no symbol {args.symbol}; there are {', '.join(config.symbols())}")
         return f"symbol:{args.symbol}"
     return "all"
+
+
+def _command(args: argparse.Namespace, config: Config) -> int:
+    files = CommandFiles(config.state_path / "commands")
+    command = files.put(args.verb, symbol=getattr(args, "symbol", ""), who=getpass.getuser(), why=args.reason,
+                        clock=Clock())
+    answered = asyncio.run(_answer(files, command))
+    if answered is None:
+        text = f"{args.verb}: no answer from the executor; the command stays and is taken up when it runs"
+    else:
+        text = answered.text
+    if args.json:
+        _json({"is_done": answered.is_done if answered else None, "text": text}, True)
+    else:
+        print(text, file=sys.stdout if answered and answered.is_done else sys.stderr)
+    return EXIT_PENDING if answered is None else EXIT_OK if answered.is_done else EXIT_NO
+
+
+async def _answer(files: CommandFiles, command: Command) -> Answered | None:
+    for _ in range(ANSWER_TURNS):
+        answered = files.take_answer(command)
+        if answered is not None:
+            return answered
+        await Clock().sleep(0.1)
+    return None
 
 
 def _orders(args: argparse.Namespace, config: Config) -> int:
@@ -236,7 +264,8 @@ def _cell(value: Any) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="botctl", description="Look at tradehost and steer it.",
-        epilog="exit codes: 0 done, 1 the answer is no, 2 wrong usage, 78 the configuration is wrong")
+        epilog="exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 no answer yet (the command stays), "
+               "78 the configuration is wrong")
     parser.add_argument("--version", action="version", version=f"tradehost {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, metavar="FILE", help="default: the one that runs")
@@ -271,6 +300,12 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--reason", default="by hand", metavar="TEXT", help="why; it is kept and shown"
             )
+    added = verb("reconcile", _command, "compare the books with the exchange now", "reconcile")
+    added.add_argument("--reason", default="by hand", metavar="TEXT", help="why; it is kept")
+    added = verb("adopt", _command, "make the books what the exchange says of one symbol, and unlock it",
+                 'adopt BTC/USDT:USDT --reason "my own trade"')
+    added.add_argument("symbol", metavar="SYMBOL")
+    added.add_argument("--reason", default="by hand", metavar="TEXT", help="why; it is kept")
     orders = verb("orders", _orders, "list open orders, the newest first", "orders --all --count 20")
     orders.add_argument("--all", action="store_true", help="closed ones too, as far as the books keep them")
     signals = verb(

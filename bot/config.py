@@ -164,8 +164,9 @@ class ExecutorConfig(Table, kw_only=True, frozen=True):
     """Signals in, orders out."""
 
     reconcile_s: Annotated[
-        Seconds, Meta(description="books are compared with the exchange this often: a manual trade shows "
-                      "within a minute")] = 30
+        Annotated[int, Meta(ge=1, le=1_200)],
+        Meta(description="books are compared with the exchange this often: a manual trade shows within a "
+             "minute; the key of the private stream, which lives 60 minutes, is kept each time")] = 30
     resolve_ms: Annotated[
         Milliseconds, Meta(description="first wait between queries for an unknown order; it doubles, to "
                            "spare the request limit")] = 250

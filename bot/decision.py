@@ -32,6 +32,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     now_ns: int
     exchange_now_ns: int
     entries_last_minute: int
+    rate_refusal: str = ""  # why the exchange's request limits let no entry leave
 
 
 class CloseSignal(msgspec.Struct, frozen=True):
@@ -142,7 +143,8 @@ def _open(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
     checks = {"state": context.state,
               "signal_age_ms": f"{(context.now_ns - signal.signal.created_ns) // 1_000_000} "
                                f"of {context.limits.signal_age_ms_max}"}
-    denial = _state_denial("entry", context) or check_prices(
+    full = Denial("rate_budget", context.rate_refusal) if context.rate_refusal else None
+    denial = _state_denial("entry", context) or full or check_prices(
         context.prices, context.limits, side, exchange_now_ns=context.exchange_now_ns, checks=checks)
     if denial is None:
         assert context.prices.mark is not None

@@ -196,16 +196,53 @@ class Resumed(Event, frozen=True, kw_only=True, tag="resumed"):
 
 
 class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
-    """Books and exchange were compared. positions: as the exchange says, signed contracts."""
+    """Books and exchange were compared. positions: as the exchange says, signed contracts.
+
+    cursors: by symbol, the trade id up to which all trades were read from the exchange's own list.
+    """
 
     trigger: str
     differences: tuple[str, ...]
     positions: dict[str, Decimal]
     wallet_balance: Decimal
+    cursors: dict[str, int] = {}
+
+
+class Commanded(Event, frozen=True, kw_only=True, tag="commanded"):
+    """An operator's command was taken up; once more after a restart before its answer."""
+
+    id: str
+    verb: str
+    symbol: str
+    who: str
+    why: str
+
+    @property
+    def story(self) -> str:
+        return self.symbol
+
+
+class Adopted(Event, frozen=True, kw_only=True, tag="adopted"):
+    """An operator took over what the exchange says: a signed quantity that no fill of ours explains.
+
+    entry_price: the exchange's, of the whole position. causes: of the locks that end with it.
+    """
+
+    symbol: str
+    qty: Decimal
+    entry_price: Decimal | None
+    who: str
+    why: str
+    causes: tuple[str, ...]
+
+    @property
+    def story(self) -> str:
+        return self.symbol
 
 
 JournalEvent = (Started | SignalReceived | SignalClosed | OrderIntended | OrderChanged | FillBooked
-                | ExitsSet | SymbolLocked | SymbolUnlocked | Halted | Resumed | Reconciled)
+                | ExitsSet | SymbolLocked | SymbolUnlocked | Halted | Resumed | Reconciled | Commanded
+                | Adopted)
 
 # Kinds whose key may stand in the journal only once; the journal itself refuses a second one.
 ONCE = ("signal", "outcome", "intent", "fill")

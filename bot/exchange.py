@@ -5,7 +5,7 @@ ccxt's own network code, rate limiter and exception classes are not used (exchan
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import ccxt
 import msgspec
 
+from bot.budget import SLOW_SHARE, Action, Budget, Usage
 from bot.clock import Clock
 from bot.config import ExchangeConfig
 from bot.errors import ConfigError, ExchangeError, InvariantError
@@ -28,11 +29,13 @@ from bot.rows import (
     AccountSettings,
     ExchangePosition,
     PrivateEvent,
+    SymbolSettings,
     money,
     read_fill,
     read_position,
     read_private,
     read_status,
+    read_symbol_settings,
 )
 
 # The exchanges whose orders, answers and streams the tests know. Another one is a row here, readers in
@@ -40,8 +43,7 @@ from bot.rows import (
 TRADABLE = {"binanceusdm": ccxt.binanceusdm}
 TYPES = {"market": "MARKET", "stop": "STOP_MARKET", "take_profit": "TAKE_PROFIT_MARKET"}
 NOT_FOUND, CLOCK_REFUSED, TOO_MUCH = (-2011, -2013), -1021, -1003
-COUNTERS = {"x-mbx-used-weight-1m": "used_weight_1m", "x-mbx-order-count-10s": "order_count_10s",
-            "x-mbx-order-count-1m": "order_count_1m"}
+QUERY_SLOW_S = 0.5  # between questions once much of the weight is used: 120 a minute at most
 PAGE_ROWS = 1_000  # of userTrades, allOrders and allAlgoOrders
 WEEK_MS = 7 * 86_400_000 - 1  # they answer for less than 7 days at once (exchange-facts 1.1)
 KLINES_MAX = 1_500
@@ -83,7 +85,7 @@ class Exchange:
     """One account at one exchange. keys: (API key, secret), None for market data alone.
 
     Raises ConfigError for an exchange outside the tested table. Queries raise ExchangeError (status,
-    code) on anything but a clean answer. banned_until_ns: by this host's wall clock.
+    code) on anything but a clean answer, and when the budget keeps them back.
     """
 
     def __init__(self, config: ExchangeConfig, clock: Clock, *, orders: Rest, queries: Rest,
@@ -99,8 +101,9 @@ class Exchange:
                                   for section, url in self._ccxt.urls["api"].items()}
         self._ahead_ns = clock.wall_ns() - clock.mono_ns()  # exchange time minus the monotonic clock
         self._symbols: dict[str, str] = {}
+        self._markets: dict[str, dict[str, Any]] = {}
         self.instruments: dict[str, Instrument] = {}
-        self.used_weight_1m = self.order_count_10s = self.order_count_1m = self.banned_until_ns = 0
+        self.budget = Budget()
 
     async def load(self) -> None:
         """Measure the clock and fetch the instruments."""
@@ -110,9 +113,24 @@ class Exchange:
             listed = dict(filter(None, map(self._listing, info["symbols"])))
             if not listed:
                 raise ValueError(f"no contract of {len(info['symbols'])}")
-            self._ccxt.set_markets([market for _, market in listed.values()])
-            self.instruments = {symbol: instrument for symbol, (instrument, _) in listed.items()}
-            self._symbols = {row.exchange_symbol: symbol for symbol, row in self.instruments.items()}
+            self._list(listed)
+
+    async def refresh(self, symbols: Sequence[str]) -> None:
+        """Fetch the rules of these symbols again; one that is not listed any more gets status DELISTED."""
+        info = await self._query("GET", "fapiPublic", "exchangeInfo")
+        ids = {self._id(symbol): symbol for symbol in symbols if symbol in self.instruments}
+        with _reading("exchangeInfo"):
+            rows = [row for row in info["symbols"] if row["symbol"] in ids]
+            listed = dict(filter(None, map(self._listing, rows)))
+            self._list(listed)
+        for symbol in ids.values() - listed.keys():
+            self.instruments[symbol] = msgspec.structs.replace(self.instruments[symbol], status="DELISTED")
+
+    def _list(self, listed: dict[str, tuple[Instrument, dict[str, Any]]]) -> None:
+        self._markets |= {symbol: market for symbol, (_, market) in listed.items()}
+        self._ccxt.set_markets(list(self._markets.values()))
+        self.instruments |= {symbol: instrument for symbol, (instrument, _) in listed.items()}
+        self._symbols = {row.exchange_symbol: symbol for symbol, row in self.instruments.items()}
 
     async def measure_clock(self, tries: int = 3) -> None:
         """Measure the exchange's clock; the fastest of a few round trips counts."""
@@ -177,8 +195,17 @@ class Exchange:
 
         may_send is asked immediately before the first byte leaves: "" lets it, words keep it back.
         """
-        return self._note(await self._orders.request("POST", signed.url, signed.headers, signed.body,
-                                                     may_send))
+        return self._note(await self._orders.request(
+            "POST", signed.url, signed.headers, signed.body,
+            lambda: self.refusal("rest") or (may_send() if may_send else "")))
+
+    def hear_usage(self, told: Usage) -> None:
+        """Take in what another process of this host knows of the request limits."""
+        self.budget.merge(told)
+
+    def refusal(self, action: Action) -> str:
+        """Return why the request limits let this kind of request not leave now, "" when they do."""
+        return self.budget.refusal(action, wall_ns=self._clock.wall_ns(), server_ns=self.server_ns())
 
     def answered_order(self, answer: Answer) -> OrderStatus | None:
         """Return the order that an accepted answer describes, None when it cannot be read."""
@@ -193,7 +220,8 @@ class Exchange:
         path, name = ("algoOrder", "clientAlgoId") if is_conditional else ("order", "origClientOrderId")
         params = {"symbol": self._id(symbol), name: client_order_id}
         return self._note(await self._orders.request(
-            "DELETE", **self._sign("DELETE", "fapiPrivate", path, params)))
+            "DELETE", **self._sign("DELETE", "fapiPrivate", path, params),
+            may_send=lambda: self.refusal("rest")))
 
     async def order(self, symbol: str, client_order_id: str, *, is_conditional: bool) -> OrderStatus | None:
         """Return the order, or None when the exchange says that it does not know it.
@@ -249,6 +277,13 @@ class Exchange:
                 is_hedge_mode=modes["dualSidePosition"], is_multi_asset=modes["multiAssetsMargin"],
                 can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
                 available_balance=money(row.get("availableBalance", 0)))
+
+    async def symbol_settings(self) -> dict[str, SymbolSettings]:
+        """Return margin mode and leverage, by symbol."""
+        rows = await self._query("GET", "fapiPrivate", "symbolConfig")
+        with _reading("symbolConfig"):
+            return {self._symbols[row["symbol"]]: read_symbol_settings(row)
+                    for row in rows if row["symbol"] in self._symbols}
 
     async def listen_key(self) -> str:
         """Return a key for the private stream, good for 60 minutes; one that lives is extended."""
@@ -328,9 +363,11 @@ class Exchange:
                 return [rows[key] for key in sorted(rows)]
 
     async def _query(self, method: str, section: str, path: str, **params: Any) -> Any:
-        wait_s = (self.banned_until_ns - self._clock.wall_ns()) / 1e9
-        if wait_s > 0:
-            raise ExchangeError(f"{path}: not asked: banned for another {wait_s:.0f} s", code=TOO_MUCH)
+        refusal = self.refusal("query")
+        if refusal:
+            raise ExchangeError(f"{path}: not asked: {refusal}", code=TOO_MUCH)
+        if self.budget.share("weight_1m", self.server_ns()) >= SLOW_SHARE:
+            await self._clock.sleep(QUERY_SLOW_S)
         answer = self._note(await self._queries.request(method, **self._sign(method, section, path, params)))
         if answer.status == 200 and not answer.error:
             with _reading(path):
@@ -352,13 +389,11 @@ class Exchange:
                 "body": (signed["body"] or "").encode()}
 
     def _note(self, answer: Answer) -> Answer:
-        for header, name in COUNTERS.items():
-            if re.fullmatch(r"\d{1,9}", answer.headers.get(header, "")):
-                setattr(self, name, int(answer.headers[header]))
+        self.budget.hear(answer.headers, self.server_ns())
         wait_s = retry_later_s(answer)
         # -1015 alone counts orders: queries may go on.
         if wait_s is not None and (answer.status in LIMITER_STATUS or error_of(answer)[0] == TOO_MUCH):
-            self.banned_until_ns = max(self.banned_until_ns, answer.received_ns + int(wait_s * 1e9))
+            self.budget.ban(answer.received_ns + int(wait_s * 1e9))
         return answer
 
     def _id(self, symbol: str) -> str:

@@ -14,24 +14,27 @@ from bot.bookkeeper import Bookkeeper
 from bot.books import Books, Order, SymbolBook
 from bot.bus import ZmqPublisher, ZmqPuller, ZmqSubscriber, signal_endpoint
 from bot.clock import Clock
+from bot.commands import CommandFiles
 from bot.config import Config
 from bot.config_file import read_secret
 from bot.connection import pool
 from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
+from bot.desk import Desk
 from bot.errors import ConfigError, ExchangeError, JournalError, WireError
-from bot.events import ExitsSet, Halted, Resumed, Started
+from bot.events import ExitsSet, Halted, Resumed, SignalReceived, Started
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.journal import Journal
 from bot.limits import Prices
 from bot.log import Log, Tally
-from bot.model import Heartbeat, PositionReport, Report, Tick, TradingSignal
-from bot.orders import Leg, OrderRequest, Side, client_order_id, new_epoch
+from bot.model import Heartbeat, PositionReport, Report, Tick, TradingSignal, signal_id
+from bot.orders import Leg, OrderRequest, OrderType, Side, client_order_id, new_epoch
 from bot.protector import Protector
 from bot.reconciler import Reconciler
 from bot.sender import OrderSender
+from bot.status import read_usage
 from bot.stream import open_stream
 from bot.wire import (
     HEARTBEAT_TOPIC,
@@ -66,14 +69,10 @@ class OrderExecutor:
         self.keeper = Bookkeeper(journal, self.books, clock, self._report, self.halt_all)
         self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
                                      open_stream=open_stream, wake=self.cycle, halt=self.halt_all)
-        self.sender = OrderSender(
-            log,
-            exchange=exchange,
-            keeper=self.keeper,
-            halts=halts,
-            reconciler=self.reconciler,
-            wake=self.cycle,
-        )
+        self.sender = OrderSender(log, exchange=exchange, keeper=self.keeper, halts=halts,
+                                  reconciler=self.reconciler, wake=self.cycle, halt=self.halt_all)
+        self.desk = Desk(log, files=CommandFiles(config.state_path / "commands"), exchange=exchange,
+                         keeper=self.keeper, reconciler=self.reconciler, dropped=self.dropped)
         self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend)
         self.subscribed = frozenset(config.symbols())
 
@@ -132,7 +131,8 @@ class OrderExecutor:
         for symbol in sorted({*self.reconciler.traded, *self.books.symbols}):
             orders += self._act(symbol)
             placed, canceled = self.protector.act(symbol, self.symbol_state(symbol)[0],
-                                                  is_read=symbol in self.reconciler.read)
+                                                  is_read=symbol in self.reconciler.read,
+                                                  newest_target=self._newest_target(symbol))
             orders += placed
             cancels += canceled
         point("executor.cycle_recorded")
@@ -157,6 +157,9 @@ class OrderExecutor:
             return "RECONCILING", "the books are not compared with the exchange yet"
         if self._clock.mono_ns() - self._gateway_ns > self._config.bus.silence_ms * 1_000_000:
             return "REDUCING", "the gateway is silent"
+        trouble = self.reconciler.contract.trouble or self._exchange.refusal("rest")
+        if trouble:
+            return "REDUCING", trouble
         stale = [s for s in self.reconciler.traded if not self._is_fresh(s)]
         if len(stale) == len(self.reconciler.traded):
             return "REDUCING", "no symbol has a fresh mark price"
@@ -200,25 +203,23 @@ class OrderExecutor:
             elif isinstance(step, SendOrder):
                 if step.set_exits:
                     self._set_exits(book, step.signal.signal, step.signal.id)
-                orders.append(
-                    self.intend(
-                        symbol,
-                        step.leg,
-                        step.side,
-                        step.qty,
-                        reduce_only=step.leg != "open",
-                        signal=step.signal.id,
-                        checks=step.checks,
-                    )
-                )
+                orders.append(self.intend(symbol, step.leg, step.side, step.qty, checks=step.checks,
+                                          reduce_only=step.leg != "open", signal=step.signal.id))
             else:
                 return orders
 
+    def _newest_target(self, symbol: str) -> Decimal | None:
+        # Asked for after a late fill only: the journal is read for it.
+        book, owner = self.books.book(symbol), self._config.owner_of(symbol) or ""
+        if "late_fill" not in book.locks or owner not in book.newest:
+            return None
+        found = self.keeper.journal.find("signal", signal_id(owner, *book.newest[owner][1:]))
+        return found.signal.target_qty if isinstance(found, SignalReceived) else None
+
     def _close_signal(self, step: CloseSignal, symbol: str) -> None:
         self.keeper.close_signal(step.signal.id, symbol, step.outcome, step.reason, step.signal.filled_qty)
-        self._log.info(
-            "outcome", signal=step.signal.id, symbol=symbol, outcome=step.outcome, reason=step.reason
-        )
+        self._log.info("outcome", signal=step.signal.id, symbol=symbol, outcome=step.outcome,
+                       reason=step.reason)
         if step.outcome == "rejected":
             self.reconciler.request("an order was rejected")
 
@@ -237,22 +238,11 @@ class OrderExecutor:
         """Record an order to be sent after the commit; its id is made here, once."""
         # Without a signal the symbol stands for it: ids of two symbols never meet.
         name, run_id, seq = signal.rsplit("/", 2) if signal else (symbol, "0", "0")
-        request = OrderRequest(
-            client_order_id=client_order_id(
-                self.books.epoch,
-                strategy=name,
-                run=int(run_id),
-                seq=int(seq),
-                leg=leg,
-                attempt=self.books.book(symbol).intents,
-            ),
-            symbol=symbol,
-            side=side,
-            qty=qty,
-            reduce_only=reduce_only,
-            trigger_price=trigger_price,
-            type=leg if leg in ("stop", "take_profit") else "market",
-        )  # type: ignore[arg-type]
+        order_id = client_order_id(self.books.epoch, strategy=name, run=int(run_id), seq=int(seq), leg=leg,
+                                   attempt=self.books.book(symbol).intents)
+        type_: OrderType = leg if leg == "stop" or leg == "take_profit" else "market"
+        request = OrderRequest(client_order_id=order_id, symbol=symbol, side=side, qty=qty, type=type_,
+                               reduce_only=reduce_only, trigger_price=trigger_price)
         strategy = name if signal else self._config.owner_of(symbol) or "none"
         return self.keeper.intend(request, strategy=strategy, signal=signal, leg=leg, checks=checks)
 
@@ -262,16 +252,10 @@ class OrderExecutor:
         entries = sum(o.leg == "open" and now_ns - o.intended_ns < MINUTE_NS
                       for b in self.books.symbols.values() for o in b.orders.values())
         return Context(
-            owner=self._config.owner_of(symbol),
-            state=state,
-            state_reason=why,
-            limits=self._config.limits,
-            instrument=self._exchange.instruments.get(symbol),
-            prices=self._prices.get(symbol, Prices()),
-            now_ns=now_ns,
-            exchange_now_ns=now_ns + self._exchange.clock_offset_ns,
-            entries_last_minute=entries,
-        )
+            owner=self._config.owner_of(symbol), state=state, state_reason=why, limits=self._config.limits,
+            instrument=self._exchange.instruments.get(symbol), prices=self._prices.get(symbol, Prices()),
+            now_ns=now_ns, exchange_now_ns=now_ns + self._exchange.clock_offset_ns,
+            entries_last_minute=entries, rate_refusal=self._exchange.refusal("entry"))
 
     def _see_price(self, tick: Tick) -> None:
         old = self._prices.get(tick.symbol, Prices())
@@ -357,6 +341,7 @@ class OrderExecutor:
             "order_round_trip": self.sender.round_trip.status(),
             "owners": {s: name for name, table in self._config.strategy.items() for s in table.symbols},
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000,
+            "rate": self._exchange.budget.usage,
         }
 
 
@@ -393,10 +378,11 @@ async def main(daemon: Daemon) -> None:
     await _load(daemon, exchange, executor)
     sockets = _open_sockets(daemon, executor)
     daemon.spawn(executor.reconciler.follow())
-    daemon.spawn(executor.reconciler.keep_key())
     daemon.spawn(executor.reconciler.compare())
     daemon.spawn(executor.reconciler.chase())
     daemon.every(CYCLE_S, executor.cycle)
+    daemon.every(CYCLE_S, executor.desk.work)
+    daemon.every(bus.heartbeat_ms / 1_000, lambda: exchange.hear_usage(read_usage(config, "gateway")))
     daemon.every(bus.heartbeat_ms / 1_000, executor.beat)
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
     daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))

@@ -79,6 +79,9 @@ _TELL = {
     "unlocked": lambda e: f"{e.symbol} no longer locked for {e.cause}: {e.evidence}",
     "halted": lambda e: f"halted ({e.scope}) by {e.who}: {e.why}",
     "resumed": lambda e: f"resumed ({e.scope})",
+    "commanded": lambda e: f"operator {e.who}: {e.verb} {e.symbol} ({e.why})",
+    "adopted": lambda e: f"{e.symbol}: {e.qty} adopted by {e.who} ({e.why}); locks ended: "
+                         f"{', '.join(e.causes) or 'none'}",
     "reconciled": lambda e: f"compared with the exchange ({e.trigger}): "
                             f"{'; '.join(e.differences) or 'no difference'}",
 }

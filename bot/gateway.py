@@ -20,6 +20,7 @@ from bot.exchange import Exchange
 from bot.feed import EXPECTED, MARK_STREAMS, PRICE_STREAMS, FrameDecoder, SymbolFeed, stream_names
 from bot.log import Log
 from bot.model import Candle, Heartbeat, Snapshot
+from bot.status import read_usage
 from bot.stream import Stream, StreamClosed, open_stream
 from bot.wire import HEARTBEAT_TOPIC, encode, snapshot_topic, tick_topic
 
@@ -201,6 +202,15 @@ class TickProducer:
             except ExchangeError as error:
                 self._log.warning("query_failed", client_order_id="", error=str(error))
 
+    async def refresh(self) -> None:
+        """Read the symbols' rules and status again, and publish them."""
+        if self._is_loaded:
+            try:
+                await self._exchange.refresh(self._config.symbols())
+                self.repeat()
+            except ExchangeError as error:
+                self._log.warning("query_failed", client_order_id="", error=str(error))
+
     def repeat(self) -> None:
         """Publish the Snapshots again, for late joiners."""
         if self._is_loaded:
@@ -238,6 +248,7 @@ class TickProducer:
             "streams": {line.name: "up" if line.stream else "down" for line in self._lines},
             "reconnects": self.reconnects, "dropped": dict(self._decoder.dropped),
             "missed_trades": self._decoder.missed_trades, "histories_fetched": self.snapshots.fetches,
+            "rate": self._exchange.budget.usage,
             "subscriptions_refused": self.snapshots.refused,
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000 if self._is_loaded else None,
         }
@@ -338,6 +349,8 @@ async def main(daemon: Daemon) -> None:
     daemon.every(bus.heartbeat_ms / 1_000, producer.beat)
     daemon.every(config.gateway.snapshot_s, producer.repeat)
     daemon.every(config.gateway.clock_check_s, producer.measure_clock)
+    daemon.every(config.exchange.instruments_s, producer.refresh)
+    daemon.every(bus.heartbeat_ms / 1_000, lambda: exchange.hear_usage(read_usage(config, "executor")))
     daemon.spawn(producer.produce())
     await daemon.stopping.wait()
     producer.beat()  # a loss at the very end shows

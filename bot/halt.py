@@ -34,15 +34,7 @@ class HaltFiles:
             if halt.scope == scope:
                 return halt
         halt = Halt(scope, who, why, clock.wall_ns())
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / _file_name(scope)
-        part = path.with_suffix(".part")
-        with open(part, "wb") as file:
-            file.write(msgspec.json.encode(halt))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        self._sync_folder()
+        write_synced(self._folder / _file_name(scope), msgspec.json.encode(halt))
         return halt
 
     def clear(self, scope: str) -> Halt | None:
@@ -56,7 +48,7 @@ class HaltFiles:
             for path, read in self._read():
                 if scope == "all" and read.scope == "all":
                     path.rename(path.with_suffix(".damaged"))
-            self._sync_folder()
+            _sync_folder(self._folder)
         return halt
 
     def list(self) -> list[Halt]:
@@ -79,12 +71,25 @@ class HaltFiles:
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 yield path, Halt("all", "tradehost", f"unreadable halt file {path}: {error}", 0)
 
-    def _sync_folder(self) -> None:
-        handle = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+
+def write_synced(path: Path, raw: bytes) -> None:
+    """Write a file whole or not at all, on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _file_name(scope: str) -> str:

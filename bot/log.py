@@ -49,6 +49,7 @@ EVENTS = {
     "halted": "trading is halted; who, why",
     "resumed": "a halt was ended by the operator",
     "position_unprotected": "a position lacked its stop past the budget and is being closed",
+    "late_fill_closed": "an order counted as absent filled after all; the excess is being closed",
     "stream_up": "a market stream is connected",
     "stream_down": "a market stream ended, by whom and why; it is opened again after wait_ms, at random less",
     "feed_condition": "a symbol's data is fresh, quiet (marks, no trades or quotes) or stale (no marks)",

@@ -13,15 +13,21 @@ import msgspec
 OrderKind = Literal["accepted", "rejected", "not_executed", "duplicate", "not_sent", "unknown"]
 CancelKind = Literal["canceled", "gone", "rejected", "not_executed", "not_sent", "unknown"]
 
+# The signature or the key is refused, whatever is sent: nothing of ours gets through any more.
+KEY_REFUSED = frozenset({-1022, -2014, -2015})
+# What the symbol's rules refused: they may have changed since they were read.
+RULES_REFUSED = frozenset({-1111, -1121, *range(-4061, -4002), -4131, -4140, -4164})
 # Codes that count only in a 4xx answer of the shape {"code": int, "msg": str} (exchange-facts 1.2,
 # from Binance's error-code page). First match wins; a code in no row is unknown.
 ORDER_CODES: tuple[tuple[OrderKind, frozenset[int]], ...] = (
-    ("not_executed", frozenset({-1003, -1015, -1021, -1022})),  # limits, clock, signature
+    # Limits, clock, signature; -2014 and -2015: the key is malformed, unknown, or may not do this.
+    ("not_executed", frozenset({-1003, -1015, -1021, *KEY_REFUSED})),
     ("duplicate", frozenset({-4116})),  # an order with this id is OPEN: query and adopt it
-    ("rejected", frozenset({*range(-1130, -1101), -2010, -2018, -2019, -2021, -2022, -2027,
-                            *range(-4061, -4002), -4131, -4164, -5021, -5022, -5028,
+    # -2020: unable to fill; -2023: in liquidation; -2024: position, -2028: margin not sufficient; -2025:
+    # too many open orders; -2026: not reduce-only with this type (all on the error-code page).
+    ("rejected", frozenset({*range(-1130, -1101), -2010, *range(-2028, -2017), *range(-4061, -4002),
                             # -4120: a conditional order at the plain endpoint (nautilus #3287).
-                            -4120})),
+                            -4120, -4131, -4164, -5021, -5022, -5028})),
 )
 CANCEL_CODES: tuple[tuple[CancelKind, frozenset[int]], ...] = (
     ("gone", frozenset({-2011, -2013})),

@@ -1,6 +1,7 @@
 """Keeps positions protected: places, moves and cancels exits, and closes what cannot be protected."""
 
 from collections.abc import Callable
+from decimal import Decimal
 
 from bot.bookkeeper import Bookkeeper
 from bot.books import Order, SymbolBook
@@ -9,7 +10,7 @@ from bot.config import ExecutorConfig
 from bot.limits import MAY_PASS
 from bot.log import Log
 from bot.orders import Side
-from bot.protection import Exit, is_protected, is_stop_passed, next_steps, refusals
+from bot.protection import Exit, is_protected, is_stop_passed, late_excess, next_steps, refusals
 
 RETRY_WAIT_NS = 1_000_000_000  # before an exit or a close that came to nothing is tried again; doubles
 CANCEL_WAIT_NS = 1_000_000_000  # before a cancel whose answer was lost or no is sent again
@@ -26,11 +27,12 @@ class Protector:
         self._unprotected_ns: dict[str, int] = {}  # symbol -> monotonic time since when
         self._canceled_ns: dict[str, dict[str, int]] = {}  # symbol -> order -> when its cancel was last sent
 
-    def act(self, symbol: str, state: str, *, is_read: bool) -> tuple[list[Order], list[Order]]:
+    def act(self, symbol: str, state: str, *, is_read: bool,
+            newest_target: Decimal | None = None) -> tuple[list[Order], list[Order]]:
         """Record what protection needs now; return the orders to send and those to cancel.
 
         is_read: the exchange has told this symbol's position since our start; until then
-        RECONCILING lets nothing pass.
+        RECONCILING lets nothing pass. newest_target: where its strategy last wanted the position.
         """
         book = self._keeper.books.book(symbol)
         if "protect" not in MAY_PASS[state] and not (state == "RECONCILING" and is_read):
@@ -41,8 +43,9 @@ class Protector:
             self._unprotected_ns.setdefault(symbol, self._clock.mono_ns())
         if any(o.state != "UNKNOWN" for o in book.working()):
             return [], []  # its fills, a moment away, decide how much there is to protect
-        if self._must_close(book):
-            return [self._close(book)], []
+        excess = late_excess(book, newest_target)
+        if (excess or self._must_close(book)) and self._may_close(book):
+            return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
         steps = next_steps(book)
         placed = [self._place(exit_, book) for exit_ in steps.place if not self._waits(refusals(book, exit_))]
         return placed, self._cancel(book, steps.cancel)
@@ -53,9 +56,10 @@ class Protector:
         return 0.0 if since_ns is None else (self._clock.mono_ns() - since_ns) / 1e9
 
     def _must_close(self, book: SymbolBook) -> bool:
-        if not is_stop_passed(book) and (
-                is_protected(book) or self.unprotected_s(book.symbol) <= self._config.unprotected_s_max):
-            return False
+        return is_stop_passed(book) or not (
+            is_protected(book) or self.unprotected_s(book.symbol) <= self._config.unprotected_s_max)
+
+    def _may_close(self, book: SymbolBook) -> bool:
         # A close whose outcome is unknown is tried again too: reduce-only, it cannot turn the position over.
         closes = [o for o in book.orders.values() if o.leg == "close"]
         fruitless = next((n for n, o in enumerate(reversed(closes)) if o.filled_qty), len(closes))
@@ -75,13 +79,14 @@ class Protector:
             self._keeper.change(book.orders[name], "request_cancel")
         return [book.orders[name] for name in due]
 
-    def _close(self, book: SymbolBook) -> Order:
+    def _close(self, book: SymbolBook, qty: Decimal, *, is_excess: bool) -> Order:
         unprotected_s = self.unprotected_s(book.symbol)
-        self._log.error("position_unprotected", symbol=book.symbol, position_qty=book.position_qty,
-                        unprotected_s=unprotected_s)
+        late = book.locks.get("late_fill") if is_excess else None
+        self._log.error("late_fill_closed" if late else "position_unprotected", symbol=book.symbol, qty=qty,
+                        position_qty=book.position_qty, unprotected_s=unprotected_s, late_fill=late)
         side: Side = "sell" if book.position_qty > 0 else "buy"
-        return self._intend(book.symbol, "close", side, abs(book.position_qty), reduce_only=True,
-                            signal=book.exits_signal, checks={"unprotected_s": f"{unprotected_s:.1f}"})
+        return self._intend(book.symbol, "close", side, qty, reduce_only=True, signal=book.exits_signal,
+                            checks={"unprotected_s": f"{unprotected_s:.1f}"})
 
     def _place(self, exit_: Exit, book: SymbolBook) -> Order:
         return self._intend(book.symbol, exit_.type, exit_.side, exit_.qty, reduce_only=True,

@@ -8,13 +8,15 @@ locks its symbol and is shown.
 import asyncio
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from typing import Any
 
 from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
 from bot.books import Order
 from bot.clock import Clock
 from bot.config import Config
+from bot.contract import Contract
 from bot.crash import point
-from bot.errors import ConfigError, ExchangeError
+from bot.errors import ExchangeError
 from bot.events import FillCause, OrderIntended, Reconciled
 from bot.exchange import Exchange
 from bot.log import Log
@@ -25,10 +27,14 @@ from bot.stream import StreamClosed
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
 CHASE_S = 0.1  # how often unsettled orders are looked at; each has its own, growing, wait
 CHASE_WAIT_MS_MAX = 30_000
-KEEP_KEY_S = 1_200  # a listen key lives 60 minutes; three tries fit
+DEAD_KEY = -1125  # "This listenKey does not exist": the private stream says nothing any more
+# A fill is told on the stream within milliseconds. One that the exchange's list shows and the stream has
+# not told for this long proves that the stream is lossy or frozen, whatever its socket says.
+STREAM_LATE_NS = 5_000_000_000
 RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minute
 FRAME_BYTES_MAX = 1_048_576
 CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
+EXPLAINS = ("foreign_fill", "liquidation", "adl", "late_fill")  # locks that tell why positions differ
 # Client order ids the exchange itself makes (exchange-facts 1.1).
 EXCHANGE_MADE: dict[str, FillCause] = {
     "autoclose-": "liquidation", "adl_autoclose": "adl", "settlement_autoclose-": "operator",
@@ -55,6 +61,10 @@ class Reconciler:
         self._exchange, self._keeper, self._books = exchange, keeper, keeper.books
         self._open_stream, self._wake, self._halt = open_stream, wake, halt
         self._stream_up_ns: int | None = None  # monotonic; None while there is a gap
+        self._stream: Any = None
+        self._stream_since_ns = 0  # exchange time
+        self._untold: dict[tuple[str, str], int] = {}  # fills known from REST alone -> exchange time
+        self.contract = Contract(config, clock, exchange=exchange, lock=self._lock, unlock=self._unlock)
         self._chases: dict[str, Chase] = {}
         self._turn = asyncio.Lock()  # one comparison at a time
         self._wanted, self._trigger = asyncio.Event(), ""
@@ -86,7 +96,8 @@ class Reconciler:
                 wait_ms = min(wait_ms * 2, self._config.gateway.reconnect_ms_max)
                 continue
             wait_ms = self._config.gateway.reconnect_ms_min
-            self._stream_up_ns = self._clock.mono_ns()
+            self._stream, self._stream_up_ns = stream, self._clock.mono_ns()
+            self._stream_since_ns = self._exchange.server_ns()
             self._log.info("private_stream_up")
             self.request("private stream up")
             try:
@@ -97,19 +108,35 @@ class Reconciler:
             except StreamClosed as error:
                 reason = str(error)
             finally:
-                self._stream_up_ns, self.is_ready = None, False
+                self._stream = self._stream_up_ns = None
+                self.is_ready = False
+                self._untold.clear()
                 await stream.close()
             self._log.warning("private_stream_down", error=reason, retry_ms=wait_ms)
             self._wake()
 
-    async def keep_key(self) -> None:
-        """Keep the private stream's key alive."""
-        while True:
-            await self._clock.sleep(KEEP_KEY_S)
-            try:
-                await self._exchange.keep_listen_key()
-            except ExchangeError as error:
-                self._log.warning("private_stream_down", error=f"listen key: {error}", retry_ms=0)
+    async def _keep_key(self) -> None:
+        # A key lives 60 minutes from each time it is kept; a dead one may not have been told.
+        try:
+            await self._exchange.keep_listen_key()
+        except ExchangeError as error:
+            if error.code != DEAD_KEY:
+                raise
+            await self._drop_stream("the listen key is dead")
+
+    async def _drop_stream(self, reason: str) -> None:
+        # `follow` opens another, and what the gap hid is fetched.
+        if self._stream is not None:
+            self._log.warning("private_stream_down", error=reason, retry_ms=0)
+            self._stream_up_ns, self.is_ready = None, False
+            await self._stream.close()
+
+    async def _check_stream(self) -> None:
+        late = [key for key, at_ns in self._untold.items()
+                if self._exchange.server_ns() - at_ns > STREAM_LATE_NS]
+        if late:
+            self._untold.clear()
+            await self._drop_stream(f"fill {late[0][1]} of {late[0][0]} was not told: lossy or frozen")
 
     def request(self, trigger: str) -> None:
         """Ask for a comparison soon; several requests are one."""
@@ -134,39 +161,34 @@ class Reconciler:
                 await self._clock.sleep(RETRY_S)
                 self._wanted.set()
 
-    async def reconcile(self, trigger: str) -> None:
-        """Compare orders, fills, positions and settings with the exchange. Raises ExchangeError."""
+    async def reconcile(self, trigger: str) -> list[str]:
+        """Compare all there is with the exchange; return the differences. Raises ExchangeError."""
         up_ns = self._stream_up_ns
         async with self._turn:
+            await self._keep_key()
             account = await self._exchange.account()
-            if account.is_hedge_mode:
-                raise ConfigError(
-                    "exchange: the account is in hedge mode, tradehost needs one-way mode; "
-                    "switch it in the exchange's settings (no open position or order may be left)"
-                )
-            differences = await self._compare_orders()
-            for symbol in self.traded:
-                await self.fetch_fills(symbol)
+            differences = await self.contract.check(account, self.traded)
+            differences += await self._compare_orders()
+            cursors = {symbol: await self.fetch_fills(symbol) for symbol in self.traded}
             positions = await self._positions()
             for symbol in self.traded:
                 differences += await self._compare_position(symbol, positions)
             point("reconciler.compared")
-            self._keeper.record(
-                Reconciled(
-                    trigger=trigger,
-                    differences=tuple(differences),
-                    positions=positions,
-                    wallet_balance=account.wallet_balance,
-                )
-            )
+            self._keeper.record(Reconciled(
+                trigger=trigger, differences=tuple(differences), positions=positions,
+                wallet_balance=account.wallet_balance, cursors=cursors))
             self._keeper.commit()
             self.is_ready = up_ns is not None and self._stream_up_ns == up_ns
             self.last_mono_ns = self._clock.mono_ns()
             self._log.info("reconciled", trigger=trigger, differences=differences)
         self._wake()
+        return differences
 
-    async def fetch_fills(self, symbol: str) -> None:
-        """Book every fill of the symbol that is not in the books. Raises ExchangeError."""
+    async def fetch_fills(self, symbol: str) -> int:
+        """Book every fill of the symbol that is not in the books; return the last trade's id.
+
+        What was read before the last comparison is not read again. Raises ExchangeError.
+        """
         book = self._books.book(symbol)
         if book.last_trade_id:
             fills = await self._exchange.fills_since(symbol, from_trade_id=book.last_trade_id + 1)
@@ -175,26 +197,30 @@ class Reconciler:
             start_ns = first_ns + self._exchange.clock_offset_ns - CLOCK_SLACK_NS
             fills = await self._exchange.fills_since(symbol, start_ns=start_ns)
         else:
-            return
+            return 0
         names: dict[str, str] = {}
         for fill in fills:
             if self._books.find_order(symbol, client_order_id=fill.client_order_id,
                                       exchange_order_id=fill.exchange_order_id) is None and not names:
                 listed = await self._exchange.orders_since(symbol, fill.exchange_ns - CLOCK_SLACK_NS)
                 names = {o.exchange_order_id: o.client_order_id for o in listed}
-            self._book(fill, names.get(fill.exchange_order_id, fill.client_order_id))
+            if (self._book(fill, names.get(fill.exchange_order_id, fill.client_order_id))
+                    and self._stream is not None and fill.exchange_ns > self._stream_since_ns):
+                self._untold[symbol, fill.trade_id] = fill.exchange_ns
         self._keeper.commit()
+        return max([book.last_trade_id, *(int(fill.trade_id) for fill in fills)])
 
     async def chase(self) -> None:
         """Ask for unsettled orders until they are settled, for ever."""
         while True:
+            await self._check_stream()
             now_ns = self._clock.mono_ns()
             unsettled = {o.id: o for b in self._books.symbols.values() for o in b.live_orders()
                          if o.id not in self.sending and not _rests(o)}
             self._chases = {name: self._chases.get(name) or Chase(now_ns, self._config.executor.resolve_ms)
                             for name in unsettled}
             for name, chase in self._chases.items():
-                if now_ns >= chase.next_ns and self._exchange.banned_until_ns < self._clock.wall_ns():
+                if now_ns >= chase.next_ns and not self._exchange.refusal("query"):
                     await self._ask(unsettled[name], chase)
             await self._clock.sleep(CHASE_S)
 
@@ -211,7 +237,7 @@ class Reconciler:
             if status is None:
                 await self._missed(order, chase)
             else:
-                self._keeper.report_status(order, status)
+                self._learn(order, status)
                 if status.executed_qty > order.filled_qty or order.executed_qty > order.filled_qty:
                     await self.fetch_fills(request.symbol)
         except ExchangeError as error:
@@ -222,12 +248,7 @@ class Reconciler:
     async def _missed(self, order: Order, chase: Chase) -> None:
         chase.misses += 1
         now_ns = self._clock.mono_ns()
-        fence_ns = self.fences.get(order.id)
-        if fence_ns is None:  # sent by an earlier epoch: it left before this process began
-            window_ms = self._config.exchange.recv_window_ms
-            fence_ns = self.fences[order.id] = self._exchange.server_ns() + window_ms * 1_000_000
-        fence_ns += self._config.executor.fence_margin_ms * 1_000_000
-        if self._exchange.server_ns() <= fence_ns or self._stream_up_ns is None:
+        if not self._is_fenced(order) or self._stream_up_ns is None:
             chase.misses, chase.first_miss_ns = 0, 0
             return
         chase.first_miss_ns = max(chase.first_miss_ns or now_ns, self._stream_up_ns)
@@ -242,6 +263,21 @@ class Reconciler:
             self._log.warning(
                 "order_absent", client_order_id=order.id, misses=chase.misses, span_s=round(span_s, 1)
             )
+
+    async def declare_absent(self, order: Order, who: str) -> None:
+        """Take the operator's word that an unknown order never existed, unless the exchange shows it."""
+        request = order.request
+        if (self._is_fenced(order) and await self._is_nowhere(order) and await self._exchange.order(
+                request.symbol, order.id, is_conditional=request.is_conditional) is None):
+            self._keeper.change(order, "absent", text=f"declared absent by {who}; in no list")
+
+    def _is_fenced(self, order: Order) -> bool:
+        # The exchange would refuse it now if it came for the first time.
+        fence_ns = self.fences.get(order.id)
+        if fence_ns is None:  # sent by an earlier epoch: it left before this process began
+            window_ms = self._config.exchange.recv_window_ms
+            fence_ns = self.fences[order.id] = self._exchange.server_ns() + window_ms * 1_000_000
+        return self._exchange.server_ns() > fence_ns + self._config.executor.fence_margin_ms * 1_000_000
 
     async def _is_nowhere(self, order: Order) -> bool:
         symbol, start_ns = order.request.symbol, order.intended_ns - CLOCK_SLACK_NS
@@ -263,7 +299,7 @@ class Reconciler:
             order = self._books.find_order(status.symbol, client_order_id=status.client_order_id,
                                            exchange_order_id=status.exchange_order_id)
             if order is not None:
-                self._keeper.report_status(order, status)
+                self._learn(order, status)
             elif status.client_order_id.startswith(PREFIX):
                 self._unknown_of_ours(status.client_order_id)
             elif status.symbol in self.traded and not status.client_order_id.startswith(GUARD_PREFIX):
@@ -282,7 +318,7 @@ class Reconciler:
                     told = await self._exchange.order(request.symbol, order.id,
                                                         is_conditional=request.is_conditional)
                     if told is not None:
-                        self._keeper.report_status(order, told)
+                        self._learn(order, told)
         self._keeper.commit()
         return differences
 
@@ -299,7 +335,9 @@ class Reconciler:
                 await self._clock.sleep(0.3)
                 await self.fetch_fills(symbol)
                 positions.update({symbol: (await self._positions()).get(symbol, Decimal(0))})
-        evidence = f"the exchange says {held}, our fills say {ours}"
+        causes = [c for c in self._books.book(symbol).locks if c in EXPLAINS]
+        evidence = (f"the exchange says {held}, our fills and adoptions say {ours}: {held - ours} is "
+                    f"explained by {', '.join(causes) or 'no trade in its list'}")
         self._lock(symbol, "books_differ", evidence)
         return [f"{symbol} books_differ: {evidence}"]
 
@@ -312,11 +350,12 @@ class Reconciler:
                 order = self._books.find_order(said.symbol, client_order_id=said.client_order_id,
                                                exchange_order_id=said.exchange_order_id)
                 if order is not None:
-                    self._keeper.report_status(order, said)
+                    self._learn(order, said)
                 if said.event is None:
                     self._log.warning("status_unrecognized", client_order_id=said.client_order_id,
                                       raw_status=said.raw_status)
             elif isinstance(said, ExchangeFill):
+                self._untold.pop((said.symbol, said.trade_id), None)
                 self._book(said, said.client_order_id)
             elif isinstance(said, Unrecognized):
                 self._log.warning("message_dropped", channel="private", reason=said.reason)
@@ -326,10 +365,14 @@ class Reconciler:
         self._wake()
         return True
 
-    def _book(self, fill: ExchangeFill, name: str) -> None:
-        order = self._books.find_order(
-            fill.symbol, client_order_id=name, exchange_order_id=fill.exchange_order_id
-        )
+    def _learn(self, order: Order, status: OrderStatus) -> None:
+        is_late = order.state == "ABSENT" and status.event in ("accept", "fill", "complete")
+        if self._keeper.report_status(order, status) and is_late and not order.request.is_conditional:
+            self._lock(status.symbol, "late_fill", f"{order.id} was ABSENT and is {status.raw_status}")
+
+    def _book(self, fill: ExchangeFill, name: str) -> bool:
+        order = self._books.find_order(fill.symbol, client_order_id=name,
+                                       exchange_order_id=fill.exchange_order_id)
         if order is not None:
             if order.state in ("ABSENT", "REJECTED"):
                 self._lock(fill.symbol, "late_fill", f"{order.id} was {order.state} and filled {fill.qty}")
@@ -340,6 +383,7 @@ class Reconciler:
             point("reconciler.fill_recorded")
             self._log.info("fill", client_order_id=name, symbol=fill.symbol, side=fill.side, qty=fill.qty,
                            price=fill.price, fee=fill.fee, trade_id=fill.trade_id)
+        return new
 
     def _book_without_order(self, fill: ExchangeFill, name: str) -> bool:
         made = next((cause for prefix, cause in EXCHANGE_MADE.items() if name.startswith(prefix)), None)
@@ -353,7 +397,7 @@ class Reconciler:
             return self._keeper.book_fill(fill, None, made)
         if name.startswith(PREFIX):
             self._unknown_of_ours(name)
-        elif fill.symbol in self.traded:
+        elif fill.symbol in self.traded and int(fill.trade_id) > self._books.book(fill.symbol).last_trade_id:
             # Not ours: never booked by guess. The position will differ; the operator adopts it.
             self._lock(fill.symbol, "foreign_fill", f"trade {fill.trade_id}: {fill.side} {fill.qty} at "
                        f"{fill.price} by order {name or fill.exchange_order_id}")

@@ -57,6 +57,13 @@ class AccountSettings(msgspec.Struct, frozen=True, kw_only=True):
     available_balance: Decimal
 
 
+class SymbolSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the account trades one symbol. margin_mode: cross or isolated."""
+
+    margin_mode: str
+    leverage: int
+
+
 class AccountChanged(msgspec.Struct, frozen=True, kw_only=True):
     """A private-stream word on balances and positions; positions are signed contracts, one-way mode.
 
@@ -129,6 +136,13 @@ def read_position(row: Row, symbols: Mapping[str, str]) -> ExchangePosition:
     return ExchangePosition(
         symbol=symbols.get(symbol, symbol), qty=qty, entry_price=money(row["entryPrice"]),
         mark_price=money(row["markPrice"]), liquidation_price=money(row["liquidationPrice"]) or None)
+
+
+def read_symbol_settings(row: Row) -> SymbolSettings:
+    """Return a symbol's settings; a margin mode nobody here knows is kept as the exchange says it."""
+    mode = _text(row["marginType"])
+    return SymbolSettings(margin_mode={"CROSSED": "cross", "ISOLATED": "isolated"}.get(mode, mode),
+                          leverage=int(row["leverage"]))
 
 
 def read_private(raw: bytes, symbols: Mapping[str, str]) -> list[PrivateEvent]:

@@ -10,7 +10,7 @@ from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.log import Log
 from bot.metrics import Histogram
-from bot.outcome import classify, classify_cancel
+from bot.outcome import KEY_REFUSED, RULES_REFUSED, classify, classify_cancel
 from bot.reconciler import Reconciler
 
 HALTABLE_LEGS = ("open", "reduce")  # what a halt keeps from leaving; protection goes on
@@ -20,9 +20,9 @@ class OrderSender:
     """The last step before the exchange. `wake` runs the executor's cycle."""
 
     def __init__(self, log: Log, *, exchange: Exchange, keeper: Bookkeeper, halts: HaltFiles,
-                 reconciler: Reconciler, wake: Callable[[], None]) -> None:
+                 reconciler: Reconciler, wake: Callable[[], None], halt: Callable[[str, str], None]) -> None:
         self._log, self._exchange, self._keeper, self._halts = log, exchange, keeper, halts
-        self._reconciler, self._wake = reconciler, wake
+        self._reconciler, self._wake, self._halt = reconciler, wake, halt
         self.tick_to_order, self.round_trip = Histogram(), Histogram()
 
     async def send_market_order(self, order: Order) -> None:
@@ -40,15 +40,9 @@ class OrderSender:
                 self.round_trip.observe((answer.received_ns - answer.sent_ns) / 1e9)
                 if tick_ns:
                     self.tick_to_order.observe((answer.sent_ns - tick_ns) / 1e9)
-            self._log.info(
-                "order_answered",
-                client_order_id=order.id,
-                outcome=outcome.kind,
-                status=answer.status,
-                code=outcome.code,
-                text=outcome.text,
-                round_trip_us=(answer.received_ns - answer.sent_ns) // 1_000,
-            )
+            self._log.info("order_answered", client_order_id=order.id, outcome=outcome.kind,
+                           status=answer.status, code=outcome.code, text=outcome.text,
+                           round_trip_us=(answer.received_ns - answer.sent_ns) // 1_000)
             if outcome.kind == "accepted":
                 status = self._exchange.answered_order(answer)
                 if status is None or not self._keeper.report_status(order, status):
@@ -57,6 +51,10 @@ class OrderSender:
                 self._keeper.change(order, "not_sent", text=outcome.text)
             elif outcome.kind in ("rejected", "not_executed"):
                 self._keeper.change(order, "reject", code=outcome.code, text=outcome.text)
+                if outcome.code in RULES_REFUSED:
+                    self._reconciler.contract.doubt()
+                elif outcome.code in KEY_REFUSED:
+                    self._halt("executor", f"the exchange refuses our key or signature: {outcome.text}")
             else:
                 # needs_operator: the exchange itself does not know; the code keeps ABSENT from being found.
                 code = -1007 if outcome.needs_operator else outcome.code

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from bot.books import Books, SymbolBook
+from bot.budget import Usage
 from bot.clock import Clock
 from bot.config import Config
 from bot.daemon import run_folder
@@ -26,6 +27,18 @@ def read_beats(config: Config) -> dict[str, dict[str, Any]]:
         except (OSError, msgspec.MsgspecError):
             continue
     return beats
+
+
+def read_usage(config: Config, name: str) -> Usage:
+    """Return what another process's last beat says of the request limits."""
+    try:
+        return msgspec.json.decode((run_folder(config) / f"{name}.json").read_bytes(), type=_Beat).rate
+    except (OSError, msgspec.MsgspecError):
+        return Usage()
+
+
+class _Beat(msgspec.Struct):
+    rate: Usage = Usage()
 
 
 def process_rows(config: Config, beats: dict[str, dict[str, Any]], clock: Clock) -> list[dict[str, Any]]:

@@ -109,7 +109,7 @@ def test_load_with_real_process_knows_contracts_candles_and_clock(paper):
             assert (await exchange.account()).can_trade  # its timestamp is the exchange's
         finally:
             paper.control("POST", "/paper/clock", {"offset_ms": 0})
-        assert exchange.used_weight_1m > 0
+        assert exchange.budget.usage.used["weight_1m"][1] > 0
     drill(paper, scenario)
 
 
@@ -261,7 +261,7 @@ def test_query_with_a_ban_waits_it_out(paper):
             await exchange.account()
         with pytest.raises(ExchangeError, match="banned for another"):
             await exchange.positions()
-        while exchange.banned_until_ns > Clock().wall_ns():
+        while exchange.budget.usage.banned_until_ns > Clock().wall_ns():
             await asyncio.sleep(0.05)
         assert await exchange.positions() == {}
     drill(paper, scenario)

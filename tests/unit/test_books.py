@@ -495,7 +495,8 @@ def test_books_with_each_kind_of_event_count_and_remember():
         filled("", trade="7"),
         filled("", trade="²"),
         filled("", trade="9" * 5_000),
-        Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(77)),
+        Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(77), cursors={BTC: 41}),
+        Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(77), cursors={BTC: 7}),
     )
     book = books.book(BTC)
     assert (books.epoch, books.halts, books.signals, books.outcomes) == (
@@ -504,7 +505,7 @@ def test_books_with_each_kind_of_event_count_and_remember():
         1,
         {"denied": 1},
     )
-    assert (books.wallet_balance, books.reconciled, book.locks) == (D(77), 1, {"a": "1"})
+    assert (books.wallet_balance, books.reconciled, book.locks) == (D(77), 2, {"a": "1"})
     assert (book.stop_loss, book.take_profit, book.exits_signal, book.last_trade_id) == (D(9), D(11), "s", 41)
 
 

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 import pytest
 
+from bot.budget import COUNTERS
 from bot.config import ExchangeConfig
 from bot.errors import ConfigError, ExchangeError, InvariantError
 from bot.exchange import WEEK_MS, Exchange
@@ -273,10 +274,13 @@ def test_submit_sends_the_signed_bytes_and_passes_the_last_question_on():
                         keys=(API_KEY, API_SECRET))
     asyncio.run(exchange.load())
     signed = exchange.build(market_order())
-    assert asyncio.run(exchange.submit(signed, may_send=str)).status == 200
-    assert seen == {"method": "POST", "url": signed.url, "headers": signed.headers, "body": signed.body,
-                    "may_send": str}
-    assert exchange.order_count_10s == 7
+    assert asyncio.run(exchange.submit(signed, may_send=lambda: "halted")).status == 200
+    may_send = seen.pop("may_send")
+    assert seen == {"method": "POST", "url": signed.url, "headers": signed.headers, "body": signed.body}
+    assert may_send() == "halted"
+    exchange.budget.ban(clock.wall_ns() + 9 * 10**9)
+    assert may_send() == "banned for another 9 s"
+    assert exchange.budget.usage.used["orders_10s"][1] == 7
 
 
 @pytest.mark.parametrize(("is_conditional", "path", "name"), [
@@ -457,7 +461,7 @@ def test_query_with_a_ban_is_the_last_until_it_ends():
     with pytest.raises(ExchangeError) as caught:
         asyncio.run(exchange.open_orders())
     assert (caught.value.status, caught.value.code) == (429, -1003)
-    assert exchange.banned_until_ns == clock.wall + 7 * 10**9
+    assert exchange.budget.usage.banned_until_ns == clock.wall + 7 * 10**9
     lane.asked.clear()
     lane.answers["openOrders"] = []
     with pytest.raises(ExchangeError, match="banned for another 7 s"):
@@ -470,10 +474,10 @@ def test_query_with_a_ban_is_the_last_until_it_ends():
 def test_submit_with_too_many_orders_leaves_queries_free():
     exchange, lane, clock = loaded(order=refusal(-1015), openOrders=[], openAlgoOrders=[])
     asyncio.run(exchange.submit(exchange.build(market_order())))
-    assert exchange.banned_until_ns == 0
+    assert exchange.budget.usage.banned_until_ns == 0
     lane.answers["order"] = refusal(-1003, status=418)
     asyncio.run(exchange.submit(exchange.build(market_order())))
-    assert exchange.banned_until_ns == clock.wall + 120 * 10**9
+    assert exchange.budget.usage.banned_until_ns == clock.wall + 120 * 10**9
 
 
 def test_query_with_clock_refused_measures_the_clock():
@@ -490,7 +494,7 @@ def test_answers_with_counters_are_remembered_and_garbage_is_not():
     lane.answers["time"] = Answer(status=200, body=b'{"serverTime":1}', is_sent=True, headers={
         "x-mbx-used-weight-1m": "41", "x-mbx-order-count-10s": "-3", "x-mbx-order-count-1m": "9" * 30})
     asyncio.run(exchange.measure_clock())
-    assert (exchange.used_weight_1m, exchange.order_count_10s, exchange.order_count_1m) == (41, 0, 0)
+    assert [exchange.budget.usage.used.get(n, (0, 0))[1] for n in COUNTERS] == [41, 0, 0]
 
 
 @pytest.mark.parametrize(("body", "wanted"), [

@@ -7,8 +7,10 @@ import json
 from decimal import Decimal
 from itertools import pairwise
 
+import msgspec
 import pytest
 
+from bot.budget import Budget
 from bot.config import Config, ExchangeConfig, GatewayConfig, LimitsConfig, StrategyConfig
 from bot.errors import ConfigError, ExchangeError
 from bot.gateway import ASKED_MAX, TickProducer
@@ -92,7 +94,14 @@ class FakeExchange:
         self._clock, self._listed = clock, listed
         self.instruments, self.is_down, self.loads = {}, False, 0
         self.candle_calls, self.measured, self.candle_error = [], 0, None
-        self.ahead_ns = OFFSET
+        self.ahead_ns, self.budget = OFFSET, Budget()
+
+    async def refresh(self, symbols):
+        if self.is_down:
+            raise ExchangeError("no connection")
+        status = dict.fromkeys(symbols, "SETTLING")
+        self.instruments = {symbol: msgspec.structs.replace(row, status=status.get(symbol, ""))
+                            for symbol, row in self.instruments.items()}
 
     async def load(self):
         self.loads += 1
@@ -450,6 +459,20 @@ def test_subscription_to_an_instrument_is_answered_at_once():
         assert snapshot == Snapshot(instrument=world.exchange.instruments[BTC], timeframe="", candles=(),
                                     time_ns=world.clock.wall_ns(), run=RUN)
         assert world.producer.snapshots.refused == 0 and not world.exchange.candle_calls
+
+    play(story)
+
+
+def test_instruments_read_again_are_published_and_a_failure_changes_nothing():
+    async def story(world):
+        await world.producer.refresh()  # nothing loaded yet
+        await world.start()
+        world.published.clear()
+        await world.producer.refresh()
+        assert [s.instrument.status for s in world.told(Snapshot, snapshot_topic(BTC))] == ["SETTLING"]
+        world.exchange.is_down = True
+        await world.producer.refresh()
+        assert len(world.told(Snapshot, snapshot_topic(BTC))) == 1 and "query_failed" in world.text.getvalue()
 
     play(story)
 

@@ -1,0 +1,73 @@
+"""How much of the exchange's request limits is used, by its own headers, and who may use the rest. Pure.
+
+The counters are the exchange's: of this host's address (weight) and of the account (orders), so what
+one process hears is true for all; each tells the others in its beat. Windows go by the exchange's clock.
+"""
+
+import re
+from typing import Literal
+
+import msgspec
+
+Action = Literal["query", "entry", "rest"]
+# Header, window and limit (recorded exchangeInfo rateLimits: 2,400 weight a minute, 1,200 orders a
+# minute, 300 orders per 10 s). Orders weigh nothing, cancels 1.
+COUNTERS = {"weight_1m": ("x-mbx-used-weight-1m", 60, 2_400),
+            "orders_10s": ("x-mbx-order-count-10s", 10, 300),
+            "orders_1m": ("x-mbx-order-count-1m", 60, 1_200)}
+# Above so much of a limit an action waits for the next window: entries first, then questions. What is
+# left is for cancels, closes and stops ("rest"), which are held back by a ban alone.
+SHARE_MAX: dict[Action, float] = {"entry": 0.80, "query": 0.90}
+SLOW_SHARE = 0.70  # from here on questions are spread out
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process knows: counter -> (window, used), and until when nothing may be sent (wall clock)."""
+
+    used: dict[str, tuple[int, int]] = {}
+    banned_until_ns: int = 0
+
+
+class Budget:
+    """The counters of this process, and what the others told."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    def hear(self, headers: dict[str, str], server_ns: int) -> None:
+        """Take in the counters of an answer that left the exchange at server_ns."""
+        told = {name: (_window(name, server_ns), int(headers[header]))
+                for name, (header, _, _) in COUNTERS.items()
+                if re.fullmatch(r"\d{1,9}", headers.get(header, ""))}
+        self.merge(Usage(used=told))
+
+    def ban(self, until_ns: int) -> None:
+        """Let nothing out until then (wall clock)."""
+        self.merge(Usage(banned_until_ns=until_ns))
+
+    def merge(self, told: Usage) -> None:
+        """Take in what another process knows: of each counter the later window, then the larger number."""
+        used = {name: max(self.usage.used.get(name, (0, 0)), told.used.get(name, (0, 0)))
+                for name in COUNTERS}
+        self.usage = Usage(used=used, banned_until_ns=max(self.usage.banned_until_ns, told.banned_until_ns))
+
+    def share(self, name: str, server_ns: int) -> float:
+        """Return how much of a limit is used in the window of server_ns."""
+        window, used = self.usage.used.get(name, (0, 0))
+        return used / COUNTERS[name][2] if window == _window(name, server_ns) else 0.0
+
+    def refusal(self, action: Action, *, wall_ns: int, server_ns: int) -> str:
+        """Return why this kind of request may not leave now, "" when it may."""
+        wait_s = (self.usage.banned_until_ns - wall_ns) / 1e9
+        if wait_s > 0:
+            return f"banned for another {wait_s:.0f} s"
+        for name in COUNTERS:
+            share = self.share(name, server_ns)
+            if action != "rest" and share >= SHARE_MAX[action] and (action == "entry" or name == "weight_1m"):
+                return (f"{share:.0%} of {COUNTERS[name][2]} {name} is used; from {SHARE_MAX[action]:.0%} on "
+                        "the rest is kept for cancels, closes and stops")
+        return ""
+
+
+def _window(name: str, server_ns: int) -> int:
+    return server_ns // (COUNTERS[name][1] * 1_000_000_000)

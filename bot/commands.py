@@ -1,0 +1,85 @@
+"""The operator's commands to the executor and its answers, as files below state_dir/commands.
+
+A command stays until it was answered, through restarts. What cannot be read is set aside as *.damaged.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from bot.clock import Clock
+from bot.halt import write_synced
+
+ANSWERS_KEPT = 50  # whoever asked reads and removes its own at once; the rest is of those who gave up
+BYTES_MAX = 10_000
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator wants: who, why, since when. symbol: "" where the verb needs none."""
+
+    id: str
+    verb: Literal["reconcile", "adopt"]
+    symbol: str = ""
+    who: str
+    why: str
+    time_ns: int
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """What became of a command."""
+
+    is_done: bool
+    text: str
+
+
+class CommandFiles:
+    """Commands that wait, oldest first, and their answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._done = folder, folder / "done"
+
+    def put(self, verb: Literal["reconcile", "adopt"], *, symbol: str, who: str, why: str,
+            clock: Clock) -> Command:
+        """Leave a command for the executor, synced to disk."""
+        now_ns = clock.wall_ns()
+        command = Command(id=f"{now_ns}-{clock.token(4)}", verb=verb, symbol=symbol, who=who, why=why,
+                          time_ns=now_ns)
+        write_synced(self._folder / f"{command.id}.json", msgspec.json.encode(command))
+        return command
+
+    def waiting(self) -> tuple[list[Command], list[str]]:
+        """Return the commands, and what is wrong with the files that were set aside just now."""
+        commands, damaged = [], []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                if path.stat().st_size > BYTES_MAX:
+                    raise ValueError(f"longer than {BYTES_MAX} bytes")
+                command = msgspec.json.decode(path.read_bytes(), type=Command)
+                if command.id != path.stem or not re.fullmatch(r"[\w-]{1,60}", command.id):
+                    raise ValueError("its id is not its name")
+                commands.append(command)
+            except FileNotFoundError:
+                continue  # withdrawn in this very moment
+            except (OSError, ValueError) as error:  # msgspec's and the decoder's errors are ValueErrors
+                path.rename(path.with_suffix(".damaged"))
+                damaged.append(f"{path.name[:80]}: {error}")
+        return commands, damaged
+
+    def answer(self, command: Command, answered: Answered) -> None:
+        """Answer the command and remove it."""
+        write_synced(self._done / f"{command.id}.json", msgspec.json.encode(answered))
+        (self._folder / f"{command.id}.json").unlink(missing_ok=True)
+        for old in sorted(self._done.glob("*.json"))[:-ANSWERS_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def take_answer(self, command: Command) -> Answered | None:
+        """Return the answer, once; None while there is none."""
+        path = self._done / f"{command.id}.json"
+        try:
+            answered = msgspec.json.decode(path.read_bytes(), type=Answered)
+        except FileNotFoundError:
+            return None
+        path.unlink()
+        return answered

@@ -1,0 +1,68 @@
+"""What must hold at the exchange before risk is taken: the account's settings and the symbols' rules.
+
+They are read back and compared, at the start and at each reconciliation, and never set from here.
+"""
+
+from collections.abc import Callable, Sequence
+
+from bot.clock import Clock
+from bot.config import Config
+from bot.errors import ConfigError
+from bot.exchange import Exchange
+from bot.rows import AccountSettings, SymbolSettings
+
+
+class Contract:
+    """Compares and tells. `lock` and `unlock` take symbol, cause and evidence."""
+
+    def __init__(self, config: Config, clock: Clock, *, exchange: Exchange,
+                 lock: Callable[[str, str, str], None], unlock: Callable[[str, str, str], None]) -> None:
+        self._account, self._reread_ns = config.account, config.exchange.instruments_s * 1_000_000_000
+        self._clock, self._exchange, self._lock, self._unlock = clock, exchange, lock, unlock
+        self._read_ns = clock.mono_ns()
+        self._has_held = False
+        self.trouble = ""  # of the whole account; while it lasts nothing opens
+
+    def doubt(self) -> None:
+        """Read the symbols' rules again at the next comparison: an order was refused by them."""
+        self._read_ns = -self._reread_ns
+
+    async def check(self, account: AccountSettings, symbols: Sequence[str]) -> list[str]:
+        """Compare; return the differences. Raises ExchangeError, ConfigError for hedge mode at the start."""
+        if account.is_hedge_mode and not self._has_held:
+            raise ConfigError("exchange: the account is in hedge mode, tradehost needs one-way mode; switch "
+                              "it in the exchange's settings (no open position or order may be left)")
+        self._has_held = True
+        self.trouble = "; ".join(self._account_differences(account))
+        if self._clock.mono_ns() - self._read_ns >= self._reread_ns:
+            await self._exchange.refresh(symbols)
+            self._read_ns = self._clock.mono_ns()
+        settings = await self._exchange.symbol_settings()
+        differences = [f"account: {self.trouble}"] if self.trouble else []
+        for symbol in symbols:
+            for cause, evidence in self._symbol_differences(symbol, settings.get(symbol)).items():
+                if evidence:
+                    self._lock(symbol, cause, evidence)
+                    differences.append(f"{symbol} {cause}: {evidence}")
+                else:
+                    self._unlock(symbol, cause, "as it should be")
+        return differences
+
+    def _account_differences(self, account: AccountSettings) -> list[str]:
+        wanted = self._account.is_multi_asset
+        found = {"the account may not trade": not account.can_trade,
+                 "the account is in hedge mode, must be one-way": account.is_hedge_mode,
+                 f"multi-asset mode must be {'on' if wanted else 'off'}": account.is_multi_asset != wanted}
+        return [text for text, is_wrong in found.items() if is_wrong]
+
+    def _symbol_differences(self, symbol: str, told: SymbolSettings | None) -> dict[str, str]:
+        # By cause; "" where all is well.
+        leverage = self._account.symbol_leverage.get(symbol, self._account.leverage)
+        instrument, mode = self._exchange.instruments.get(symbol), self._account.margin_mode
+        status = instrument.status if instrument else "not listed"
+        return {
+            "leverage": "" if told and told.leverage == leverage else
+                        f"must be {leverage}, is {told.leverage if told else 'not told'} at the exchange",
+            "margin_mode": "" if told and told.margin_mode == mode else
+                           f"must be {mode}, is {told.margin_mode if told else 'not told'} at the exchange",
+            "not_trading": "" if status == "TRADING" else f"its status at the exchange is {status}"}

@@ -1,0 +1,64 @@
+"""The exchange's request limits: whose counters, which window, and what is kept for protection."""
+
+import pytest
+
+from bot.budget import COUNTERS, Budget, Usage
+from tests.factory import NOW, SECOND
+
+MINUTE_START = NOW - NOW % (60 * SECOND)
+
+
+def heard(at_ns=MINUTE_START, **counters):
+    budget = Budget()
+    budget.hear({COUNTERS[name][0]: str(value) for name, value in counters.items()}, at_ns)
+    return budget
+
+
+def refusal(budget, action, at_ns=MINUTE_START):
+    return budget.refusal(action, wall_ns=NOW, server_ns=at_ns)
+
+
+@pytest.mark.parametrize(("counters", "refused"), [
+    ({}, ()),
+    ({"weight_1m": 1_919, "orders_10s": 239, "orders_1m": 959}, ()),
+    ({"weight_1m": 1_920}, ("entry",)),
+    ({"weight_1m": 2_160}, ("entry", "query")),
+    ({"orders_10s": 240}, ("entry",)),
+    ({"orders_1m": 960}, ("entry",)),
+    ({"orders_10s": 300, "orders_1m": 1_200}, ("entry",)),  # questions are no orders
+    ({"weight_1m": 2_400}, ("entry", "query")),
+])
+def test_refusal_with_what_is_used_keeps_the_rest_for_protection(counters, refused):
+    budget = heard(**counters)
+    assert tuple(a for a in ("entry", "query", "rest") if refusal(budget, a)) == refused
+
+
+def test_refusal_in_the_next_window_is_over():
+    budget = heard(weight_1m=2_400, orders_10s=300)
+    assert "orders_10s" not in refusal(budget, "entry", MINUTE_START + 10 * SECOND)
+    assert refusal(budget, "query", MINUTE_START + 59 * SECOND)
+    assert refusal(budget, "query", MINUTE_START + 60 * SECOND) == ""
+
+
+def test_refusal_with_a_ban_holds_for_everything_until_it_ends():
+    budget = Budget()
+    budget.ban(NOW + 7 * SECOND)
+    budget.ban(NOW + 3 * SECOND)  # a shorter one does not end it
+    assert {refusal(budget, a) for a in ("entry", "query", "rest")} == {"banned for another 7 s"}
+    assert budget.refusal("rest", wall_ns=NOW + 7 * SECOND, server_ns=NOW) == ""
+
+
+def test_merge_takes_the_later_window_and_then_the_larger_number():
+    ours = heard(weight_1m=100, orders_10s=5)
+    ours.merge(heard(weight_1m=2_000).usage)
+    ours.merge(heard(MINUTE_START - SECOND, weight_1m=2_399).usage)  # of the minute before
+    ours.merge(Usage(banned_until_ns=NOW + SECOND))
+    assert round(ours.share("weight_1m", MINUTE_START) * 2_400) == 2_000
+    assert round(ours.share("orders_10s", MINUTE_START) * 300) == 5
+    assert refusal(ours, "rest")
+
+
+def test_hear_with_headers_that_are_no_numbers_keeps_what_is_known():
+    budget = heard(weight_1m=7)
+    budget.hear({"x-mbx-used-weight-1m": "1e9", "x-mbx-order-count-10s": ""}, MINUTE_START)
+    assert round(budget.share("weight_1m", MINUTE_START) * 2_400) == 7

@@ -1,0 +1,47 @@
+"""Commands and answers as files: kept until answered, and what cannot be read is set aside."""
+
+from bot.commands import ANSWERS_KEPT, Answered, CommandFiles
+from tests.factory import BTC, HandClock
+
+
+def put(files, clock, verb="adopt"):
+    clock.step(1)
+    return files.put(verb, symbol=BTC, who="ann", why="my own trade", clock=clock)
+
+
+def test_commands_wait_until_answered_oldest_first(tmp_path):
+    clock, files = HandClock(), CommandFiles(tmp_path / "commands")
+    assert files.waiting() == ([], [])
+    first, second = put(files, clock), put(files, clock, "reconcile")
+    again = CommandFiles(tmp_path / "commands")  # after a restart
+    assert again.waiting() == ([first, second], [])
+    assert files.take_answer(first) is None
+    again.answer(first, Answered(True, "adopted"))
+    assert again.waiting() == ([second], [])
+    assert files.take_answer(first) == Answered(True, "adopted")
+    assert files.take_answer(first) is None
+
+
+def test_commands_that_cannot_be_read_are_set_aside(tmp_path):
+    clock, files = HandClock(), CommandFiles(tmp_path)
+    good = put(files, clock)
+    raw = (tmp_path / f"{good.id}.json").read_bytes()
+    bad = {"a": b"", "b": b"{", "c": b"\xff", "d": raw, "e": raw.replace(b"adopt", b"sell"),
+           "f": raw.replace(b'"who"', b'"how"'), "g": b" " * 10_001 + raw, "h": raw.replace(b"1", b"2", 3)}
+    for name, content in bad.items():
+        (tmp_path / f"{name}.json").write_bytes(content)
+    (tmp_path / "i.part").write_bytes(raw)  # of a writer that was killed
+    commands, damaged = files.waiting()
+    assert commands == [good]
+    assert [text[0] for text in damaged] == list(bad)
+    assert files.waiting() == ([good], [])
+    assert len(list(tmp_path.glob("*.damaged"))) == len(bad)
+
+
+def test_answers_that_nobody_takes_are_bounded(tmp_path):
+    clock, files = HandClock(), CommandFiles(tmp_path)
+    commands = [put(files, clock) for _ in range(ANSWERS_KEPT + 3)]
+    for command in commands:
+        files.answer(command, Answered(False, "no"))
+    assert files.take_answer(commands[2]) is None
+    assert files.take_answer(commands[3]) == Answered(False, "no")
