@@ -1,0 +1,84 @@
+"""Every step of a signal and an order, killed and frozen, while the exchange does its worst: real processes.
+
+Short: each crash point killed, every second one frozen, the exchange's faults dealt over them. Long: each
+with every fault, several seeds (TRADEHOST_SWEEP_SEEDS, default 1 2 3).
+"""
+
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bot.crash import POINTS
+from tests.sweep import FAULTS, Case, Lane, random_case
+
+LANE_CASES_MAX = 150  # then a fresh account: the exchange lists at most 1,000 orders at once
+# Each lane is its own exchange, account and five processes, which mostly wait.
+LANES = 3
+
+
+def play(folder: Path, cases: list[Case]) -> tuple[int, int, int]:
+    """Play the cases in several lanes side by side; return how many fired, did not, and the events."""
+    waiting, totals, failures = list(reversed(cases)), [0, 0, 0], []
+    lock = threading.Lock()
+
+    def live(number: int) -> None:
+        turn = 0
+        while waiting and not failures:
+            turn += 1
+            with Lane(folder / f"lane-{number}-{turn}") as lane:
+                try:
+                    lane.begin()
+                    for _ in range(LANE_CASES_MAX):
+                        with lock:
+                            case = waiting.pop() if waiting and not failures else None
+                        if case is None:
+                            break
+                        lane.run(case)
+                    events = lane.verify()
+                    with lock:
+                        totals[:] = [a + b for a, b in zip(totals, (lane.fired, lane.unfired, events),
+                                                           strict=True)]
+                except BaseException as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=live, args=(number,)) for number in range(LANES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return totals[0], totals[1], totals[2]
+
+
+def report(cases: list[Case], result: tuple[int, int, int], began: float) -> None:
+    fired, unfired, events = result
+    print(f"crash sweep: {len(cases)} cases ({len(POINTS)} points, {len(FAULTS)} answers), {fired} crashes, "
+          f"{unfired} not reached, {events} journal events, {time.monotonic() - began:.0f} s")
+
+
+def test_crash_sweep_with_each_point_killed_and_frozen_keeps_every_promise(tmp_path: Path) -> None:
+    chance, began = random.Random(5), time.monotonic()
+    steps = [(point, "kill") for point in POINTS] + [(point, "stop") for point in POINTS[::2]]
+    faults = list(FAULTS) * 2
+    chance.shuffle(faults)
+    cases = [random_case(point, action, faults.pop(), chance) for point, action in steps]
+    fired, unfired, events = play(tmp_path, cases)
+    report(cases, (fired, unfired, events), began)
+    assert fired >= 0.8 * len(cases)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("seed", [int(s) for s in os.environ.get("TRADEHOST_SWEEP_SEEDS", "1 2 3").split()])
+def test_crash_sweep_with_each_point_and_each_answer_keeps_every_promise(tmp_path: Path, seed: int) -> None:
+    chance, began = random.Random(seed), time.monotonic()
+    cases = [random_case(point, action, fault, chance) for fault in FAULTS for point in POINTS
+             for action in ("kill", "stop")]
+    chance.shuffle(cases)
+    fired, unfired, events = play(tmp_path, cases)
+    report(cases, (fired, unfired, events), began)
+    assert fired >= 0.8 * len(cases)
