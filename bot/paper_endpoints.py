@@ -256,9 +256,10 @@ def batch(p: Params, action: Any, wishes: list[Json]) -> list[Json]:
 
 
 def listed(p: Params, name: str, type_: Any, most: int) -> Any:
-    """Return a parameter that is a JSON list."""
+    """Return a parameter that is a JSON list; ccxt writes its name in small letters."""
+    text = p.values.get(name) or p.values.get(name.lower()) or "[]"
     try:
-        found = msgspec.json.decode(p.values.get(name) or "[]", type=type_)
+        found = msgspec.json.decode(text, type=type_)
     except msgspec.MsgspecError:
         raise Refused(-1130, f"Data sent for parameter '{name}' is not valid.") from None
     refuse_if((len(found) > most, -4082, "Invalid number of batch place orders."))

@@ -241,6 +241,14 @@ class Model:
     cost: Fraction = Fraction(0)
     fees: Decimal = field(default=D(0))
 
+    def fund(self, mark: Decimal, rate: Decimal) -> None:
+        self.wallet -= round_half_up(Fraction(self.qty, 1000) * Fraction(mark) * Fraction(rate))
+
+    def is_liquidated(self, mark: Decimal) -> bool:
+        worth = Fraction(self.qty, 1000) * Fraction(mark)
+        ratio, off = next((ratio, off) for most, ratio, off in TIERS if abs(worth) <= most)
+        return self.qty != 0 and Fraction(self.wallet) + worth - self.cost < abs(worth) * ratio - off
+
     def fill(self, side: str, price: Decimal, qty: Decimal, rate: Decimal) -> None:
         sign, steps = (1 if side == "BUY" else -1), int(qty * 1000)
         fee = (price * qty * rate).quantize(D("0.00000001"), ROUND_HALF_UP)
@@ -271,25 +279,38 @@ def as_decimal(value: Fraction) -> Decimal:
 
 
 STEP = st.tuples(
-    st.sampled_from(["market", "market", "limit", "reduce", "algo", "cancel", "restart"]),
+    st.sampled_from(["market", "market", "limit", "reduce", "algo", "cancel", "restart", "fund", "adl",
+                     "mark"]),
     st.sampled_from(["BUY", "SELL"]), st.integers(1, 5_000), st.integers(960, 1_040), st.integers(1, 400))
+# Maintenance of the brackets these positions reach: up to a notional, its ratio and what is taken off.
+TIERS = ((300_000, Fraction(4, 1000), 0), (800_000, Fraction(5, 1000), 300),
+         (3_000_000, Fraction(65, 10_000), 1_500))
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(STEP, max_size=40))
-def test_account_with_any_sequence_of_orders_equals_the_second_bookkeeper(steps):
-    ledger, model, store = new_ledger("1000000"), Model(D(1_000_000)), Store(":memory:")
+@given(st.lists(STEP, max_size=40), st.sampled_from([20, 40, 1_000_000]))
+def test_account_with_any_sequence_of_orders_equals_the_second_bookkeeper(steps, balance):
+    play(steps, balance)
+
+
+@pytest.mark.drill
+@settings(max_examples=5_000, deadline=None)
+@given(st.lists(STEP, min_size=10, max_size=60), st.sampled_from([10, 20, 40, 100, 50_000]))
+def test_account_with_thousands_of_sequences_equals_the_second_bookkeeper(steps, balance):
+    play(steps, balance)
+
+
+def play(steps, balance):
+    ledger, model, store = new_ledger(str(balance)), Model(D(balance)), Store(":memory:")
     store.keep("accounts", ledger.accounts)
-    trade_ids = []
+    trade_ids: list[int] = []
     for number, (what, side, steps_qty, tenths, depth) in enumerate(steps, 2):
         bids = levels((f"{tenths / 10 - 0.1:.1f}", f"{depth / 100:.2f}"), (f"{tenths / 10 - 0.7:.1f}", "3"))
         asks = levels((f"{tenths / 10:.1f}", f"{depth / 100:.2f}"), (f"{tenths / 10 + 0.9:.1f}", "3"))
         qty = f"{steps_qty / 1000:.3f}"
         try:
-            if what == "market":
-                ledger.place(order(side, qty, time_ms=number, update_ms=number), bids, asks)
-            elif what == "reduce":
-                ledger.place(order(side, qty, reduce_only=True, update_ms=number), bids, asks)
+            if what in ("market", "reduce"):
+                ledger.place(order(side, qty, reduce_only=what == "reduce", update_ms=number), bids, asks)
             elif what == "limit":
                 ledger.place(order(side, qty, price=f"{tenths / 10:.1f}", update_ms=number), BIDS, ASKS)
             elif what == "algo":
@@ -298,25 +319,55 @@ def test_account_with_any_sequence_of_orders_equals_the_second_bookkeeper(steps)
                 ledger.cancel(next(iter(ledger.open.values())), number)
             elif what == "restart":
                 ledger = restarted(ledger, store)
+            elif what == "fund":
+                ledger.fund("main", "BTCUSDT", D(tenths - 1_000) / 10_000, number)
+                model.fund(ledger.marks["BTCUSDT"], D(tenths - 1_000) / 10_000)
+            elif what == "adl":
+                ledger.force("adl", "main", "BTCUSDT", D(qty), [], number)
+            elif what == "mark":
+                ledger.marks["BTCUSDT"] = D(tenths) / 10 + D(steps_qty - 2_500) / 120
         except Refused:
             pass
         ledger.match("BTCUSDT", bids, asks, number)
         for due in ledger.due("BTCUSDT", D(tenths) / 10, D(tenths) / 10):
             ledger.trigger(due, bids, asks, number)
-        events = ledger.events()
-        store.save(ledger, events)
-        for event in events:
-            if isinstance(event, OrderEvent) and event.fill:
-                fill = event.fill
-                trade_ids.append(fill.id)
-                model.fill(fill.side, fill.price, fill.qty, MAKER if fill.is_maker else TAKER)
-        compare(ledger, model)
+        record(ledger, model, store, trade_ids)
+        is_due = model.is_liquidated(ledger.marks["BTCUSDT"])
+        assert ledger.is_due_for_liquidation("main") == is_due
+        if is_due:
+            notional = liquidated(ledger, bids, asks, number)
+            record(ledger, model, store, trade_ids, -1)
+            fee = min(as_decimal(Fraction(round_half_up(notional / 80))), max(D(0), model.wallet))
+            model.wallet += -model.wallet if model.wallet < 0 else -fee
+            compare(ledger, model)
     assert trade_ids == sorted(set(trade_ids))
+
+
+def liquidated(ledger, bids, asks, number):
+    """Liquidate, and return the notional by what the fills say."""
+    held = ledger.position("main", "BTCUSDT").qty
+    ledger.liquidate("main", "BTCUSDT", bids if held > 0 else asks, number)
+    fills = [e for e in ledger._events if isinstance(e, OrderEvent) and e.fill]
+    assert {e.execution for e in fills} == {"CALCULATED"}
+    assert sum(e.fill.qty for e in fills) == abs(held)
+    return sum((Fraction(e.fill.price) * Fraction(e.fill.qty) for e in fills), Fraction(0))
+
+
+def record(ledger, model, store, trade_ids, unlike=0):
+    events = ledger.events()
+    store.save(ledger, events)
+    for event in events:
+        if isinstance(event, OrderEvent) and event.fill:
+            fill = event.fill
+            trade_ids.append(fill.id)
+            model.fill(fill.side, fill.price, fill.qty, MAKER if fill.is_maker else TAKER)
+    if not unlike:
+        compare(ledger, model)
 
 
 def restarted(ledger: Ledger, store: Store) -> Ledger:
     fresh = Ledger({"BTCUSDT": RULES}, taker_fee=TAKER, maker_fee=MAKER, take=ledger._take)
-    fresh.marks["BTCUSDT"] = D("100")
+    fresh.marks = ledger.marks
     store.load(fresh)
     assert msgspec.json.encode((fresh.accounts, list(fresh.open.values()))) == msgspec.json.encode(
         (ledger.accounts, sorted(ledger.open.values(), key=lambda o: o.id)))
