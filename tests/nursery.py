@@ -23,6 +23,7 @@ import bot.paper
 import bot.paper_synthetic
 import bot.strategy
 
+INSTEAD = dict(pair.split("=") for pair in sys.argv[2:])  # bot.NAME -> the module that plays it
 RESTART_S = 0.05  # each module is run anew in the child; what it imports is there already
 
 
@@ -67,6 +68,7 @@ def fork(name: str, config: Path) -> int:
             os.dup2(nothing.fileno(), 0)
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        module = INSTEAD.get(module, module)
         sys.argv = [f"bot.{module}", "--config", str(config), *(["--name", strategy] if strategy else [])]
         bot.daemon._parent = os.getppid()
         runpy.run_module(module if "." in module else f"bot.{module}", run_name="__main__")

@@ -34,8 +34,6 @@ CONFIG: dict[str, Any] = {
     "journal": {"checkpoint_events": 200},
     "paper": {"latency_ms": 0},
 }
-# A comparison each second and the test's own questions: the rate limits have drills of their own.
-LIMITS = {"weight_1m": 10_000_000, "orders_10s": 1_000_000, "orders_1m": 1_000_000}
 FENCE_S = 0.5 + 0.2  # recv_window_ms + fence_margin_ms
 
 
@@ -97,9 +95,12 @@ class Case(NamedTuple):
 
 
 class Lane(Appliance):
-    """One account on one paper exchange, with all processes under the supervisor."""
+    """One account on one paper exchange, with all processes under the supervisor.
 
-    def __init__(self, folder: Path, **overrides: Any) -> None:
+    is_limited: the exchange counts requests; with a comparison each second they would be too many.
+    """
+
+    def __init__(self, folder: Path, *, is_limited: bool = False, **overrides: Any) -> None:
         folder.mkdir()
         self.wish_file, self.plan = folder / "wish", folder / "plan"
         self.wish_file.write_text("")
@@ -107,16 +108,17 @@ class Lane(Appliance):
         tables["strategy"] = overrides.pop("strategy", None) or {"levels": {
             "class": "tests.wishes:WishStrategy", "settings": {"wish": str(self.wish_file)},
             "signal_ttl_ms": 1_500, "resend_ms": 100, "signals_per_s_max": 100}}
-        super().__init__(folder, **tables, **overrides)
+        super().__init__(folder, **{**tables, **overrides})
         self.nursery: subprocess.Popen | None = None
+        self._instead = () if is_limited else ("paper=tests.unlimited",)
         self.fired = self.unfired = 0
         self._turn = 0
 
     def __enter__(self) -> "Lane":
         with open(self.path.parent / "nursery.log", "ab") as log:
             self.nursery = subprocess.Popen(
-                [sys.executable, "-m", "tests.nursery", str(self.path)], cwd=ROOT, stdin=subprocess.PIPE,
-                stdout=log, stderr=log, env=os.environ | {"TRADEHOST_CRASH": str(self.plan)})
+                [sys.executable, "-m", "tests.nursery", str(self.path), *self._instead], cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | {"TRADEHOST_CRASH": str(self.plan)})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +154,6 @@ class Lane(Appliance):
     def begin(self) -> None:
         """Start everything and wait until it trades."""
         self.start("paper", "gateway", "executor", "strategy-levels")
-        self._control("POST", "/paper/limits", LIMITS)
         self.wait_running()
 
     def wish(self, text: str) -> None:
@@ -181,7 +182,6 @@ class Lane(Appliance):
 
     def _arm(self, case: Case) -> None:
         self._control("DELETE", "/paper/faults")
-        self._control("POST", "/paper/limits", LIMITS)  # a paper exchange killed before forgot them
         if fault := FAULTS[case.fault]:
             self._control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", **fault})
         part = self.plan.with_suffix(".part")
