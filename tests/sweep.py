@@ -118,7 +118,8 @@ class Lane(Appliance):
         with open(self.path.parent / "nursery.log", "ab") as log:
             self.nursery = subprocess.Popen(
                 [sys.executable, "-m", "tests.nursery", str(self.path), *self._instead], cwd=ROOT,
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | {"TRADEHOST_CRASH": str(self.plan)})
+                stdin=subprocess.PIPE, stdout=log, stderr=log,
+                env=os.environ | {"TRADEHOST_CRASH": str(self.plan)})
         return self
 
     def __exit__(self, *_: object) -> None:
