@@ -13,6 +13,10 @@ class ConfigError(TradehostError):
     """The configuration breaks a rule; the text holds the key's path, the rule and the value."""
 
 
+class RefusedError(TradehostError):
+    """What an operator asked for is not done; the text says why, and what to do instead."""
+
+
 class WireError(TradehostError):
     """A message is malformed, oversized or of another version.
 

@@ -51,13 +51,17 @@ def process_rows(config: Config, beats: dict[str, dict[str, Any]], clock: Clock)
         beat = beats.get(name)
         if beat is None or not _exists(beat["pid"]):
             rows.append(
-                {"name": name, "pid": None, "state": "DOWN", "uptime_s": None, "heartbeat_age_ms": None}
+                {"name": name, "pid": None, "state": "DOWN", "uptime_s": None, "heartbeat_age_ms": None,
+                 "memory_mb": None, "cpu_pct": None}
             )
             continue
         age_ms = (clock.mono_ns() - beat["mono_ns"]) // 1_000_000
         state = "UP" if 0 <= age_ms <= config.bus.silence_ms else "SILENT"
+        used = beats.get("health", {}).get("processes", {}).get(name, {})
         rows.append({"name": name, "pid": beat["pid"], "state": state, "heartbeat_age_ms": age_ms,
-                     "uptime_s": round((clock.wall_ns() - beat["run"]) / 1e9, 1)})
+                     "uptime_s": round((clock.wall_ns() - beat["run"]) / 1e9, 1),
+                     "memory_mb": used.get("rss_bytes", 0) // 1_000_000 or None,
+                     "cpu_pct": used.get("cpu_pct")})
     return rows
 
 
@@ -85,10 +89,24 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
         "locked_symbols": {b.symbol: b.locks for b in symbols if b.locks},
         "prices": beats.get("gateway", {}).get("prices", {}),
         "stale": beats.get("gateway", {}).get("stale", []),
+        "findings": findings(beats, processes),
         "wallet_balance": books.wallet_balance,
         "journal_error": journal_error,
         "config": config.fingerprint(),
     }
+
+
+def findings(beats: dict[str, dict[str, Any]], processes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what health and guard find wrong just now; that one of them is silent comes first."""
+    found = []
+    for name in ("health", "guard"):
+        state = next((p["state"] for p in processes if p["name"] == name), "DOWN")
+        if state == "UP":
+            found += beats[name].get("findings", [])
+        else:
+            text = f"{name} is {state}: what it finds is not known"
+            found.insert(0, {"rule": "process_down", "subject": name, "text": text, "age_s": 0})
+    return found
 
 
 def position_row(book: SymbolBook, config: Config) -> dict[str, Any]:

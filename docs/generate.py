@@ -266,7 +266,7 @@ def metrics_page() -> str:
     return (f"{MADE}\n# Metrics\n\nEach process serves its own at `http://127.0.0.1:PORT/metrics`, made of "
             "its last beat: `[metrics] base_port` is the gateway's, then come executor, guard, health and "
             "paper; a strategy's is `metrics_port`, or made of its name (`botctl doctor` shows all). Labels "
-            "are bounded by the config or by lists in the code. A number is missing as long as it is not known.\n\n"
+            "are bounded by the config or by lists in the code. What is not known yet is missing.\n\n"
             + _table(["Metric", "Kind", "Labels", "What"], rows)
             + f"\nBuckets of the histograms, in seconds: {', '.join(map(str, LATENCY_S))}.\n")
 

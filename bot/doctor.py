@@ -1,0 +1,157 @@
+"""`botctl doctor`: everything that can be wrong around the processes, asked one by one. Changes nothing."""
+
+import platform
+import socket
+import ssl
+import stat
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from bot import __version__, probe
+from bot.clock import Clock
+from bot.config import Config
+from bot.config_file import read_secret
+from bot.connection import pool
+from bot.errors import ConfigError, ExchangeError, JournalError
+from bot.exchange import Exchange
+from bot.journal import JournalReader
+from bot.programs import names
+from bot.status import read_beats
+from bot.watch import MB
+
+LIBRARIES = ("pyzmq", "msgspec", "ccxt", "aiohttp", "supervisor", "psutil", "prometheus-client")
+PORT_WAIT_S = 0.5  # a loopback port answers at once or never
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One question and its answer. verdict: good, bad, or unknown when it could not be asked."""
+
+    name: str
+    verdict: str
+    text: str
+
+
+async def examine(config: Config, clock: Clock) -> list[Check]:
+    """Return all checks, those of this host first, then the exchange's."""
+    return [*_versions(config), *_files(config), *_host(config), *_ports(config), *_journal(config),
+            *await _exchange(config, clock)]
+
+
+def _check(name: str, is_good: bool, text: str) -> Check:
+    return Check(name, "good" if is_good else "bad", text)
+
+
+def _versions(config: Config) -> list[Check]:
+    beats = read_beats(config)
+    other = [f"{name} runs {beat['version']}" for name, beat in beats.items()
+             if beat["version"] != __version__ and not beat["ended"]]
+    stale = [name for name, beat in beats.items()
+             if beat["config"] != config.fingerprint() and not beat["ended"]]
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return [_check("version", not other, "; ".join(other) or f"tradehost {__version__}, Python "
+                   f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, {libraries}"),
+            _check("config", not stale, f"changed since {', '.join(stale)} read it: botctl config apply, or "
+                   "restart" if stale else f"fingerprint {config.fingerprint()}, as every process has it")]
+
+
+def _files(config: Config) -> list[Check]:
+    checks = []
+    for key in ("api_key_file", "api_secret_file"):
+        try:
+            read_secret(config.path(getattr(config.exchange, key)), f"exchange.{key}")
+            checks.append(Check(key, "good", "is private and not empty"))
+        except ConfigError as error:
+            checks.append(Check(key, "bad", str(error)))
+    for folder in (config.state_path, config.path("run"), config.path("halt")):
+        if folder.exists():
+            mode = stat.S_IMODE(folder.stat().st_mode)
+            checks.append(_check(f"folder {folder.name}", not mode & 0o002, f"{folder} has mode {mode:04o}"
+                                 + (": others may write there; chmod o-w" if mode & 0o002 else "")))
+    return checks
+
+
+def _host(config: Config) -> list[Check]:
+    rules, left = config.health, probe.host(_existing(config.state_path))
+    return [_check(name, left[key] >= least * MB, f"{left[key] // MB:,} MB free, at least {least:,}")
+            for name, key, least in (("disk", "disk_free_bytes", rules.disk_free_mb_min),
+                                     ("memory", "memory_available_bytes", rules.host_memory_mb_min))]
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _ports(config: Config) -> list[Check]:
+    running = {name for name, beat in read_beats(config).items() if not beat["ended"]}
+    bus = config.bus
+    wanted = [("gateway", "bus.ticks", bus.ticks.endpoint), ("executor", "bus.signals", bus.signals.endpoint),
+              ("executor", "bus.reports", bus.reports.endpoint)]
+    wanted += [(name, f"metrics of {name}", f"tcp://127.0.0.1:{config.metrics_port(name)}")
+               for name in names(config) if config.metrics_port(name)]
+    checks = []
+    for process, name, endpoint in wanted:
+        url = urlsplit(endpoint)
+        if url.scheme == "tcp":
+            with socket.socket() as probe_socket:
+                probe_socket.settimeout(PORT_WAIT_S)
+                is_open = probe_socket.connect_ex((url.hostname or "", url.port or 0)) == 0
+            is_up = process in running
+            text = f"{endpoint} {'answers' if is_open else 'does not answer'}; {process} " \
+                   f"{'runs' if is_up else 'does not run'}"
+            checks.append(_check(name, is_open == is_up, text))
+    return checks
+
+
+def _journal(config: Config) -> list[Check]:
+    path = config.path(config.journal.path)
+    if not path.exists():
+        return [Check("journal", "unknown", f"{path} does not exist yet")]
+    try:
+        reader = JournalReader(path)
+        try:
+            books = reader.verify()
+        finally:
+            reader.close()
+    except JournalError as error:
+        return [Check("journal", "bad", str(error))]
+    return [Check("journal", "good", f"whole: {books.signals} signals, {books.orders} orders, {books.fills} "
+                  f"fills; {path.stat().st_size // MB:,} MB")]
+
+
+async def _exchange(config: Config, clock: Clock) -> list[Check]:
+    try:
+        keys = [read_secret(config.path(getattr(config.exchange, key)), f"exchange.{key}")
+                for key in ("api_key_file", "api_secret_file")]
+        queries = pool(config.exchange, clock)
+        exchange = Exchange(config.exchange, clock, orders=queries, queries=queries, keys=(keys[0], keys[1]))
+        await exchange.load()
+        await exchange.measure_clock()
+    except (ConfigError, ExchangeError) as error:
+        return [Check("exchange", "bad", f"{config.exchange.rest_url}: {error}")]
+    offset_ms, most = exchange.clock_offset_ns // 1_000_000, config.health.clock_offset_ms_max
+    missing = [symbol for symbol in config.symbols() if symbol not in exchange.instruments]
+    checks = [Check("exchange", "good",
+                    f"{config.exchange.rest_url} answers, {len(exchange.instruments)} symbols"),
+              _check("clock", abs(offset_ms) <= most,
+                     f"the exchange's is {offset_ms} ms ahead, at most {most}"),
+              _check("symbols", not missing,
+                     f"not listed: {', '.join(missing)}" if missing else "all are listed")]
+    return [*checks, await _asked("account", exchange.account), await _asked("positions", exchange.positions),
+            Check("key rights", "unknown", "the futures API does not tell withdrawal rights and IP list: "
+                  "look at the key in the exchange's settings: futures trading alone, from this address")]
+
+
+async def _asked(name: str, question: Callable[[], Awaitable]) -> Check:
+    try:
+        answer = msgspec.to_builtins(await question(), str_keys=True, builtin_types=())
+    except (ExchangeError, ConfigError) as error:
+        return Check(name, "bad", f"the key is refused, or the answer was lost: {error}")
+    if name == "account":
+        text = ", ".join(f"{key} {value}" for key, value in answer.items())
+        is_good = answer.get("can_trade", True) and not answer.get("is_hedge_mode", False)
+        return _check(name, is_good, text if is_good else f"must trade, in one-way mode; is: {text}")
+    return Check(name, "good", f"{len(answer)} symbols told")

@@ -1,0 +1,369 @@
+"""botctl as people and scripts use it, against an appliance that trades."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+import urllib.request
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.faults import FaultyRun
+from tests.harness import API_KEY, API_SECRET, ROOT, wait_until, write_config
+
+Number = int | float
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True):
+    """The schemas of --json: a field that is missing, new or of another type fails."""
+
+
+class Halt(Strict):
+    scope: str
+    who: str
+    why: str
+    since_ns: int
+
+
+class HaltAnswer(Strict):
+    scope: str
+    who: str
+    why: str
+    time_ns: int
+
+
+class Resumed(Strict):
+    scope: str
+    was: HaltAnswer | None
+
+
+class Process(Strict):
+    name: str
+    pid: int | None
+    state: str
+    uptime_s: Number | None
+    heartbeat_age_ms: int | None
+    memory_mb: int | None
+    cpu_pct: Number | None
+
+
+class Counters(Strict):
+    ticks: int
+    ticks_lost: int
+    signals: int
+    orders: int
+    fills: int
+
+
+class Position(Strict):
+    symbol: str
+    strategy: str | None
+    qty: Decimal
+    entry_price: Decimal | None
+    stop_loss: Decimal | None
+    take_profit: Decimal | None
+    version: int
+    realized_pnl: Decimal
+    fees: Decimal
+    stops_resting: list[str]
+
+
+class Finding(Strict):
+    rule: str
+    subject: str
+    text: str
+    age_s: int
+
+
+class Status(Strict):
+    mode: str
+    state: str
+    state_reason: str
+    halted: list[Halt]
+    processes: list[Process]
+    counters: Counters
+    outcomes: dict[str, int]
+    positions: list[Position]
+    open_orders: int
+    unknown_orders: int
+    locked_symbols: dict[str, dict[str, str]]
+    prices: dict[str, dict[str, Number | None]]
+    stale: list[str]
+    findings: list[Finding]
+    wallet_balance: Decimal | None
+    journal_error: str
+    config: str
+
+
+class Used(Strict):
+    name: str
+    rss_bytes: int
+    growth_bytes_per_s: Number
+    cpu_s: Number
+    cpu_pct: Number
+    descriptors: int
+    threads: int
+
+
+class Health(Strict):
+    is_healthy: bool
+    findings: list[Finding]
+    processes: list[Used]
+    host: dict[str, int]
+    kills: dict[str, int]
+
+
+class Check(Strict):
+    name: str
+    verdict: str
+    text: str
+
+
+class OrderRow(Strict):
+    client_order_id: str
+    time: str
+    strategy: str
+    symbol: str
+    leg: str
+    side: str
+    qty: Decimal
+    filled_qty: Decimal
+    trigger_price: Decimal | None
+    state: str
+    code: int | None
+    text: str
+
+
+class SignalRow(Strict):
+    signal: str
+    time: str
+    symbol: str
+    target_qty: Decimal
+    stop_loss: Decimal | None
+    take_profit: Decimal | None
+    outcome: str
+    filled_qty: Decimal | None
+    why: str
+    decided_because: str
+
+
+class StoryRow(Strict):
+    seq: int
+    ts_ns: int
+    event: dict[str, Any]
+
+
+class Checked(Strict):
+    file: str
+    is_valid: bool
+    fingerprint: str
+
+
+class CommandAnswer(Strict):
+    is_done: bool | None
+    text: str
+
+
+class Applied(Strict):
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+
+
+def botctl(path: Path, *words: str, schema: Any = None, code: int = 0) -> Any:
+    """Run botctl; with a schema, with --json and decoded by it."""
+    extra = ["--json"] if schema else []
+    where = ["--config", str(path)] if "check" not in words else []
+    done = subprocess.run([sys.executable, "-m", "bot.botctl", *words, *where, *extra], text=True,
+                          capture_output=True, cwd=ROOT, timeout=60)
+    assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+    if schema:
+        return msgspec.json.decode(done.stdout, type=schema, strict=False)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    base = 12_000 + os.getpid() % 10_000  # a block of its own, below what free_port hands out
+    with FaultyRun(tmp_path_factory.mktemp("botctl"), metrics={"base_port": base}) as run:
+        run.wait_trading()
+        run.path = run.appliance.path
+        yield run
+
+
+def test_botctl_with_every_looking_verb_keeps_its_schema(run):
+    status = botctl(run.path, "status", schema=Status)
+    assert status.mode == "PAPER" and status.state == "RUNNING" and status.counters.fills
+    assert {p.name for p in status.processes} == {"paper", "gateway", "executor", "strategy-levels", "health",
+                                                  "guard"}
+    wait_until(lambda: botctl(run.path, "health", schema=Health).processes, 10)
+    health = botctl(run.path, "health", schema=Health)
+    assert health.is_healthy and {u.name for u in health.processes} >= {"gateway", "guard"}
+    signals = botctl(run.path, "signals", schema=list[SignalRow])
+    assert signals and botctl(run.path, "explain", signals[-1].signal, schema=list[StoryRow])
+    assert botctl(run.path, "orders", "--all", schema=list[OrderRow])
+    assert botctl(run.path, "positions", schema=list[Position])
+    assert botctl(run.path, "config", "check", str(run.path), schema=Checked).is_valid
+
+
+def test_doctor_with_all_well_finds_nothing_bad_and_says_what_it_cannot_know(run):
+    checks = {c.name: c for c in botctl(run.path, "doctor", schema=list[Check])}
+    assert {c.verdict for c in checks.values()} == {"good", "unknown"}
+    assert checks["key rights"].verdict == "unknown"
+    assert {"version", "config", "api_key_file", "disk", "memory", "bus.ticks", "metrics of gateway",
+            "journal", "exchange", "clock", "account", "positions"} <= set(checks)
+
+
+def test_doctor_with_an_open_key_file_and_nothing_running_names_both(tmp_path):
+    path = write_config(tmp_path)
+    (tmp_path / "api.secret").chmod(0o644)
+    text = botctl(path, "doctor", code=78)
+    assert "exchange.api_secret_file" in text and "chmod 600" in text
+    (tmp_path / "api.secret").chmod(0o600)
+    checks = {c.name: c for c in botctl(path, "doctor", schema=list[Check], code=1)}
+    assert checks["exchange"].verdict == "bad" and checks["bus.ticks"].verdict == "good"
+
+
+def test_halt_and_resume_of_each_scope_say_what_they_do(run):
+    for words, scope in (([], "all"), (["--strategy", "levels"], "strategy:levels"),
+                         (["--symbol", "BTC/USDT:USDT"], "symbol:BTC/USDT:USDT")):
+        assert botctl(run.path, "halt", *words, "--reason", "drill", schema=HaltAnswer).scope == scope
+        assert [h.scope for h in botctl(run.path, "status", schema=Status).halted] == [scope]
+        assert botctl(run.path, "resume", *words, schema=Resumed).was.why == "drill"
+        assert botctl(run.path, "resume", *words, schema=Resumed, code=1).was is None
+    run.wait_trading()
+
+
+def test_reconcile_and_adopt_answer_and_say_when_there_is_nothing(run):
+    assert botctl(run.path, "reconcile", schema=CommandAnswer).is_done
+    refused = botctl(run.path, "adopt", "BTC", schema=CommandAnswer, code=1)
+    assert not refused.is_done and "no symbol BTC" in refused.text
+
+
+def test_wrong_usage_says_what_is_right(run):
+    for words, code, said in (
+            (["stauts"], 2, "choose from"), ([], 2, "VERB"), (["explain"], 2, "ID"),
+            (["status", "--watch", "--json"], 2, "for scripts"),
+            (["halt", "--strategy", "nobody"], 78, "there are levels"),
+            (["halt", "--symbol", "BTC"], 78, "there are BTC/USDT:USDT"),
+            (["explain", "nothing"], 1, "botctl signals"), (["config", "apply", "/nowhere"], 78, "/nowhere")):
+        assert said in botctl(run.path, *words, code=code), words
+
+
+def test_help_of_every_verb_has_an_example():
+    def text(*words: str) -> str:
+        return subprocess.run([sys.executable, "-m", "bot.botctl", *words, "--help"], text=True,
+                              capture_output=True, cwd=ROOT, timeout=30).stdout
+    verbs = text().split("VERB")[-1]
+    names = [line.split()[0] for line in verbs.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert {"status", "health", "doctor", "config", "halt", "resume", "explain"} <= set(names)
+    for name in [*names, "config check", "config apply"]:
+        assert f"example: botctl {name}" in text(*name.split()), name
+    assert "exit codes: 0 done" in text()
+
+
+def test_status_watch_in_a_small_terminal_fits_and_ends_with_q(run):
+    master, slave = pty.openpty()
+    os.set_blocking(master, False)
+    env = os.environ | {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
+    process = subprocess.Popen([sys.executable, "-m", "bot.botctl", "status", "--watch", "--config",
+                                str(run.path)], stdin=slave, stdout=slave, cwd=ROOT, env=env)
+    seen = b""
+    deadline = time.monotonic() + 20
+    while seen.count(b"\x1b[H") < 3 and time.monotonic() < deadline:
+        if select.select([master], [], [], 1)[0]:
+            seen += os.read(master, 65_536)
+    os.write(master, b"q")
+    assert process.wait(10) == 0
+    os.close(slave)
+    os.close(master)
+    page = seen.decode().split("\x1b[H")[2]
+    lines = page.replace("\x1b[K", "").replace("\x1b[J", "").replace("\r\n", "\n").split("\n")
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert "PAPER  RUNNING" in page and "q ends this" in page and "executor" in page
+
+
+def test_logs_journal_beats_and_metrics_hold_no_secret(run):
+    config = run.appliance.config
+    texts = {}
+    for name in ("gateway", "executor", "health", "guard", "paper", "strategy-levels"):
+        url = f"http://127.0.0.1:{config.metrics_port(name)}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            texts[f"metrics of {name}"] = answer.read()
+    assert b"bot_order_round_trip_seconds_bucket" in texts["metrics of executor"]
+    assert b"bot_process_resident_memory_bytes" in texts["metrics of health"]
+    folder = config.state_path
+    for path in [*folder.glob("log/*"), *folder.glob("run/*.json"), *folder.glob("journal.db*"),
+                 *folder.glob("outbox/*"), *folder.glob("supervisor.d/*")]:
+        texts[str(path)] = path.read_bytes()
+    assert len(texts) > 20
+    for process in run.status()["processes"]:
+        texts[process["name"]] = Path(f"/proc/{process['pid']}/cmdline").read_bytes()
+    for where, text in texts.items():
+        assert API_KEY.encode() not in text and API_SECRET.encode() not in text, where
+
+
+def test_config_apply_with_a_strategy_added_changed_and_removed_restarts_nothing_else(run):
+    before = {p["name"]: p["pid"] for p in run.status()["processes"]}
+    good = run.path.read_text()
+    more = good + ('\n[strategy.second]\nclass = "restless:Restless"\nsymbols = ["ETH/USDT:USDT"]\n'
+                   'signals_per_s_max = 5\nsettings = { qty = 0.050 }\n')
+    new = run.folder / "new.toml"
+    new.write_text(more)
+    assert botctl(run.path, "config", "apply", str(new), schema=Applied).added == ["strategy-second"]
+    assert run.path.read_text() == more
+    wait_until(lambda: run.appliance.journal().books().book("ETH/USDT:USDT").intents >= 1, 40, 0.2)
+    assert {p: pid for p, pid in _pids(run).items() if p != "strategy-second"} == before
+
+    new.write_text(more.replace("signals_per_s_max = 5\n", "signals_per_s_max = 4\n", 1))
+    changed = botctl(run.path, "config", "apply", str(new), schema=Applied).changed
+    assert changed == ["strategy-levels"]
+    wait_until(lambda: _pids(run).get("strategy-levels") not in (None, before["strategy-levels"]), 20)
+    assert _others(run, "strategy-levels") == {k: v for k, v in before.items() if k != "strategy-levels"}
+
+    new.write_text(new.read_text().split("\n[strategy.second]")[0])
+    done = _apply_until_flat(run, new)
+    assert done.removed == ["strategy-second"]
+    assert "strategy-second" not in _pids(run)
+    run.wait_trading()
+    executor = json.loads((run.appliance.config.path("run/executor.json")).read_text())
+    assert executor["owners"] == {"BTC/USDT:USDT": "levels"} and executor["pid"] == before["executor"]
+
+
+def _pids(run) -> dict[str, int]:
+    beats = run.appliance.config.path("run").glob("*.json")
+    rows = [json.loads(path.read_text()) for path in beats]
+    return {row["name"]: row["pid"] for row in rows if not row["ended"]}
+
+
+def _others(run, *without: str) -> dict[str, int]:
+    return {k: v for k, v in _pids(run).items() if k not in (*without, "strategy-second")}
+
+
+def _apply_until_flat(run, new: Path) -> Applied:
+    # It holds something half of the time: then it must be refused, and nothing may have changed.
+    refused = False
+    before = run.path.read_text()
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        command = [sys.executable, "-m", "bot.botctl", "config", "apply", str(new), "--config", str(run.path),
+                   "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+        if done.returncode == 0 and refused:
+            return msgspec.json.decode(done.stdout, type=Applied)
+        if done.returncode == 0:  # flat at the first try: put it back, and meet it holding something
+            run.path.write_text(before)
+            botctl(run.path, "config", "apply", schema=Applied)
+            time.sleep(2)
+            continue
+        assert done.returncode == 1 and "strategy.second holds" in done.stderr, done.stderr
+        assert run.path.read_text() == before and "strategy-second" in _pids(run)
+        refused = True
+    raise AssertionError("never flat")

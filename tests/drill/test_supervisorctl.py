@@ -1,0 +1,174 @@
+"""What each supervisorctl verb does to orders and positions: RUNBOOK.md's table, line by line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+
+import psutil
+import pytest
+
+from tests.appliance import BTC
+from tests.faults import FaultyRun
+from tests.harness import ROOT, wait_until
+
+SEED = 20_251_122
+SEQUENCES = 10
+VERBS = ("restart executor", "restart gateway", "restart strategy-levels", "restart health", "stop executor",
+         "stop gateway", "stop strategy-levels", "update", "reread", "signal HUP executor",
+         "signal HUP gateway", "signal KILL executor", "stop all", "restart all")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyRun]:
+    # One appliance for all, each test leaves it trading. Kills are no crash loop here: sequences kill.
+    with FaultyRun(tmp_path_factory.mktemp("ctl"), health={"restarts_max": 1_000}) as run:
+        run.wait_trading()
+        yield run
+
+
+def ctl(run: FaultyRun, words: str) -> str:
+    """Run supervisorctl as an operator does."""
+    socket = run.appliance.config.path("run/supervisor.sock")
+    done = subprocess.run([sys.executable, "-m", "supervisor.supervisorctl", "-s", f"unix://{socket}",
+                           *words.split()], capture_output=True, text=True, timeout=90, cwd=ROOT)
+    return done.stdout + done.stderr
+
+
+def executors(run: FaultyRun) -> list[int]:
+    """Return every process on this machine that runs this appliance's executor."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "bot.executor" in words and str(run.appliance.path) in words:
+            found.append(process.pid)
+    return found
+
+
+def assert_one_truth(run: FaultyRun) -> None:
+    """Books and exchange agree, no order is doubled or nobody's, no position without stop, one executor."""
+    def agree() -> bool:
+        if not run.is_settled():
+            return False
+        book = run.appliance.journal().books().book(BTC)
+        stops = len(run.appliance.open_stops())
+        return book.position_qty == run.appliance.exchange_position() and stops == (book.position_qty != 0)
+    wait_until(agree, 40, 0.1)
+    orders = run.appliance.exchange_orders()
+    names = [o["clientOrderId"] for o in orders]
+    assert len(names) == len(set(names))
+    plain = [run.appliance.journal().find("intent", name) for name in names]
+    assert all(plain), "an order that the journal does not know"
+    trades = run.appliance.ask("GET", "/fapi/v1/userTrades", symbol="BTCUSDT", limit=1000)
+    executed = sum(Decimal(t["qty"]) * (1 if t["side"] == "BUY" else -1) for t in trades)
+    assert len(trades) == 1_000 or executed == run.appliance.exchange_position()
+    assert len(executors(run)) <= 1
+    assert not run.status()["halted"]
+
+
+def start_all(run: FaultyRun) -> None:
+    ctl(run, "start all")
+    run.wait_trading()
+    assert len(executors(run)) == 1
+    assert_one_truth(run)
+
+
+def test_supervisorctl_restart_of_one_leaves_the_others_and_the_position(run):
+    for name in ("executor", "gateway", "strategy-levels"):
+        before = {n: run.pid(n) for n in ("executor", "gateway", "strategy-levels", "health", "guard")}
+        said = ctl(run, f"restart {name}")
+        assert f"{name}: stopped" in said and f"{name}: started" in said
+        run.wait_trading()
+        after = {n: run.pid(n) for n in before}
+        assert {n for n in before if before[n] != after[n]} == {name}
+    assert_one_truth(run)
+
+
+def test_supervisorctl_stop_of_the_executor_keeps_position_and_stop_at_the_exchange(run):
+    wait_until(lambda: run.appliance.open_stops(), 20)
+    ctl(run, "stop executor")
+    assert executors(run) == [] and run.status()["state"] == "DOWN"
+    held, orders, stops = (run.appliance.exchange_position(), len(run.appliance.exchange_orders()),
+                           len(run.appliance.open_stops()))
+    time.sleep(3)
+    assert (held, orders, stops) == (run.appliance.exchange_position(), len(run.appliance.exchange_orders()),
+                                     len(run.appliance.open_stops()))
+    assert stops == (held != 0) or stops == 1
+    start_all(run)
+
+
+def test_supervisorctl_stop_of_gateway_or_strategy_opens_nothing_new(run):
+    ctl(run, "stop gateway")
+    wait_until(lambda: run.status()["state"] == "REDUCING", 10)
+    ctl(run, "start gateway")
+    run.wait_trading()
+    ctl(run, "stop strategy-levels")
+    time.sleep(1)
+    orders = len(run.appliance.exchange_orders())
+    time.sleep(4)
+    assert run.status()["state"] == "RUNNING" and len(run.appliance.exchange_orders()) == orders
+    start_all(run)
+
+
+def test_supervisorctl_update_reread_and_hup_restart_nothing(run):
+    def pids() -> dict[str, int]:
+        return {p["name"]: p["pid"] for p in run.status()["processes"]}
+    before = pids()
+    for words in ("reread", "update", "signal HUP executor", "signal HUP gateway", "signal HUP health"):
+        ctl(run, words)
+    time.sleep(2)
+    assert pids() == before
+    log = (run.folder / "var" / "log" / "executor.log").read_text()
+    assert '"event": "config_reread"' in log
+    run.wait_trading()
+    assert_one_truth(run)
+
+
+def test_supervisorctl_stop_all_and_reload_come_back_whole(run):
+    ctl(run, "stop all")
+    assert executors(run) == []
+    start_all(run)
+    before = run.pid("executor")
+    ctl(run, "reload")  # supervisord ends all programs in order, reads its files again, starts all
+    wait_until(lambda: run.pid("executor") not in (None, before), 40)
+    run.wait_trading()
+    assert_one_truth(run)
+    with open(run.folder / "var" / "run" / "supervisord.pid", encoding="ascii") as file:
+        os.kill(int(file.read()), signal.SIGHUP)  # the same by signal
+    before = run.pid("executor")
+    wait_until(lambda: run.pid("executor") not in (None, before), 40)
+    run.wait_trading()
+    assert_one_truth(run)
+
+
+def _play(run: FaultyRun, dice: random.Random) -> list[str]:
+    played = [dice.choice(VERBS) for _ in range(dice.randint(2, 4))]
+    for words in played:
+        ctl(run, words)
+        time.sleep(dice.uniform(0, 2))
+        assert len(executors(run)) <= 1
+    return played
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(SEQUENCES, marks=pytest.mark.drill)])
+def test_supervisorctl_at_random_leaves_one_truth(run, count):
+    dice = random.Random(SEED)
+    for number in range(count):
+        print(f"{number}: {', '.join(_play(run, dice))}")
+        start_all(run)
+
+
+def test_supervisorctl_shutdown_ends_the_run_and_the_next_one_goes_on(run):
+    ctl(run, "shutdown")
+    assert run.process.wait(30) != 0, "make run says that supervisord ended"
+    assert executors(run) == []
+    beats = [json.loads(p.read_text()) for p in (run.folder / "var" / "run").glob("*.json")]
+    assert all(beat["ended"] for beat in beats)
+    with run:
+        run.wait_trading()
+        assert_one_truth(run)

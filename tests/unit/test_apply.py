@@ -1,0 +1,60 @@
+"""A strategy that holds something does not go."""
+
+import msgspec
+import pytest
+
+from bot.apply import apply
+from bot.books import Books
+from bot.errors import ConfigError, RefusedError
+from tests.harness import write_config
+
+ETH = {"class": "a.b:C", "symbols": ["ETH/USDT:USDT"]}
+
+
+def beat_of(tmp_path, **fields):
+    folder = tmp_path / "var" / "run"
+    folder.mkdir(parents=True)
+    beat = {"name": "executor", "pid": 0, "ended": False, "owners": {"ETH/USDT:USDT": "eth"}} | fields
+    (folder / "executor.json").write_bytes(msgspec.json.encode(beat))
+
+
+def held() -> Books:
+    books = Books()
+    book = books.book("ETH/USDT:USDT")
+    book.position_qty += 1
+    books.symbols["ETH/USDT:USDT"] = book
+    return books
+
+
+@pytest.mark.parametrize(("change", "way_out", "said"), [
+    ({"eth": None}, "", "strategy.eth holds 1 ETH/USDT:USDT and 0 orders: it is not removed"),
+    ({"eth": None}, "--flatten", "--flatten does not exist in this version"),
+    ({"eth": None, "other": ETH}, "--adopt other", "--adopt other does not exist in this version")])
+def test_apply_with_a_position_left_behind_is_refused_and_changes_nothing(tmp_path, change, way_out, said):
+    beat_of(tmp_path)
+    path = write_config(tmp_path, strategy={k: v for k, v in change.items() if v})
+    new = tmp_path / "new.toml"
+    new.write_text(path.read_text())
+    path.write_text("as it was")
+    with pytest.raises(RefusedError, match=said):
+        apply(path, new, held(), way_out=way_out)
+    assert path.read_text() == "as it was" and not (tmp_path / "var" / "supervisor.d").exists()
+
+
+def test_apply_with_a_wrong_file_is_refused_and_changes_nothing(tmp_path):
+    path = write_config(tmp_path)
+    new = tmp_path / "new.toml"
+    new.write_text("mode = 7")
+    before = path.read_text()
+    with pytest.raises(ConfigError, match="mode"):
+        apply(path, new, Books())
+    assert path.read_text() == before
+
+
+def test_apply_with_nothing_running_says_how_to_start(tmp_path):
+    path = write_config(tmp_path)
+    with pytest.raises(RefusedError, match="make run"):
+        apply(path, path, Books())
+    beat_of(tmp_path, ended=True)
+    with pytest.raises(RefusedError, match="make run"):
+        apply(path, path, Books())
