@@ -13,7 +13,7 @@ import msgspec
 from bot.books import OpenSignal, Order, SymbolBook
 from bot.config import LimitsConfig
 from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_sender, check_signal
-from bot.model import Instrument, Outcome
+from bot.model import Instrument, Outcome, TradingSignal
 from bot.orders import Leg, Side
 
 REDUCE_ATTEMPTS_MAX = 5  # rejected in a row; then the strategy is told and may decide anew
@@ -113,7 +113,19 @@ def _already_there(signal: OpenSignal, book: SymbolBook, context: Context) -> St
             (None, None), (book.stop_loss, book.take_profit)):
         return CloseSignal(signal, "done", "the position is already there")
     denial = _state_denial("protect", context)
+    if denial is None and context.state == "HALTED" and _gives_way(book, wanted):
+        denial = Denial("halted", f"{context.state_reason}; under a halt a stop only moves closer")
     return _deny(signal, denial) if denial else MoveExits(signal)
+
+
+def _gives_way(book: SymbolBook, wanted: TradingSignal) -> bool:
+    # Whether the new exits would let the position lose more, or move its take-profit.
+    if wanted.take_profit not in (None, book.take_profit):
+        return True
+    if wanted.stop_loss is None or book.stop_loss is None:
+        return False
+    closer = wanted.stop_loss - book.stop_loss
+    return closer < 0 if book.position_qty > 0 else closer > 0
 
 
 def _reduce_qty(book: SymbolBook, target: Decimal) -> Decimal:

@@ -66,16 +66,26 @@ def write_sections(config: Config) -> None:
         (folder / f"{name}.conf").write_text(text, encoding="utf-8")
 
 
-def note_config(path: Path, root: Path = ROOT) -> None:
-    """Note the config that runs, for botctl without --config."""
+def note_config(path: Path, state_path: Path, root: Path = ROOT) -> None:
+    """Note the config that runs and its state_dir, for botctl without --config, or with it broken."""
     note = root / RUNNING_CONFIG
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{path.resolve()}\n", encoding="utf-8")
+    note.write_text(f"{path.resolve()}\n{state_path}\n", encoding="utf-8")
 
 
 def find_config(root: Path = ROOT) -> Path:
     """Return the config that was started last from this checkout. Raises ConfigError."""
+    return _noted(root)[0]
+
+
+def find_state_path(root: Path = ROOT) -> Path:
+    """Return its state_dir: a halt needs no more than this. Raises ConfigError."""
+    return _noted(root)[1]
+
+
+def _noted(root: Path) -> tuple[Path, Path]:
     try:
-        return Path((root / RUNNING_CONFIG).read_text(encoding="utf-8").strip())
-    except OSError:
+        config, state = (root / RUNNING_CONFIG).read_text(encoding="utf-8").split("\n")[:2]
+    except (OSError, ValueError):
         raise ConfigError("--config: nothing was started from here yet; give --config FILE") from None
+    return Path(config), Path(state)

@@ -143,8 +143,12 @@ def make_paper_keys(config: Config, clock: Clock) -> None:
     for table in (config.exchange, *(config.paper.accounts.values() if config.paper else ())):
         for path in (config.path(table.api_key_file), config.path(table.api_secret_file)):
             if not path.exists() and path.resolve().is_relative_to(config.state_path):
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                try:
+                    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                except OSError as error:
+                    where = f"state_dir: {path.parent}"
+                    raise ConfigError(f"{where} cannot be written: {error.strerror}") from None
                 with open(handle, "w", encoding="ascii") as file:
                     file.write(clock.token(SECRET_LENGTH))
 
@@ -214,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         for folder in ("log", "run"):
             config.path(folder).mkdir(mode=0o750, parents=True, exist_ok=True)
         write_sections(config)
-        note_config(args.config, args.root)
+        note_config(args.config, config.state_path, args.root)
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG

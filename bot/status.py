@@ -73,9 +73,14 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
     is_up = any(p["name"] == "executor" and p["state"] == "UP" for p in processes)
     books, journal_error = _books(config)
     halts = HaltFiles(config.state_path / "halt").list()
-    state, why = ("DOWN", "the executor does not run; positions and stops stay at the exchange")
+    found = next(p["state"] for p in processes if p["name"] == "executor")
+    does = "is stuck: its pid lives and does not beat" if found == "SILENT" else "does not run"
+    state, why = "DOWN", f"the executor {does}; positions and stops stay at the exchange"
     if is_up:
         state, why = executor.get("state", "RECONCILING"), executor.get("state_reason", "")
+    halt = next((h for h in halts if h.scope == "all"), None)
+    if halt is not None and state != "DOWN":  # the file is the halt; the executor's beat may lag a second
+        state, why = "HALTED", f"{halt.who}: {halt.why}"
     symbols = list(books.symbols.values())
     return {
         "mode": config.mode.upper(), "state": state, "state_reason": why,

@@ -45,6 +45,7 @@ class Table:
     def __init__(self, held="0"):
         self.now, self.state, self.owner, self.count = NOW, "RUNNING", "levels", 0
         self.limits, self.instrument, self.prices, self.entries = limits(), instrument(), None, 0
+        self.rate_refusal = ""
         self.books, self.history, self.outcomes = Books(), [], {}
         if D(held):
             self.fill("", str(abs(D(held))), "buy" if D(held) > 0 else "sell")
@@ -92,6 +93,7 @@ class Table:
             now_ns=self.now,
             exchange_now_ns=self.now,
             entries_last_minute=self.entries,
+            rate_refusal=self.rate_refusal,
         )
 
     def step(self):
@@ -581,6 +583,21 @@ def test_same_target_moves_the_exits_only(stop, take, kind):
     assert table.first_word() == "done" and not table.book.orders
 
 
+@pytest.mark.parametrize(
+    ("held", "stop", "take", "passes"),
+    [("2", "95", None, True), ("2", "85", None, False), ("2", "95", "120", False), ("2", None, "120", False),
+     ("-2", "95", None, False), ("-2", "85", None, True)],
+)
+def test_exits_under_a_halt_only_move_closer(held, stop, take, passes):
+    table = at(held)
+    table.exits(signal(stop_loss=D(90), take_profit=None))
+    table.state = "HALTED"
+    table.send(held, stop_loss=stop and D(stop), take_profit=take and D(take),
+               tick_price=100.0 if D(held) > 0 else 80.0)
+    step = table.step()
+    assert isinstance(step, MoveExits) if passes else step.reason.startswith("halted")
+
+
 def test_same_target_of_nothing_has_no_exits_to_move(table):
     table.send("0", stop_loss=D(90))
     assert isinstance(table.step(), CloseSignal) and table.first_word() == "done"
@@ -626,6 +643,15 @@ def test_signal_decided_on_an_older_position_is_denied_whatever_it_wants(target)
     table.fill("", "1", "sell", cause="stop")
     table.send(target, position_version=0)
     assert table.act()[0].startswith("denied stale_position")
+
+
+def test_entry_with_the_request_limits_used_up_is_denied_and_a_reduction_is_not():
+    table = Table("3")
+    table.rate_refusal = "85% of 300 orders_10s is used"
+    table.send("4")
+    assert table.act() == ["denied rate_budget: 85% of 300 orders_10s is used"]
+    table.send("1")
+    assert table.act() == ["reduce sell 2"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from bot.config_file import load
 from bot.errors import ConfigError
-from bot.programs import find_config, names, note_config, sections, write_sections
+from bot.programs import find_config, find_state_path, names, note_config, sections, write_sections
 from tests.harness import ROOT, write_config
 
 ETH = {"class": "a.b:C", "symbols": ["ETH/USDT:USDT"]}
@@ -78,7 +78,8 @@ def test_sections_with_a_strategy_changed_differ_for_that_one_alone(tmp_path):
 def test_find_config_with_one_noted_finds_it_from_anywhere(tmp_path, monkeypatch):
     path = write_config(tmp_path)
     monkeypatch.chdir(tmp_path)
-    note_config(path.relative_to(tmp_path), root=tmp_path)
+    note_config(path.relative_to(tmp_path), tmp_path / "state", root=tmp_path)
+    assert find_state_path(root=tmp_path) == tmp_path / "state"
     monkeypatch.chdir("/")
     assert find_config(root=tmp_path) == path
 
