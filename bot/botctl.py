@@ -7,25 +7,31 @@ usage; 3 no answer yet, the command stays and will be taken up; 78 the configura
 import argparse
 import asyncio
 import getpass
+import select
+import shutil
 import sys
-from decimal import Decimal
+import termios
+import tty
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
 from bot import __version__
+from bot.apply import apply
 from bot.clock import Clock
 from bot.commands import Answered, Command, CommandFiles
 from bot.config import Config
 from bot.config_file import load, parse
-from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError
+from bot.doctor import examine
+from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError, RefusedError
 from bot.events import SignalClosed, SignalReceived
 from bot.explain import clock_text, find_story, tell
 from bot.halt import HaltFiles
 from bot.journal import JournalReader
+from bot.page import fit, status_lines, table_lines
 from bot.programs import find_config, find_state_path
-from bot.status import gather, position_row
+from bot.status import findings, gather, position_row, process_rows, read_beats
 
 EXIT_NO, EXIT_PENDING = 1, 3
 ANSWER_TURNS = 200  # of 0.1 s: a reconciliation takes one, with a slow exchange a few
@@ -33,10 +39,13 @@ ANSWER_TURNS = 200  # of 0.1 s: a reconciliation takes one, with a slow exchange
 
 def main(argv: list[str] | None = None) -> int:
     """Run one botctl command; return its exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.verb == "status" and args.json and args.watch:
+        parser.error("status --watch is for people; for scripts call status --json again and again")
     try:
         if args.verb == "config":
-            return _config_check(args)
+            return args.run(args)
         try:
             config = parse(args.config or find_config())
         except ConfigError as error:
@@ -47,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except JournalError as error:
+    except (JournalError, RefusedError) as error:
         print(f"botctl: {error}", file=sys.stderr)
         return EXIT_NO
     except BrokenPipeError:
@@ -56,28 +65,75 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _status(args: argparse.Namespace, config: Config) -> int:
+    if args.watch:
+        return _follow(config)
     status = gather(config, Clock())
     if args.json:
         return _json(status, status["state"] != "DOWN")
-    print(f"{status['mode']}  {status['state']}  {status['state_reason']}")
+    lines = status_lines(status)
     missing = [f"{p['name']} {p['state']}" for p in status["processes"] if p["state"] != "UP"]
     if missing:
-        print(f"NOT UP {', '.join(missing)}: see the logs in {config.path('log')}")
-    for halt in status["halted"]:
-        print(f"HALTED {halt['scope']} by {halt['who']} since {clock_text(halt['since_ns'])}: {halt['why']}")
-    if status["journal_error"]:
-        print(f"journal: {status['journal_error']}")
-    for symbol, locks in status["locked_symbols"].items():
-        for cause, text in locks.items():
-            print(f"LOCKED {symbol} {cause}: {text}")
-    print()
-    _table(status["processes"], ("name", "pid", "state", "uptime_s", "heartbeat_age_ms"))
-    print()
-    _table(status["positions"], ("symbol", "strategy", "qty", "entry_price", "stop_loss", "take_profit",
-                                 "realized_pnl", "fees"))
-    counters = "  ".join(f"{name} {value}" for name, value in status["counters"].items())
-    print(f"\n{counters}  open_orders {status['open_orders']}  unknown_orders {status['unknown_orders']}")
+        lines.insert(1, f"NOT UP {', '.join(missing)}: see the logs in {config.path('log')}")
+    print("\n".join(lines))
     return EXIT_OK if status["state"] != "DOWN" else EXIT_NO
+
+
+def _follow(config: Config) -> int:
+    # Plain ANSI, redrawn each second; q, Ctrl-C or the end of the terminal ends it.
+    keys = sys.stdin if sys.stdin.isatty() else None
+    before = termios.tcgetattr(keys) if keys else []
+    try:
+        if keys:
+            tty.setcbreak(keys)
+        print("\x1b[2J", end="")
+        while True:
+            columns, rows = shutil.get_terminal_size()
+            now = clock_text(Clock().wall_ns())[:19]
+            last = f"{now} UTC  q ends this view, not tradehost"
+            print(fit(status_lines(gather(config, Clock())), columns, rows, last), end="", flush=True)
+            if select.select([keys] if keys else [], [], [], 1.0)[0] and sys.stdin.read(1) in ("q", ""):
+                return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_OK
+    finally:
+        if keys:
+            termios.tcsetattr(keys, termios.TCSADRAIN, before)
+        print()
+
+
+def _health(args: argparse.Namespace, config: Config) -> int:
+    beats = read_beats(config)
+    processes = process_rows(config, beats, Clock())
+    found, health = findings(beats, processes), beats.get("health", {})
+    used = [{"name": name, **row} for name, row in health.get("processes", {}).items()]
+    if args.json:
+        return _json({"is_healthy": not found, "findings": found, "processes": used,
+                      "host": health.get("host", {}), "kills": health.get("kills", {})}, not found)
+    print("\n".join([*table_lines(found, ("rule", "subject", "age_s", "text"), "nothing is wrong"), "",
+                     *table_lines(used, ("name", "rss_bytes", "growth_bytes_per_s", "cpu_pct", "descriptors",
+                                         "threads"), "health does not run")]))
+    return EXIT_NO if found else EXIT_OK
+
+
+def _doctor(args: argparse.Namespace, config: Config) -> int:
+    checks = [msgspec.to_builtins(check) for check in asyncio.run(examine(config, Clock()))]
+    is_good = all(check["verdict"] != "bad" for check in checks)
+    if args.json:
+        return _json(checks, is_good)
+    print("\n".join(table_lines(checks, ("verdict", "name", "text"))))
+    return EXIT_OK if is_good else EXIT_NO
+
+
+def _config_apply(args: argparse.Namespace) -> int:
+    path = args.config or find_config()
+    config = load(args.file or path)
+    way_out = "--flatten" if args.flatten else f"--adopt {args.adopt}" if args.adopt else ""
+    done = apply(path, args.file or path, _reader(config).books(), way_out=way_out)
+    if args.json:
+        return _json(done, True)
+    print("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
+          or "no program changed; executor, gateway and health have read the file again")
+    return EXIT_OK
 
 
 def _config_check(args: argparse.Namespace) -> int:
