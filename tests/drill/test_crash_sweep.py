@@ -6,13 +6,18 @@ with every fault, several seeds (TRADEHOST_SWEEP_SEEDS, default 1 2 3).
 
 import os
 import random
+import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from bot.clock import Clock
 from bot.crash import POINTS
+from bot.halt import HaltFiles
+from tests.appliance import BTC
+from tests.harness import wait_until
 from tests.sweep import FAULTS, Case, Lane, random_case
 
 LANE_CASES_MAX = 150  # then a fresh account: the exchange lists at most 1,000 orders at once
@@ -70,6 +75,20 @@ def test_crash_sweep_with_each_point_killed_and_frozen_keeps_every_promise(tmp_p
     fired, unfired, events = play(tmp_path, cases)
     report(cases, (fired, unfired, events), began)
     assert fired >= 0.8 * len(cases)
+
+
+def test_halt_set_when_an_order_is_about_to_leave_keeps_it_back(tmp_path: Path) -> None:
+    with Lane(tmp_path / "lane") as lane:
+        lane.begin()
+        lane.plan.write_text("sender.built 1 stop")
+        lane.wish("0.010 30000")
+        wait_until(lambda: not lane.plan.exists())
+        HaltFiles(lane.config.state_path / "halt").set("all", who="test", why="too late?", clock=Clock())
+        lane.signal("executor", signal.SIGCONT)
+        wait_until(lambda: lane.books().orders == 1 and not lane.books().book(BTC).working())
+        order, = lane.books().book(BTC).orders.values()
+        assert (order.state, "too late?" in order.text) == ("ABSENT", True)
+        assert lane.exchange_orders() == []
 
 
 @pytest.mark.drill
