@@ -5,16 +5,18 @@ one process hears is true for all; each tells the others in its beat. Windows go
 """
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 Action = Literal["query", "entry", "rest"]
-# Header, window and limit (recorded exchangeInfo rateLimits: 2,400 weight a minute, 1,200 orders a
-# minute, 300 orders per 10 s). Orders weigh nothing, cancels 1.
+# Header, window in seconds, and limit as long as exchangeInfo has not told it (its rateLimits of 2026).
+# Orders weigh nothing, cancels 1.
 COUNTERS = {"weight_1m": ("x-mbx-used-weight-1m", 60, 2_400),
             "orders_10s": ("x-mbx-order-count-10s", 10, 300),
             "orders_1m": ("x-mbx-order-count-1m", 60, 1_200)}
+LISTED = {("REQUEST_WEIGHT", "MINUTE", 1): "weight_1m", ("ORDERS", "SECOND", 10): "orders_10s",
+          ("ORDERS", "MINUTE", 1): "orders_1m"}
 # Above so much of a limit an action waits for the next window: entries first, then questions. What is
 # left is for cancels, closes and stops ("rest"), which are held back by a ban alone.
 SHARE_MAX: dict[Action, float] = {"entry": 0.80, "query": 0.90}
@@ -33,6 +35,14 @@ class Budget:
 
     def __init__(self) -> None:
         self.usage = Usage()
+        self.limits = {name: limit for name, (_, _, limit) in COUNTERS.items()}
+
+    def learn(self, rows: list[dict[str, Any]]) -> None:
+        """Take in exchangeInfo's rateLimits; rows of other kinds are left out."""
+        for row in rows:
+            name = LISTED.get((row["rateLimitType"], row["interval"], row["intervalNum"]))
+            if name and int(row["limit"]) > 0:
+                self.limits[name] = int(row["limit"])
 
     def hear(self, headers: dict[str, str], server_ns: int) -> None:
         """Take in the counters of an answer that left the exchange at server_ns."""
@@ -54,7 +64,7 @@ class Budget:
     def share(self, name: str, server_ns: int) -> float:
         """Return how much of a limit is used in the window of server_ns."""
         window, used = self.usage.used.get(name, (0, 0))
-        return used / COUNTERS[name][2] if window == _window(name, server_ns) else 0.0
+        return used / self.limits[name] if window == _window(name, server_ns) else 0.0
 
     def refusal(self, action: Action, *, wall_ns: int, server_ns: int) -> str:
         """Return why this kind of request may not leave now, "" when it may."""
@@ -64,7 +74,7 @@ class Budget:
         for name in COUNTERS:
             share = self.share(name, server_ns)
             if action != "rest" and share >= SHARE_MAX[action] and (action == "entry" or name == "weight_1m"):
-                return (f"{share:.0%} of {COUNTERS[name][2]} {name} is used; from {SHARE_MAX[action]:.0%} on "
+                return (f"{share:.0%} of {self.limits[name]} {name} is used; from {SHARE_MAX[action]:.0%} on "
                         "the rest is kept for cancels, closes and stops")
         return ""
 

@@ -110,6 +110,7 @@ class Exchange:
         await self.measure_clock()
         info = await self._query("GET", "fapiPublic", "exchangeInfo")
         with _reading("exchangeInfo"):
+            self.budget.learn(info.get("rateLimits", []))
             listed = dict(filter(None, map(self._listing, info["symbols"])))
             if not listed:
                 raise ValueError(f"no contract of {len(info['symbols'])}")
@@ -120,6 +121,7 @@ class Exchange:
         info = await self._query("GET", "fapiPublic", "exchangeInfo")
         ids = {self._id(symbol): symbol for symbol in symbols if symbol in self.instruments}
         with _reading("exchangeInfo"):
+            self.budget.learn(info.get("rateLimits", []))
             rows = [row for row in info["symbols"] if row["symbol"] in ids]
             listed = dict(filter(None, map(self._listing, rows)))
             self._list(listed)

@@ -27,6 +27,7 @@ from bot.stream import StreamClosed
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
 CHASE_S = 0.1  # how often unsettled orders are looked at; each has its own, growing, wait
 CHASE_WAIT_MS_MAX = 30_000
+SYMBOLS_ASKED_MAX = 40  # one by one; more together weigh less
 DEAD_KEY = -1125  # "This listenKey does not exist": the private stream says nothing any more
 # A fill is told on the stream within milliseconds. One that the exchange's list shows and the stream has
 # not told for this long proves that the stream is lossy or frozen, whatever its socket says.
@@ -78,7 +79,7 @@ class Reconciler:
     def traded(self) -> tuple[str, ...]:
         """Return the symbols to answer for: those of strategies, and those that still hold something."""
         ours = {s for strategy in self._config.strategy.values() for s in strategy.symbols}
-        held = {b.symbol for b in self._books.symbols.values() if b.position_qty or b.live_orders()}
+        held = {b.symbol for b in self._books.symbols.values() if b.position_qty or b.live_orders() or b.locks}
         return tuple(sorted(ours | held))
 
     async def follow(self) -> None:
@@ -294,7 +295,10 @@ class Reconciler:
 
     async def _compare_orders(self) -> list[str]:
         differences = []
-        open_now = await self._exchange.open_orders()
+        # Of all symbols the answer weighs 80, of one 2; the first look is for orders of a lost journal too.
+        everywhere = not self.is_ready or len(self.traded) >= SYMBOLS_ASKED_MAX
+        asked: tuple[str | None, ...] = (None,) if everywhere else self.traded
+        open_now = [status for symbol in asked for status in await self._exchange.open_orders(symbol)]
         for status in open_now:
             order = self._books.find_order(status.symbol, client_order_id=status.client_order_id,
                                            exchange_order_id=status.exchange_order_id)
@@ -324,6 +328,12 @@ class Reconciler:
 
     async def _compare_position(self, symbol: str, positions: dict[str, Decimal]) -> list[str]:
         self.read.add(symbol)
+        ours = self._books.book(symbol).position_qty
+        if self._config.owner_of(symbol) is None and ours:
+            self._lock(symbol, "orphan", f"the strategy of a position of {ours} left the configuration: give "
+                       "the symbol to one again, or close it at the exchange and adopt")
+        else:
+            self._unlock(symbol, "orphan", "it has a strategy, or nothing is left")
         for look in (1, 2):
             held, ours = positions.get(symbol, Decimal(0)), self._books.book(symbol).position_qty
             if held == ours or self._books.book(symbol).working():
@@ -381,8 +391,9 @@ class Reconciler:
             new = self._book_without_order(fill, name)
         if new:
             point("reconciler.fill_recorded")
-            self._log.info("fill", client_order_id=name, symbol=fill.symbol, side=fill.side, qty=fill.qty,
-                           price=fill.price, fee=fill.fee, trade_id=fill.trade_id)
+            self._log.info("fill", client_order_id=order.id if order else name, symbol=fill.symbol,
+                           side=fill.side, qty=fill.qty, price=fill.price, fee=fill.fee,
+                           trade_id=fill.trade_id)
         return new
 
     def _book_without_order(self, fill: ExchangeFill, name: str) -> bool:

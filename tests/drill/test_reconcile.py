@@ -14,7 +14,6 @@ import pytest
 from tests.appliance import BTC, Appliance, Signaler
 from tests.harness import API_KEY, wait_until
 
-QTY = Decimal("0.010")
 SEEN_S = 5 + 2  # within 5 s of the next reconciliation, one each 2 s
 
 
@@ -141,8 +140,22 @@ def test_foreign_orders_and_changed_settings_lock_and_unlock_by_themselves(runni
     _reach(running, signaler, "0.010")
 
 
+def test_key_that_is_refused_halts(running: Appliance, signaler: Signaler) -> None:
+    running.control("POST", "/paper/faults", {
+        "match": "POST /fapi/v1/order", "do": "answer", "status": 401,
+        "body": '{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action"}'})
+    refused = signaler.outcome(_send(running, signaler, "0.010"))
+    assert refused.outcome == "rejected" and "-2015" in refused.reason
+    wait_until(lambda: running.status()["state"] == "HALTED")
+    assert "refuses our key" in running.status()["halted"][0]["why"]
+
+
 def test_private_stream_that_keeps_silent_is_renewed_and_no_fill_is_lost(running: Appliance,
                                                                          signaler: Signaler) -> None:
+    def wait_up(times: int) -> None:
+        wait_until(lambda: [line["event"] for line in running.log("executor")].count(
+            "private_stream_up") == times)
+
     def downs(word: str) -> int:
         return sum(line["event"] == "private_stream_down" and word in line["error"]
                    for line in running.log("executor"))
@@ -150,18 +163,18 @@ def test_private_stream_that_keeps_silent_is_renewed_and_no_fill_is_lost(running
         running.control("POST", "/paper/stream", {"match": "user:main", **fault})
         _reach(running, signaler, f"0.0{number}0")
         wait_until(lambda number=number: downs("lossy or frozen") == number, 5 + SEEN_S)
-        wait_until(lambda number=number: sum(
-            line["event"] == "private_stream_up" for line in running.log("executor")) == 1 + number)
+        wait_up(1 + number)
         assert _locks(running) == {}
-    running.wait_running()
     running.control("POST", "/paper/stream", {"match": "user:main", "do": "freeze", "duration_ms": 600_000})
     connection = http.client.HTTPConnection(urlsplit(running.config.exchange.rest_url).netloc, timeout=5)
     connection.request("DELETE", "/fapi/v1/listenKey", headers={"X-MBX-APIKEY": API_KEY})
     assert connection.getresponse().status == 200  # dead, and nobody is told
     wait_until(lambda: downs("listen key is dead") == 1, SEEN_S)
-    running.wait_running()
+    wait_up(4)
     running.control("POST", "/paper/stream", {"match": "user:main", "do": "expire"})
     wait_until(lambda: downs("listen key expired") == 1)
+    wait_up(5)
+    _reconciled(running, 1)
     running.wait_running()
     _reach(running, signaler, "0.030")
 

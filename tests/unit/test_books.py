@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from bot.books import CLOCK_SLACK_NS, NAMES_KEPT, SETTLED_KEPT_NS, SETTLED_ORDERS_KEPT, Books
 from bot.errors import IllegalTransition, InvariantError
 from bot.events import (
+    Adopted,
+    Commanded,
     ExitsSet,
     Halted,
     Reconciled,
@@ -537,3 +539,31 @@ def test_order_with_every_sequence_of_two_events_keeps_the_books_whole():
                 assert books.encode() == before
         assert books.book(BTC).position_qty == 0
         assert name_of(signal()) == books.book(BTC).signals[0].id
+
+
+def adopted(qty, *causes, entry="105"):
+    return Adopted(symbol=BTC, qty=D(qty), entry_price=D(entry), who="ann", why="mine", causes=causes)
+
+
+@pytest.mark.parametrize(("held", "qty", "keeps_exits"), [
+    ("2", "1", True), ("2", "-1", True), ("-2", "-1", True), ("2", "0", True),
+    ("2", "-2", False), ("2", "-3", False), ("-2", "3", False), ("0", "1", False),
+])
+def test_adoption_moves_the_position_and_ends_its_locks(held, qty, keeps_exits):
+    books = holding(held, stop="90")
+    before = books.book(BTC).version
+    for cause in ("books_differ", "foreign_order"):
+        books.apply(SymbolLocked(symbol=BTC, cause=cause, evidence=""))
+    books.apply(Commanded(id="1", verb="adopt", symbol=BTC, who="ann", why="mine"))
+    books.apply(adopted(qty, "books_differ", "adl"))
+    book, after = books.book(BTC), D(held) + D(qty)
+    assert (book.position_qty, book.entry_price) == (after, D("105") if after else None)
+    assert (book.version, book.locks.keys()) == (before + 1, {"foreign_order"})
+    assert (book.stop_loss is not None) == keeps_exits
+    assert Books.decode(books.encode()) == books
+
+
+def test_adoption_with_an_order_at_work_or_no_number_is_refused():
+    books = holding("2", received(signal("1")), intended("r1", "1", "sell", leg="reduce"))
+    refuses(books, adopted("1"), "orders at work: r1")
+    refuses(holding("2"), adopted("NaN"), "cannot be adopted")

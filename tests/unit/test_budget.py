@@ -62,3 +62,13 @@ def test_hear_with_headers_that_are_no_numbers_keeps_what_is_known():
     budget = heard(weight_1m=7)
     budget.hear({"x-mbx-used-weight-1m": "1e9", "x-mbx-order-count-10s": ""}, MINUTE_START)
     assert round(budget.share("weight_1m", MINUTE_START) * 2_400) == 7
+
+
+def test_limits_are_the_exchanges_own_and_other_kinds_are_left_out():
+    budget = heard(orders_10s=24)
+    assert refusal(budget, "entry") == ""
+    budget.learn([{"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": 30},
+                  {"rateLimitType": "ORDERS", "interval": "DAY", "intervalNum": 1, "limit": 1},
+                  {"rateLimitType": "ORDERS", "interval": "MINUTE", "intervalNum": 1, "limit": 0}])
+    assert refusal(budget, "entry").startswith("80% of 30 orders_10s")
+    assert budget.limits == {"weight_1m": 2_400, "orders_10s": 30, "orders_1m": 1_200}

@@ -16,6 +16,7 @@ from bot.errors import ConfigError, ExchangeError, InvariantError
 from bot.exchange import WEEK_MS, Exchange
 from bot.orders import OrderRequest
 from bot.outcome import Answer
+from bot.rows import SymbolSettings
 from tests.harness import API_KEY, API_SECRET, data_path
 
 BTC = "BTC/USDT:USDT"
@@ -36,6 +37,12 @@ INFO = {"symbols": [{
 
 class FakeClock:
     wall, mono = START_MS * 1_000_000, 5_000_000_000
+
+    def __init__(self):
+        self.slept = []
+
+    async def sleep(self, seconds):
+        self.slept.append(seconds)
 
     def wall_ns(self):
         return self.wall
@@ -478,6 +485,47 @@ def test_submit_with_too_many_orders_leaves_queries_free():
     lane.answers["order"] = refusal(-1003, status=418)
     asyncio.run(exchange.submit(exchange.build(market_order())))
     assert exchange.budget.usage.banned_until_ns == clock.wall + 120 * 10**9
+
+
+def test_refresh_follows_changed_rules_and_tells_of_a_delisting():
+    exchange, lane, _clock = loaded()
+    old = INFO["symbols"][0]
+    row = {**old, "status": "SETTLING", "filters": [
+        {**f, "stepSize": "0.010"} if f["filterType"] == "LOT_SIZE" else f for f in old["filters"]]}
+    lane.answers["exchangeInfo"] = {"symbols": [row]}
+    asyncio.run(exchange.refresh([BTC]))
+    assert (exchange.instruments[BTC].status, exchange.instruments[BTC].qty_increment) == (
+        "SETTLING", Decimal("0.010"))
+    assert "quantity=0.05" in exchange.build(market_order(qty=Decimal("0.05"))).sent_text
+    lane.answers["exchangeInfo"] = {"symbols": []}
+    asyncio.run(exchange.refresh([BTC, "NO/USDT:USDT"]))
+    assert exchange.instruments[BTC].status == "DELISTED"
+
+
+def test_symbol_settings_are_read_and_an_unknown_margin_mode_is_kept():
+    exchange, lane, _clock = loaded(symbolConfig=[
+        {"symbol": "BTCUSDT", "marginType": "ISOLATED", "leverage": 7}, {"symbol": "XUSDT"}])
+    wanted = SymbolSettings(margin_mode="isolated", leverage=7)
+    assert asyncio.run(exchange.symbol_settings()) == {BTC: wanted}
+    lane.answers["symbolConfig"] = [{"symbol": "BTCUSDT", "marginType": "ODD", "leverage": 7}]
+    assert asyncio.run(exchange.symbol_settings())[BTC].margin_mode == "ODD"
+    lane.answers["symbolConfig"] = [{"symbol": "BTCUSDT"}]
+    with pytest.raises(ExchangeError):
+        asyncio.run(exchange.symbol_settings())
+
+
+def test_query_with_most_of_the_weight_used_waits_and_then_is_not_asked():
+    exchange, lane, clock = loaded(openOrders=[], openAlgoOrders=[])
+    asyncio.run(exchange.open_orders())
+    assert clock.slept == []
+    exchange.budget.hear({"x-mbx-used-weight-1m": "1700"}, exchange.server_ns())
+    asyncio.run(exchange.open_orders())
+    assert len(clock.slept) == 2 and min(clock.slept) > 0
+    exchange.budget.hear({"x-mbx-used-weight-1m": "2200"}, exchange.server_ns())
+    lane.asked.clear()
+    with pytest.raises(ExchangeError, match="not asked"):
+        asyncio.run(exchange.open_orders())
+    assert lane.asked == []
 
 
 def test_query_with_clock_refused_measures_the_clock():

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.events import ExitsSet
+from bot.events import ExitsSet, SymbolLocked
 from bot.orders import CLOSED, IN_FLIGHT
-from bot.protection import Exit, is_protected, is_stop_passed, next_steps, refusals, wanted_exits
+from bot.protection import Exit, is_protected, is_stop_passed, late_excess, next_steps, refusals, wanted_exits
 from tests.factory import BTC, D, changed, filled, holding, intended
 
 WAYS = {
@@ -290,3 +290,15 @@ def test_next_steps_with_any_orders_at_rest_keep_the_promise(qty, orders, has_st
             assert left  # never without the stop that is there, while a better one is on its way
     if not qty:
         assert not decided.place
+
+
+@pytest.mark.parametrize(("qty", "target", "expected"), [
+    ("10", "0", "10"), ("10", "4", "6"), ("10", "10", "0"), ("10", "20", "0"), ("10", "-3", "10"),
+    ("-10", "-4", "6"), ("-10", "0", "10"), ("-10", "5", "10"), ("0", "0", "0"), ("0", "5", "0"),
+    ("10", "NaN", "0"), ("10", None, "0"),
+])
+def test_late_excess_is_what_exceeds_the_newest_target(qty, target, expected):
+    locked = SymbolLocked(symbol=BTC, cause="late_fill", evidence="")
+    wanted = None if target is None else D(target)
+    assert late_excess(held(qty, [locked]).book(BTC), wanted) == D(expected)
+    assert late_excess(held(qty).book(BTC), wanted) == 0  # nothing came late

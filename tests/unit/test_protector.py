@@ -10,7 +10,7 @@ from bot.bookkeeper import Bookkeeper
 from bot.books import Books
 from bot.config import ExecutorConfig
 from bot.errors import IllegalTransition
-from bot.events import ExitsSet
+from bot.events import ExitsSet, SymbolLocked
 from bot.log import Log
 from bot.orders import CLOSED, IN_FLIGHT, OrderRequest
 from bot.protection import is_protected
@@ -79,9 +79,9 @@ class Bench:
         self.plan(**plan)
         self.fill(qty, side)
 
-    def act(self, state="RUNNING", *, is_read=True):
+    def act(self, state="RUNNING", *, is_read=True, newest_target=None):
         """Return what is to be sent and canceled now, in words."""
-        placed, canceled = self.protector.act(BTC, state, is_read=is_read)
+        placed, canceled = self.protector.act(BTC, state, is_read=is_read, newest_target=newest_target)
         return [
             f"{o.leg} {o.request.side} {o.request.qty} {o.request.trigger_price or ''}".strip()
             for o in placed
@@ -114,6 +114,16 @@ def test_entry_with_a_stop_is_protected_at_once_with_one_of_full_size(bench):
     assert bench.act() == ([], []) and bench.protector.unprotected_s(BTC) == 0.0
     stop = next(iter(bench.book.orders.values()))
     assert stop.request.reduce_only and stop.signal == "levels/7/1"
+
+
+def test_late_fill_beyond_the_target_is_closed_once_and_told(bench):
+    bench.enter()
+    bench.keeper.record(SymbolLocked(symbol=BTC, cause="late_fill", evidence="o1 was ABSENT"))
+    assert bench.act("LOCKED", newest_target=D(4)) == (["close sell 6"], [])
+    assert "late_fill_closed" in bench.out.getvalue() and "o1 was ABSENT" in bench.out.getvalue()
+    assert bench.act("LOCKED", newest_target=D(4)) == ([], [])
+    bench.fill("6", "sell", name="c2", cause="close")
+    assert bench.act("LOCKED", newest_target=D(4)) == (["stop sell 4 90"], [])
 
 
 def test_entry_without_a_stop_needs_none(bench):
