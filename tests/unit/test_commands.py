@@ -1,7 +1,9 @@
 """Commands and answers as files: kept until answered, and what cannot be read is set aside."""
 
+from bot import botctl
 from bot.commands import ANSWERS_KEPT, Answered, CommandFiles
 from tests.factory import BTC, HandClock
+from tests.harness import write_config
 
 
 def put(files, clock, verb="adopt"):
@@ -45,3 +47,22 @@ def test_answers_that_nobody_takes_are_bounded(tmp_path):
         files.answer(command, Answered(False, "no"))
     assert files.take_answer(commands[2]) is None
     assert files.take_answer(commands[3]) == Answered(False, "no")
+
+
+def test_botctl_without_an_executor_says_that_the_command_waits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(botctl, "ANSWER_TURNS", 1)
+    config = write_config(tmp_path)
+    assert botctl.main(["adopt", BTC, "--config", str(config), "--reason", "mine"]) == botctl.EXIT_PENDING
+    assert "the command stays" in capsys.readouterr().err
+    [command] = CommandFiles(tmp_path / "var" / "commands").waiting()[0]
+    assert (command.verb, command.symbol, command.why) == ("adopt", BTC, "mine")
+
+
+def test_botctl_hands_the_answer_on_with_its_exit_code(tmp_path, monkeypatch, capsys):
+    config, files = write_config(tmp_path), CommandFiles(tmp_path / "var" / "commands")
+    for is_done, code in ((True, 0), (False, 1)):
+        answer = Answered(is_done, f"so it is {is_done}")
+        monkeypatch.setattr(CommandFiles, "take_answer", lambda self, command, answer=answer: answer)
+        assert botctl.main(["reconcile", "--config", str(config)]) == code
+        assert "".join(capsys.readouterr()) == f"so it is {is_done}\n"
+    assert len(files.waiting()[0]) == 2
