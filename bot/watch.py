@@ -86,7 +86,7 @@ class Watch:
         counts = dict.fromkeys(RULES, 0)
         for rule, _ in self._found:
             counts[rule] += 1
-        age_s = {key: (self._looked_ns - ns) // 1_000_000_000 for key, ns in self._since.items()}
+        age_s = {key: max(0, self._looked_ns - ns) // 1_000_000_000 for key, ns in self._since.items()}
         return {"findings": [{"rule": key[0], "subject": key[1], "text": text, "age_s": age_s[key]}
                              for key, text in self._found.items()],
                 "finding_counts": counts, "processes": self.vitals, "kills": self.kills}
