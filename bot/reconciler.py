@@ -79,7 +79,8 @@ class Reconciler:
     def traded(self) -> tuple[str, ...]:
         """Return the symbols to answer for: those of strategies, and those that still hold something."""
         ours = {s for strategy in self._config.strategy.values() for s in strategy.symbols}
-        held = {b.symbol for b in self._books.symbols.values() if b.position_qty or b.live_orders() or b.locks}
+        held = {b.symbol for b in self._books.symbols.values()
+                if b.position_qty or b.live_orders() or b.locks}
         return tuple(sorted(ours | held))
 
     async def follow(self) -> None:
