@@ -251,8 +251,8 @@ def test_wrong_usage_says_what_is_right(run):
     for words, code, said in (
             (["stauts"], 2, "choose from"), ([], 2, "VERB"), (["explain"], 2, "ID"),
             (["status", "--watch", "--json"], 2, "for scripts"),
-            (["halt", "--strategy", "nobody"], 78, "there are levels"),
-            (["halt", "--symbol", "BTC"], 78, "there are BTC/USDT:USDT"),
+            (["halt", "--strategy", "nobody"], 2, "there are levels"),
+            (["halt", "--symbol", "BTC"], 2, "there are BTC/USDT:USDT"),
             (["explain", "nothing"], 1, "botctl signals"), (["config", "apply", "/nowhere"], 78, "/nowhere")):
         assert said in botctl(run.path, *words, code=code), words
 
