@@ -37,11 +37,13 @@ from bot.wire import (
     LossCounter,
     decode_report,
     decode_tick,
+    encode,
     snapshot_topic,
     tick_topic,
 )
 
 TEXT_MAX = 200  # characters of foreign bytes in a log line
+OUTCOME_WAIT_NS = 2_000_000_000  # most signals have ended by then; an unknown order takes longer
 
 Batch = list[tuple[bytes, bytes]]
 SymbolReport = SignalOutcome | OrderReport | FillReport | PositionReport
@@ -88,7 +90,7 @@ class StrategyRunner:
         self._stale: tuple[str, ...] = ()
         self._waiting: dict[str, _Waiting] = {}
         self._held: dict[str, str] = {}  # symbol -> what its waiting Target waits for
-        self._unheard: set[str] = set()  # symbols whose newest outcome an executor took with it
+        self._asked: dict[str, int] = {}  # when each symbol's missing outcome was last asked for, monotonic
         self._bucket = TokenBucket(self.table.signals_per_s_max)
         self._seq = self._acked = 0
         self._pushed: dict[Key, int] = {}  # when each pending signal was last pushed, monotonic
@@ -131,6 +133,7 @@ class StrategyRunner:
     def cycle(self, now_ns: int) -> str:
         """Send again what is due, and let waiting Targets go; return a sentence when something happened."""
         pushed = self._flush(now_ns)
+        self._ask_outcomes(now_ns)
         for symbol in list(self._waiting):
             self._release(symbol, now_ns)
         if pushed:
@@ -213,9 +216,6 @@ class StrategyRunner:
         if run != self._executor_run:
             self._executor_run = run
             self._positions.clear()
-            unacked = dict(self._outbox.pending())
-            self._unheard = {symbol for symbol, sent in self._sent.items()
-                             if sent.outcome is None and (sent.run, sent.seq) not in unacked}
 
     def _on_ack(self, key: Key) -> None:
         point("runner.ack_heard")
@@ -277,8 +277,7 @@ class StrategyRunner:
         sent = self._sent.get(target.symbol)
         if sent is None or not sent.says(target):
             return False
-        is_lost = target.symbol in self._unheard or (
-            sent.run != self.run and (sent.run, sent.seq) not in dict(self._outbox.pending()))
+        is_lost = sent.run != self.run and (sent.run, sent.seq) not in dict(self._outbox.pending())
         return not sent.may_repeat(position.position_version, position.position_qty, now_ns, is_lost=is_lost)
 
     def _hindrance(self, target: Target, position: PositionReport | None, now_ns: int) -> str:
@@ -325,12 +324,22 @@ class StrategyRunner:
             return
         point("runner.appended")
         self._sent[target.symbol] = sent_of(signal, now_ns, before=self._sent.get(target.symbol))
-        self._unheard.discard(target.symbol)
+        self._asked[target.symbol] = now_ns
         self._flush(now_ns)
         if target != waiting.wish:
             self._log.info("target_rounded", seq=signal.seq, wish=repr(waiting.wish), target=repr(target))
         self._log.info("signal_sent", seq=signal.seq, symbol=signal.symbol, target_qty=signal.target_qty,
                        stop_loss=signal.stop_loss, take_profit=signal.take_profit, reason=signal.reason)
+
+    def _ask_outcomes(self, now_ns: int) -> None:
+        # Reports may be lost: to a signal that it knows the executor answers with its outcome.
+        pending = dict(self._outbox.pending())
+        for symbol, sent in self._sent.items():
+            if sent.run != self.run or sent.outcome is not None or (sent.run, sent.seq) in pending:
+                self._asked[symbol] = now_ns
+            elif now_ns - self._asked.get(symbol, 0) >= OUTCOME_WAIT_NS:
+                self._send(encode(self._outbox.newest()[symbol]))
+                self._asked[symbol] = now_ns
 
     def _flush(self, now_ns: int) -> int:
         # In order, so that no signal overtakes an older one that was never pushed.

@@ -108,8 +108,7 @@ class Sent(msgspec.Struct):
     def may_repeat(self, position_version: int, position_qty: Decimal, now_ns: int, *, is_lost: bool) -> bool:
         """Return whether an equal Target may become a signal once more, now or after the back-off.
 
-        is_lost: acknowledged to an earlier run of this process, or by an earlier executor: the outcome
-        was not heard then, and will not be.
+        is_lost: acknowledged to an earlier run of this process, which did not hear the outcome.
         """
         qty = self.exits[0]
         if qty != 0 and position_version != self.position_version:

@@ -11,7 +11,17 @@ import pytest
 import zmq
 
 from bot.config_file import load
-from bot.model import Ack, Candle, Heartbeat, Instrument, PositionReport, Snapshot, Tick, TradingSignal
+from bot.model import (
+    Ack,
+    Candle,
+    Heartbeat,
+    Instrument,
+    PositionReport,
+    SignalOutcome,
+    Snapshot,
+    Tick,
+    TradingSignal,
+)
 from bot.wire import HEARTBEAT_TOPIC, decode_signal, encode, report_topic, snapshot_topic, tick_topic
 from tests.harness import start_process, stop_process, wait_until, write_config
 
@@ -169,6 +179,9 @@ def test_strategy_process_killed_between_write_and_ack_sends_the_signal_until_ac
     assert newer.target_qty == Decimal("0.020")
     stage.ack(signal)
     stage.ack(newer)
+    stage.report(SignalOutcome(
+        strategy="levels", run=newer.run, seq=1, symbol=BTC, outcome="done", reason="",
+        filled_qty=newer.target_qty, time_ns=0))
     stage.wait(lambda: stage.status().get("outbox") == 0)
     stage.received()
     deadline = time.monotonic() + 1.2  # two resend_ms

@@ -480,24 +480,13 @@ def test_runner_with_another_executor_waits_for_its_positions(world):
     assert only(world.signals()).position_version == 4
 
 
-def test_runner_with_an_executor_that_took_the_outcome_with_it_says_the_target_again(world):
+def test_runner_with_an_outcome_that_was_lost_asks_for_it_with_the_same_signal(world):
     signal, = world.wants()
     world.ack(signal)
-    world.position()
-    assert world.wants() == []
-    world.executor_beat(run=EXECUTOR_RUN + 1)
-    world.position(run=EXECUTOR_RUN + 1)
-    again, = world.wants()
-    assert (again.seq, again.target_qty) == (signal.seq + 1, signal.target_qty)
-    assert world.wants() == []
-
-
-def test_runner_with_another_executor_and_an_unacknowledged_signal_waits_for_its_outcome(world):
-    signal, = world.wants()
-    world.executor_beat(run=EXECUTOR_RUN + 1)
-    world.position(run=EXECUTOR_RUN + 1)
-    world.ack(signal)
-    assert world.wants() == []
+    assert world.wait(1_950) == []
+    assert world.wait(4_100) == [signal] * 3
+    world.outcome(signal, "absent")
+    assert world.wait(3_000) == [] and world.wants()[0].seq == signal.seq + 1
 
 
 def test_runner_with_looping_strategy_keeps_the_rate_and_sends_the_newest(world):
@@ -520,7 +509,7 @@ def test_runner_with_wish_taken_back_while_waiting_sends_nothing(world):
         world.ack(only(world.wants(qty)))
     assert world.wants("5") == []
     assert world.wants("4") == [], "what is in force already"
-    assert world.wait(2_000) == []
+    assert world.wait(1_900) == []
 
 
 # The outbox
@@ -533,6 +522,7 @@ def test_runner_with_unacknowledged_signals_sends_them_again_in_order(world):
     assert world.wait(500) == [second]
     assert world.wait(10_000)[-1] == second, "also when it has expired: it needs an outcome"
     world.ack(second)
+    world.outcome(second, "done")
     assert world.wait(2_000) == []
     status = world.runner.status()
     assert (status["signals"], status["acked"], status["outbox"]) == (2, 2, 0)
