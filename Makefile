@@ -9,9 +9,12 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile -q -
            --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links \
            --no-emit-trusted-host --build-deps-for editable
 
+CLIENTS := binance-sdk-derivatives-trading-usds-futures==18.0.1 binance-futures-connector==4.2.0 \
+           python-binance==1.0.37
+
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test check drill bench docs lock install
+.PHONY: help run test check drill bench docs lock install clients
 
 help:
 	@echo "make run     trade on the paper exchange, in the foreground; Ctrl-C ends it (CONFIG=path)"
@@ -47,6 +50,7 @@ lock: $(VENV)/.dev
 	$(COMPILE) --output-file ops/requirements.lock setup.cfg pyproject.toml
 	$(COMPILE) --extra dev --constraint ops/requirements.lock \
 	  --output-file ops/requirements-dev.lock setup.cfg pyproject.toml
+	printf '%s\n' $(CLIENTS) | $(COMPILE) --output-file ops/requirements-clients.lock -
 
 $(VENV)/bin/pip:
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -64,4 +68,12 @@ $(VENV)/.run: ops/requirements.lock setup.cfg pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.dev: ops/requirements-dev.lock $(VENV)/.run
 	@echo "installing what tests and checks need (once) ..."
 	@$(PIP) install --require-hashes -r ops/requirements-dev.lock
+	@touch $@
+
+# Public clients of the exchange that tests try on the paper one; apart, they want other libraries than we.
+clients: build/clients/.made
+
+build/clients/.made: ops/requirements-clients.lock | $(VENV)/bin/pip
+	@$(PYTHON3) -m venv build/clients
+	@build/clients/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r $<
 	@touch $@

@@ -28,6 +28,7 @@ from bot.paper_stream import Hub
 FRAMES_MAX = 500  # per step: about 150 kB a connection
 STEP_S_MIN, STEP_S_MAX = 0.002, 0.05  # frames due within 2 ms go out together
 HANG_S = 3_600.0
+REST_S = 0.003  # between two candles of the past
 LIMBO = (b'{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; '
          b'execution status unknown."}')
 
@@ -127,9 +128,6 @@ async def main(daemon: Daemon) -> None:
         config = msgspec.structs.replace(config, recording=str(daemon.config.path(config.recording)))
     market = build_market(config, start_ms, store.trade_ids())
     engine = Engine(config, market, store, daemon.clock)
-    if market.is_tradable:
-        for symbol in engine.ledger.rules:
-            engine.feed(symbol).klines("1m", 1)  # making the past takes a second: before anybody waits
     server = Server(daemon, engine, _keys(daemon, config))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
@@ -141,12 +139,23 @@ async def main(daemon: Daemon) -> None:
         await web.TCPSite(runner, host, int(port)).start()
     except OSError as error:
         raise ConfigError(f"paper.bind: {config.bind} cannot be bound: {error.strerror}") from None
+    if market.is_tradable:
+        daemon.spawn(_remember(daemon, engine))
     try:
         await _play(daemon, engine, server)
     finally:
         await server.hub.close()
         await runner.cleanup()
         store.close()
+
+
+async def _remember(daemon: Daemon, engine: Engine) -> None:
+    # The candles of the past take a second or more to make: in small pieces, before anybody asks for them.
+    now_ms = engine.now_ms() // 60_000 * 60_000
+    for feed in engine.market.feeds.values():
+        for open_ms in range(now_ms, feed.history_ms, -60_000):
+            feed.row(open_ms, open_ms + 59_999)
+            await daemon.clock.sleep(REST_S)
 
 
 async def _play(daemon: Daemon, engine: Engine, server: Server) -> None:

@@ -433,6 +433,58 @@ def test_garbage_of_all_kinds_never_ends_the_server(paper):
     assert {"message_dropped"} <= {json.loads(line)["event"] for line in log}, "counted, as JSON"
 
 
+def test_order_book_by_the_documented_procedure_follows_recorded_frames(tmp_path):
+    """Buffer the stream, take the snapshot, drop what is older, and then each pu is the u before it."""
+    recording = data_path("hftbacktest/usdm-btcusdt-20240808.gz")
+    if not recording.is_file():
+        pytest.skip(f"the recording {recording} is absent (TRADEHOST_DATA)")
+    with gzip.open(recording) as lines:
+        snapshot = next(json.loads(raw) for raw in (line.partition(b" ")[2] for line in lines)
+                        if b"lastUpdateId" in raw)
+    server = Paper(write_config(tmp_path, paper={
+        "market": "recording", "recording": str(recording), "playback": "raw", "speed": Decimal(0),
+        "symbols": ["BTC/USDT:USDT"]}))
+
+    async def work(ws):
+        book = [dict(snapshot[side]) for side in ("bids", "asks")]
+        told = server.call("GET", "/fapi/v1/depth", {"symbol": SYMBOL, "limit": 1000})[1]
+        assert [[Decimal(price) for price, _ in told[side]] for side in ("bids", "asks")] == [
+            [Decimal(price) for price, _ in snapshot[side]] for side in ("bids", "asks")]
+        last, applied, quote = None, 0, None
+        while applied < 2_000:
+            event = await ws.receive_json()
+            if event["e"] == "bookTicker":
+                quote = event
+                continue
+            if event["u"] < snapshot["lastUpdateId"]:
+                continue
+            if last is None:
+                assert event["U"] <= snapshot["lastUpdateId"] <= event["u"]
+            else:
+                assert event["pu"] == last, "no gap"
+            last, applied = event["u"], applied + 1
+            for side, changes in zip(book, (event["b"], event["a"]), strict=True):
+                side.update(changes)
+                for price in [price for price, qty in changes if Decimal(qty) == 0]:
+                    del side[price]
+            assert max(map(Decimal, book[0])) < min(map(Decimal, book[1])), "never crossed"
+        assert abs(max(map(Decimal, book[0])) - Decimal(quote["b"])) < 20
+        return last
+
+    async def run():
+        async with aiohttp.ClientSession() as session, session.ws_connect(
+                f"ws://{server.host}/ws/btcusdt@depth@0ms", max_msg_size=0) as ws:
+            await ws.send_json({"method": "SUBSCRIBE", "params": ["btcusdt@bookTicker"], "id": 1})
+            while "id" not in await ws.receive_json():
+                pass
+            return await asyncio.wait_for(work(ws), 60)
+
+    try:
+        assert asyncio.run(run()) > snapshot["lastUpdateId"]
+    finally:
+        assert stop_process(server.process) == 0
+
+
 def test_raw_playback_as_fast_as_it_goes_waits_for_a_slow_reader_and_loses_nothing(tmp_path):
     recording = data_path("hftbacktest/usdm-btcusdt-20240808.gz")
     if not recording.is_file():

@@ -156,7 +156,8 @@ def test_ccxt_order_of_each_type_is_found_and_canceled_by_id_and_client_id(sync,
         with pytest.raises(ccxt.OrderNotFound, match="-2011"):
             sync.cancel_order(None, BTC, {"clientOrderId": name, **where})
     elif status == "closed":
-        assert sum(t["amount"] for t in sync.fetch_my_trades(BTC, params={"orderId": made["id"]})) == pytest.approx(0.01)
+        trades = sync.fetch_my_trades(BTC, params={"orderId": made["id"]})
+        assert sum(t["amount"] for t in trades) == pytest.approx(0.01)
 
 
 def test_ccxt_orders_at_once_and_canceled_by_ids(sync):
