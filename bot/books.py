@@ -206,7 +206,7 @@ def _order_intended(books: Books, event: OrderIntended) -> None:
         signal = next((s for s in book.signals if s.id == event.signal), None)
         if signal is None:
             raise InvariantError(f"order {name} is for signal {event.signal}, which is not open")
-        if book.working():
+        if any(o.state != "UNKNOWN" or o.leg != "open" or event.leg == "open" for o in book.working()):
             raise InvariantError(f"order {name} would be the second to move {request.symbol}")
         signal.orders.append(name)
     book = books._own(request.symbol)
@@ -264,9 +264,10 @@ def _fill_order(order: Order, book: SymbolBook, event: FillBooked, signed_qty: D
     filled = order.filled_qty + event.qty
     if event.side != order.request.side:
         raise InvariantError(f"order {order.id} is a {order.request.side}, fill {event.key} a {event.side}")
-    if filled > order.request.qty:
-        raise InvariantError(f"order {order.id} was filled beyond its quantity {order.request.qty}: {filled}")
-    order.state = next_state(order.state, "complete" if filled == order.request.qty else "fill")
+    # More than was ordered: what the exchange did is booked all the same; who books it locks and halts.
+    is_overfill = filled > order.request.qty
+    order.state = "FILLED" if is_overfill else next_state(
+        order.state, "complete" if filled == order.request.qty else "fill")
     order.filled_qty = filled
     order.executed_qty = max(order.executed_qty, filled)
     for signal in book.signals:

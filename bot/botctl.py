@@ -7,8 +7,10 @@ usage; 3 no answer yet, the command stays and will be taken up; 78 the configura
 import argparse
 import asyncio
 import getpass
+import os
 import select
 import shutil
+import signal
 import sys
 import termios
 import tty
@@ -156,9 +158,26 @@ def _halt(args: argparse.Namespace, config: Config) -> int:
     return _set_halt(args, config.state_path, _scope(args, config))
 
 
+def _stop_executor(state_path: Path, trouble: OSError) -> int:
+    # A halt that cannot be written is kept by ending the executor: no order leaves a dead process.
+    print(f"botctl: the halt cannot be written: {trouble}", file=sys.stderr)
+    try:
+        pid = msgspec.json.decode((state_path / "run" / "executor.json").read_bytes())["pid"]
+        os.kill(pid, signal.SIGKILL)
+    except (OSError, KeyError, msgspec.MsgspecError) as error:
+        print(f"botctl: and the executor cannot be ended: {error}; stop tradehost now", file=sys.stderr)
+        return EXIT_NO
+    print(f"botctl: the executor, pid {pid}, was killed; supervisord starts it again unless you stop it: "
+          "end tradehost, free disk space, then start and halt", file=sys.stderr)
+    return EXIT_NO
+
+
 def _set_halt(args: argparse.Namespace, state_path: Path, scope: str) -> int:
     why = "".join(c if c.isprintable() else " " for c in args.reason)  # it is shown on terminals
-    halt = HaltFiles(state_path / "halt").set(scope, who=getpass.getuser(), why=why, clock=Clock())
+    try:
+        halt = HaltFiles(state_path / "halt").set(scope, who=getpass.getuser(), why=why, clock=Clock())
+    except OSError as error:
+        return _stop_executor(state_path, error)
     if args.json:
         return _json(halt, True)
     was = "" if halt.why == why else " (it was halted before; that reason stays)"

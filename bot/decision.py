@@ -16,6 +16,7 @@ from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, chec
 from bot.model import Instrument, Outcome, TradingSignal
 from bot.orders import Leg, Side
 
+CLOCK_SLACK_NS = 1_000_000_000  # as signals from the future are allowed in limits.py
 REDUCE_ATTEMPTS_MAX = 5  # rejected in a row; then the strategy is told and may decide anew
 REDUCE_WAIT_NS = 500_000_000  # doubles per attempt that filled nothing: 0.5, 1, 2 ... 32 s
 
@@ -69,12 +70,29 @@ def next_step(book: SymbolBook, context: Context) -> Step | None:
         return None
     waiting = [s for s in book.signals if not s.orders]
     step = _end_waiting(waiting, book, context)
-    if step is not None or book.working():
+    if step is not None:
         return step
+    if book.working():
+        return _pass_unknown(waiting, book, context)
     acting = next((s for s in book.signals if s.orders), None)
     if acting is not None:
         return _continue(acting, book, context, newer_waits=bool(waiting))
     return _begin(waiting[0], book, context)
+
+
+def _pass_unknown(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> Step | None:
+    # An entry nobody knows the end of holds up what adds risk, not what takes it away: a reduction is
+    # sized on what is booked, reduce-only, and stays in force until that entry is known.
+    working = {o.id for o in book.working()}
+    if any(o.state != "UNKNOWN" or o.leg != "open" for o in book.working()):
+        return None
+    free = next((s for s in book.signals if s.orders and working.isdisjoint(s.orders)), None)
+    if free is not None:
+        step = _continue(free, book, context, newer_waits=bool(waiting))
+        return step if isinstance(step, SendOrder) and step.leg == "reduce" else None
+    if waiting and _reduce_qty(book, waiting[0].signal.target_qty):
+        return _begin(waiting[0], book, context)
+    return None
 
 
 def _end_waiting(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> CloseSignal | None:
@@ -83,6 +101,8 @@ def _end_waiting(waiting: list[OpenSignal], book: SymbolBook, context: Context) 
         if denial is not None:
             return _deny(signal, denial)
     newest = max([s.age_name for s in waiting] + [book.newest.get(context.owner or "", (0, 0, 0))])
+    if newest[0] > context.now_ns + CLOCK_SLACK_NS:  # this host's clock stepped back since
+        newest = max((s.age_name for s in waiting), default=newest)
     for signal in waiting:
         if signal.age_name < newest:
             return CloseSignal(signal, "superseded", "a newer signal for this symbol was received")

@@ -47,7 +47,7 @@ from bot.wire import (
 )
 
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
-STOP_TURNS = 40  # of 50 ms: two seconds, well inside supervisord's stopwaitsecs
+STOP_TURNS_PER_S = 20
 TEXT_MAX = 300  # of a dropped message's description in the log
 MINUTE_NS = 60_000_000_000
 
@@ -127,8 +127,8 @@ class OrderExecutor:
         """Do what follows from the books, now."""
         self._journal_halts()
         orders, cancels = [], []
-        # A symbol that left the configuration may still have a position to protect.
-        for symbol in sorted({*self.reconciler.traded, *self.books.symbols}):
+        asked = {symbol for symbol, book in self.books.symbols.items() if book.signals}
+        for symbol in sorted({*self.reconciler.traded} | asked):
             orders += self._act(symbol)
             placed, canceled = self.protector.act(symbol, self.symbol_state(symbol)[0],
                                                   is_read=symbol in self.reconciler.read,
@@ -249,7 +249,7 @@ class OrderExecutor:
     def _context(self, symbol: str) -> Context:
         state, why = self.symbol_state(symbol)
         now_ns = self._clock.wall_ns()
-        entries = sum(o.leg == "open" and now_ns - o.intended_ns < MINUTE_NS
+        entries = sum(o.leg == "open" and 0 <= now_ns - o.intended_ns < MINUTE_NS
                       for b in self.books.symbols.values() for o in b.orders.values())
         return Context(
             owner=self._config.owner_of(symbol), state=state, state_reason=why, limits=self._config.limits,
@@ -389,10 +389,11 @@ async def main(daemon: Daemon) -> None:
     await daemon.stopping.wait()
     for socket in sockets.values():
         socket.close()
-    for _ in range(STOP_TURNS):  # let answers arrive: what is not answered would be unknown at the next start
+    # Let answers arrive: what is not answered would be unknown at the next start.
+    for _ in range(config.exchange.request_timeout_ms * STOP_TURNS_PER_S // 1_000 + STOP_TURNS_PER_S // 2):
         if not executor.reconciler.sending:
             break
-        await clock.sleep(CYCLE_S / 5)
+        await clock.sleep(1 / STOP_TURNS_PER_S)
     publisher.close()
     journal.close()
 

@@ -161,8 +161,9 @@ def check_entry(book: SymbolBook, instrument: Instrument, limits: LimitsConfig, 
     if qty < instrument.qty_min or notional < instrument.notional_min:
         return Denial("too_small", f"{qty} ({notional:.2f}) is below the exchange's minimum "
                       f"{instrument.qty_min} or {instrument.notional_min}")
-    if qty > instrument.qty_max:
-        return Denial("too_large", f"{qty} is above the exchange's maximum {instrument.qty_max} of one order")
+    if max(qty, abs(worst)) > instrument.qty_max:  # more could not be closed, or stopped, by one order
+        return Denial("too_large", f"{qty}, making {abs(worst)}, is above the exchange's maximum "
+                      f"{instrument.qty_max} of one order: it could not be closed or stopped by one")
     return None
 
 

@@ -15,6 +15,8 @@ from bot.protection import Exit, is_protected, is_stop_passed, late_excess, next
 RETRY_WAIT_NS = 1_000_000_000  # before an exit or a close that came to nothing is tried again; doubles
 CANCEL_WAIT_NS = 1_000_000_000  # before a cancel whose answer was lost or no is sent again
 DOUBLINGS_MAX = 6  # 64 s
+SETTLE_S_MAX = 2.0  # fills of a market order come in milliseconds; past this what is booked is protected
+MOVES_MAX, MOVES_SPAN_NS = 5, 5_000_000_000  # of an exit that protects already; 300 orders fit in 10 s
 
 
 class Protector:
@@ -41,13 +43,15 @@ class Protector:
             self._unprotected_ns.pop(symbol, None)
         else:
             self._unprotected_ns.setdefault(symbol, self._clock.mono_ns())
-        if any(o.state != "UNKNOWN" for o in book.working()):
+        settles = any(o.state != "UNKNOWN" for o in book.working())
+        if settles and self.unprotected_s(symbol) <= SETTLE_S_MAX:
             return [], []  # its fills, a moment away, decide how much there is to protect
         excess = late_excess(book, newest_target)
         if (excess or self._must_close(book)) and self._may_close(book):
             return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
         steps = next_steps(book)
-        placed = [self._place(exit_, book) for exit_ in steps.place if not self._waits(refusals(book, exit_))]
+        placed = [self._place(exit_, book) for exit_ in steps.place
+                  if not self._waits(refusals(book, exit_)) and not self._moved_lately(book, exit_)]
         return placed, self._cancel(book, steps.cancel)
 
     def unprotected_s(self, symbol: str) -> float:
@@ -70,6 +74,13 @@ class Protector:
             return False
         wait_ns = RETRY_WAIT_NS << min(len(tries) - 1, DOUBLINGS_MAX)
         return 0 <= self._clock.wall_ns() - tries[-1].intended_ns < wait_ns  # a clock may step back
+
+    def _moved_lately(self, book: SymbolBook, exit_: Exit) -> bool:
+        # A strategy that trails its stop with every Tick must not use up the exchange's order rate.
+        now_ns = self._clock.wall_ns()
+        lately = sum(0 <= now_ns - o.intended_ns < MOVES_SPAN_NS for o in book.orders.values()
+                     if o.request.type == exit_.type)
+        return is_protected(book) and lately >= MOVES_MAX
 
     def _cancel(self, book: SymbolBook, names: tuple[str, ...]) -> list[Order]:
         now_ns, sent_ns = self._clock.mono_ns(), self._canceled_ns.get(book.symbol, {})

@@ -25,6 +25,7 @@ from bot.rows import AccountChanged, ListenKeyExpired, Unrecognized
 from bot.stream import StreamClosed
 
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
+COMPARE_S_MAX = 30  # what one comparison may take when the exchange is slow
 CHASE_S = 0.1  # how often unsettled orders are looked at; each has its own, growing, wait
 CHASE_WAIT_MS_MAX = 30_000
 SYMBOLS_ASKED_MAX = 40  # one by one; more together weigh less
@@ -71,9 +72,15 @@ class Reconciler:
         self._wanted, self._trigger = asyncio.Event(), ""
         self.sending: set[str] = set()  # orders and cancels whose answer is awaited right now
         self.fences: dict[str, int] = {}  # client order id -> server time after which it cannot arrive
-        self.is_ready = False  # compared since the stream came up
+        self._is_compared = False  # since the stream came up
         self.read: set[str] = set()  # symbols whose position the exchange has told since our start
         self.last_mono_ns = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the books were compared since the stream came up, and lately."""
+        late_ns = (self._config.executor.reconcile_s * 2 + COMPARE_S_MAX) * 1_000_000_000
+        return self._is_compared and self._clock.mono_ns() - self.last_mono_ns < late_ns
 
     @property
     def traded(self) -> tuple[str, ...]:
@@ -111,7 +118,7 @@ class Reconciler:
                 reason = str(error)
             finally:
                 self._stream = self._stream_up_ns = None
-                self.is_ready = False
+                self._is_compared = False
                 self._untold.clear()
                 await stream.close()
             self._log.warning("private_stream_down", error=reason, retry_ms=wait_ms)
@@ -130,7 +137,7 @@ class Reconciler:
         # `follow` opens another, and what the gap hid is fetched.
         if self._stream is not None:
             self._log.warning("private_stream_down", error=reason, retry_ms=0)
-            self._stream_up_ns, self.is_ready = None, False
+            self._stream_up_ns, self._is_compared = None, False
             await self._stream.close()
 
     async def _check_stream(self) -> None:
@@ -180,7 +187,7 @@ class Reconciler:
                 trigger=trigger, differences=tuple(differences), positions=positions,
                 wallet_balance=account.wallet_balance, cursors=cursors))
             self._keeper.commit()
-            self.is_ready = up_ns is not None and self._stream_up_ns == up_ns
+            self._is_compared = up_ns is not None and self._stream_up_ns == up_ns
             self.last_mono_ns = self._clock.mono_ns()
             self._log.info("reconciled", trigger=trigger, differences=differences)
         self._wake()
@@ -388,6 +395,10 @@ class Reconciler:
             if order.state in ("ABSENT", "REJECTED"):
                 self._lock(fill.symbol, "late_fill", f"{order.id} was {order.state} and filled {fill.qty}")
             new = self._keeper.book_fill(fill, order, CAUSE_OF_LEG[order.leg])
+            if new and order.filled_qty > order.request.qty:
+                evidence = f"{order.id} was filled {order.filled_qty} of {order.request.qty}"
+                self._lock(fill.symbol, "overfill", evidence)
+                self._halt("executor", f"the exchange filled more than was ordered: {evidence}")
         else:
             new = self._book_without_order(fill, name)
         if new:

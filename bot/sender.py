@@ -13,6 +13,7 @@ from bot.metrics import Histogram
 from bot.outcome import KEY_REFUSED, RULES_REFUSED, classify, classify_cancel
 from bot.reconciler import Reconciler
 
+CLOCK_OFF = -1021  # "Timestamp for this request is outside of the recvWindow"
 HALTABLE_LEGS = ("open", "reduce")  # what a halt keeps from leaving; protection goes on
 
 
@@ -51,6 +52,8 @@ class OrderSender:
                 self._keeper.change(order, "not_sent", text=outcome.text)
             elif outcome.kind in ("rejected", "not_executed"):
                 self._keeper.change(order, "reject", code=outcome.code, text=outcome.text)
+                if outcome.code == CLOCK_OFF:
+                    await self._exchange.measure_clock()
                 if outcome.code in RULES_REFUSED:
                     self._reconciler.contract.doubt()
                 elif outcome.code in KEY_REFUSED:

@@ -81,7 +81,8 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
     halt = next((h for h in halts if h.scope == "all"), None)
     if halt is not None and state != "DOWN":  # the file is the halt; the executor's beat may lag a second
         state, why = "HALTED", f"{halt.who}: {halt.why}"
-    symbols = list(books.symbols.values())
+    symbols = [b for b in books.symbols.values()
+               if config.owner_of(b.symbol) or b.position_qty or b.live_orders()]
     return {
         "mode": config.mode.upper(), "state": state, "state_reason": why,
         "halted": [{"scope": h.scope, "who": h.who, "why": h.why, "since_ns": h.time_ns} for h in halts],

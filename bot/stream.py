@@ -1,6 +1,7 @@
 """A websocket client: every frame as it was received, in order, none merged, none lost. Edge to aiohttp."""
 
 import asyncio
+import re
 from typing import Any
 
 import aiohttp
@@ -74,7 +75,8 @@ async def open_stream(url: str, *, connect_timeout_ms: int, frame_bytes_max: int
     except TimeoutError:
         raise StreamClosed(f"no connection within {connect_timeout_ms} ms") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise StreamClosed(f"cannot connect: {error}") from None
+        # The address of a private stream holds its key.
+        raise StreamClosed(f"cannot connect: {re.sub(r'[?][^ ]*', '?...', str(error))}") from None
     finally:
         if socket is None:
             await session.close()

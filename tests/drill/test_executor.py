@@ -293,3 +293,24 @@ def test_executor_with_a_second_one_started_refuses_it(running: Appliance) -> No
                             capture_output=True, text=True, timeout=20)
     assert second.returncode == 78
     assert "already running" in second.stderr
+
+
+def test_executor_with_an_order_executed_twice_books_it_all_and_halts(running: Appliance,
+                                                                      signaler: Signaler) -> None:
+    running.control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", "do": "duplicate"})
+    _enter(running, signaler)
+    wait_until(lambda: running.status()["state"] == "HALTED")
+    wait_until(lambda: running.exchange_position() == running.our_position() == 2 * QTY)
+    wait_until(lambda: {Decimal(s["quantity"]) for s in running.open_stops()} == {2 * QTY})
+    assert running.processes["executor"].poll() is None, "somebody has to go on protecting"
+
+
+def test_executor_with_an_unknown_entry_lets_an_exit_pass(running: Appliance, signaler: Signaler) -> None:
+    assert signaler.outcome(_enter(running, signaler)).outcome == "done"
+    running.control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", "do": "lose_request"})
+    _enter(running, signaler, "0.020")
+    wait_until(lambda: running.status()["unknown_orders"] == 1)
+    signaler.position()
+    signaler.send(signaler.signal("0", mark=_mark(running)))
+    wait_until(lambda: running.exchange_position() == 0, 4)
+    _agree(running)

@@ -220,11 +220,12 @@ def test_entry_price_with_fills_is_the_average_of_what_is_left(history, entry):
     assert books.book(BTC).entry_price == (entry and D(entry))
 
 
-def test_order_with_fill_beyond_its_quantity_is_refused_without_change():
+def test_order_with_fill_beyond_its_quantity_is_booked_as_the_exchange_did_it():
     books = folded(received(signal()), intended("o1"), changed("o1", "accept"), filled("o1", "0.9"))
-    refuses(books, filled("o1", "0.101", trade="2"), "o1 was filled beyond its quantity 1: 1.001")
-    books.apply(filled("o1", "0.1", trade="2"))
-    refuses(books, filled("o1", "0.001", trade="3"), "beyond")
+    books.apply(filled("o1", "0.101", trade="2"))
+    books.apply(filled("o1", "0.001", trade="3"))
+    order = books.book(BTC).orders["o1"]
+    assert (order.state, order.filled_qty, books.book(BTC).position_qty) == ("FILLED", D("1.002"), D("1.002"))
 
 
 @pytest.mark.parametrize("field", ["qty", "price", "fee", "realized_pnl"])
@@ -271,7 +272,7 @@ def test_order_intended_twice_is_refused_without_change():
 
 def test_order_with_second_one_working_is_refused_without_change():
     books = folded(received(signal()), intended("o1"), changed("o1", "lose"))
-    refuses(books, intended("o2", leg="reduce"), "second to move")
+    refuses(books, intended("o2"), "second to move")
     books.apply(intended("s1", leg="stop", trigger="90"))  # rests, and moves nothing
     books.apply(intended("c1", leg="close", side="sell"))  # an unprotected position does not wait for o1
     books.apply(changed("o1", "absent"))
