@@ -112,7 +112,7 @@ class Lane(Appliance):
         self.nursery: subprocess.Popen | None = None
         self._instead = () if is_limited else ("paper=tests.unlimited",)
         self.fired = self.unfired = 0
-        self._turn = 0
+        self._turn, self._is_thawed = 0, False
 
     def __enter__(self) -> "Lane":
         with open(self.path.parent / "nursery.log", "ab") as log:
@@ -185,6 +185,7 @@ class Lane(Appliance):
         self._control("DELETE", "/paper/faults")
         if fault := FAULTS[case.fault]:
             self._control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", **fault})
+        self._is_thawed = False
         part = self.plan.with_suffix(".part")
         part.write_text(f"{case.point} {case.passes} {case.action}")
         os.replace(part, self.plan)
@@ -201,24 +202,38 @@ class Lane(Appliance):
             self.unfired += 1
         else:
             self.fired += 1
-        if case.action == "stop":  # also when all was settled before it froze
-            self.signal(OWNER[case.point.partition(".")[0]], signal.SIGCONT)
+            if case.action == "stop" and not self._is_thawed:  # all was settled before it froze
+                wait_until(lambda: self._is_frozen(case))
+                self._thaw(case)
 
     def _reach(self, qty: Decimal, stop: Decimal, case: Case | None = None) -> None:
         # The strategy wants it; nobody helps. A process that was frozen goes on after its time.
         self.wish(f"{qty} {stop}" if qty else "0")
-        deadline, thaw = time.monotonic() + 25, 0.0
+        deadline, thaw = time.monotonic() + 40, 0.0
         told = ""
         while told != "settled":
-            if case is not None and case.action == "stop" and not self.plan.exists() and not thaw:
-                thaw = time.monotonic() + case.stop_s
-            if thaw and time.monotonic() > thaw:
-                self.signal(OWNER[case.point.partition(".")[0]] if case else "", signal.SIGCONT)
-                thaw, case = 0.0, None
+            if case is not None and self._is_frozen(case):
+                thaw = thaw or time.monotonic() + case.stop_s
+                if time.monotonic() > thaw:
+                    self._thaw(case)
+                    thaw = 0.0
             told = "frozen" if thaw else self._state(qty)
             assert time.monotonic() < deadline, f"{qty} was not reached: {told}"
             if told != "settled":
                 time.sleep(0.03)
+
+    def _is_frozen(self, case: Case) -> bool:
+        if case.action != "stop" or self.plan.exists():
+            return False
+        try:
+            stat = Path(f"/proc/{self.pid(OWNER[case.point.partition('.')[0]])}/stat").read_text()
+        except FileNotFoundError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    def _thaw(self, case: Case) -> None:
+        self._is_thawed = True
+        self.signal(OWNER[case.point.partition(".")[0]], signal.SIGCONT)
 
     def _state(self, qty: Decimal) -> str:
         try:
