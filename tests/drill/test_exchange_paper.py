@@ -32,12 +32,14 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
                    exchange={"request_timeout_ms": 700, "recv_window_ms": 2_000}) as appliance:
         appliance.start("paper")
         wait_until(lambda: _is_up(appliance))
+        # 700 ms are too short for the first to ask for a past that is still being made.
+        wait_until(lambda: _is_up(appliance, "klines?symbol=BTCUSDT&interval=1m&limit=500"), 60)
         yield appliance
 
 
-def _is_up(appliance: Appliance) -> bool:
+def _is_up(appliance: Appliance, query: str = "time") -> bool:
     try:
-        return "serverTime" in appliance._http("GET", "/fapi/v1/time", None)
+        return bool(appliance._http("GET", f"/fapi/v1/{query}", None))
     except OSError:
         return False
 
