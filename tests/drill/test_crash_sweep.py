@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,19 @@ def test_halt_set_when_an_order_is_about_to_leave_keeps_it_back(tmp_path: Path) 
         order, = lane.books().book(BTC).orders.values()
         assert (order.state, "too late?" in order.text) == ("ABSENT", True)
         assert lane.exchange_orders() == []
+
+
+def test_executor_killed_while_its_order_is_on_the_way_knows_it_again(tmp_path: Path) -> None:
+    with Lane(tmp_path / "lane") as lane:
+        lane.begin()
+        for qty in (Decimal("0.010"), Decimal(0)):
+            lane.control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", "do": "delay",
+                                                   "delay_ms": 200})
+            lane.wish(f"{qty} 30000" if qty else "0")
+            wait_until(lambda: lane.control("GET", "/paper/faults") == [], step=0.002)
+            lane.signal("executor", signal.SIGKILL)  # before the exchange has said a word
+            lane._reach(qty, Decimal(30_000))
+            lane.check()
 
 
 @pytest.mark.drill
