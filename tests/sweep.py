@@ -26,7 +26,7 @@ OWNER = {"runner": "strategy-levels", "executor": "executor", "sender": "executo
 # Everything that waits is short: the rules are the same, the cases are many.
 CONFIG: dict[str, Any] = {
     "executor": {"reconcile_s": 1, "absent_after_s": 1, "resolve_ms": 50, "fence_margin_ms": 200,
-                 "snapshot_ms": 100, "clock_check_s": 5, "unprotected_s_max": 5},
+                 "snapshot_ms": 100, "clock_check_s": 5, "unprotected_s_max": 60},
     "exchange": {"recv_window_ms": 500, "request_timeout_ms": 500, "connect_timeout_ms": 500},
     "bus": {"heartbeat_ms": 100, "silence_ms": 500},
     "gateway": {"reconnect_ms_min": 50, "reconnect_ms_max": 200, "stale_ms": 2_000, "clock_check_s": 5},
