@@ -316,5 +316,6 @@ class Lane(Appliance):
 def random_case(point: str, action: str, fault: str, chance: random.Random) -> Case:
     """Return the case with a pass and a length of stop drawn from what matters there."""
     often = point.partition(".")[0] in ("keeper", "paper") or "cycle" in point
-    return Case(point, chance.randint(1, 6) if often else 1, action,
-                chance.choice((0.2, FENCE_S + 0.3)), fault)
+    # Frozen past the fence, the order is not executed: then only an operator may go on after these.
+    stops = (0.2,) if fault in ("408_1007", "503") else (0.2, FENCE_S + 0.3)
+    return Case(point, chance.randint(1, 6) if often else 1, action, chance.choice(stops), fault)
