@@ -27,7 +27,6 @@ from bot.events import ExitsSet, Halted, Resumed, SignalReceived, Started
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.journal import Journal
-from bot.limits import Prices
 from bot.log import Log, Tally
 from bot.model import Heartbeat, PositionReport, Report, Tick, TradingSignal, signal_id
 from bot.orders import Leg, OrderRequest, OrderType, Side, client_order_id, new_epoch
@@ -36,6 +35,7 @@ from bot.reconciler import Reconciler
 from bot.sender import OrderSender
 from bot.status import read_usage
 from bot.stream import open_stream
+from bot.trading_state import TradingState
 from bot.wire import (
     HEARTBEAT_TOPIC,
     LossCounter,
@@ -63,12 +63,12 @@ class OrderExecutor:
         self._exchange, self._halts, self._publish, self._spawn = exchange, halts, publish, spawn
         self.losses = LossCounter()
         self.dropped = Tally("message_dropped", log, clock)
-        self._prices: dict[str, Prices] = {}
-        self._gateway_ns = 0  # monotonic time of the last sign of life on the ticks channel
         self.books: Books = journal.load()
         self.keeper = Bookkeeper(journal, self.books, clock, self._report, self.halt_all)
         self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
                                      open_stream=open_stream, wake=self.cycle, halt=self.halt_all)
+        self.trading_state = TradingState(config, clock, exchange=exchange, halts=halts, books=self.books,
+                                          reconciler=self.reconciler)
         self.sender = OrderSender(log, exchange=exchange, keeper=self.keeper, halts=halts,
                                   reconciler=self.reconciler, wake=self.cycle, halt=self.halt_all)
         self.desk = Desk(log, files=CommandFiles(config.state_path / "commands"), exchange=exchange,
@@ -117,11 +117,11 @@ class OrderExecutor:
             except WireError as error:
                 self.dropped.add(error.reason, channel="ticks", text=str(error)[:TEXT_MAX])
                 continue
-            self._gateway_ns = self._clock.mono_ns()
+            self.trading_state.hear_gateway()
             if isinstance(message, Heartbeat):
                 self.losses.saw_heartbeat(message, self.subscribed)
             elif isinstance(message, Tick) and self.losses.saw_tick(message):
-                self._see_price(message)
+                self.trading_state.see_price(message)
 
     def cycle(self) -> None:
         """Do what follows from the books, now."""
@@ -130,7 +130,7 @@ class OrderExecutor:
         asked = {symbol for symbol, book in self.books.symbols.items() if book.signals}
         for symbol in sorted({*self.reconciler.traded} | asked):
             orders += self._act(symbol)
-            placed, canceled = self.protector.act(symbol, self.symbol_state(symbol)[0],
+            placed, canceled = self.protector.act(symbol, self.trading_state.of_symbol(symbol)[0],
                                                   is_read=symbol in self.reconciler.read,
                                                   newest_target=self._newest_target(symbol))
             orders += placed
@@ -147,43 +147,6 @@ class OrderExecutor:
         for order in cancels:
             self.reconciler.sending.add(order.id)
             self._spawn(self.sender.cancel(order))
-
-    def state(self) -> tuple[str, str]:
-        """Return the state of the whole, and why."""
-        halt = next((h for h in self._halts.list() if h.scope == "all"), None)
-        if halt is not None:
-            return "HALTED", f"{halt.who}: {halt.why}"
-        if not self.reconciler.is_ready:
-            return "RECONCILING", "the books are not compared with the exchange yet"
-        if self._clock.mono_ns() - self._gateway_ns > self._config.bus.silence_ms * 1_000_000:
-            return "REDUCING", "the gateway is silent"
-        trouble = self.reconciler.contract.trouble or self._exchange.refusal("rest")
-        if trouble:
-            return "REDUCING", trouble
-        stale = [s for s in self.reconciler.traded if not self._is_fresh(s)]
-        if len(stale) == len(self.reconciler.traded):
-            return "REDUCING", "no symbol has a fresh mark price"
-        return "RUNNING", ""
-
-    def symbol_state(self, symbol: str) -> tuple[str, str]:
-        """Return the state that counts for one symbol, and why."""
-        halt = self._halts.covering(strategy=self._config.owner_of(symbol) or "", symbol=symbol)
-        if halt is not None:
-            return "HALTED", f"{halt.who}: {halt.why}"
-        state, why = self.state()
-        locks = self.books.book(symbol).locks
-        unknown = self.books.book(symbol).unknown()
-        if state == "RUNNING" and (locks or unknown):
-            causes = [f"{cause}: {text}" for cause, text in locks.items()]
-            return "LOCKED", "; ".join(causes + [f"order {o.id} is unknown" for o in unknown])
-        if state == "RUNNING" and not self._is_fresh(symbol):
-            return "REDUCING", "stale_mark: its mark price makes no progress"
-        return state, why
-
-    def _is_fresh(self, symbol: str) -> bool:
-        now_ns = self._clock.wall_ns() + self._exchange.clock_offset_ns
-        age_ns = now_ns - self._prices.get(symbol, Prices()).mark_ns
-        return age_ns <= self._config.limits.tick_age_ms_max * 1_000_000
 
     def halt_all(self, who: str, why: str) -> None:
         """Halt trading, synced to disk before anything else happens."""
@@ -247,26 +210,15 @@ class OrderExecutor:
         return self.keeper.intend(request, strategy=strategy, signal=signal, leg=leg, checks=checks)
 
     def _context(self, symbol: str) -> Context:
-        state, why = self.symbol_state(symbol)
+        state, why = self.trading_state.of_symbol(symbol)
         now_ns = self._clock.wall_ns()
         entries = sum(o.leg == "open" and 0 <= now_ns - o.intended_ns < MINUTE_NS
                       for b in self.books.symbols.values() for o in b.orders.values())
         return Context(
             owner=self._config.owner_of(symbol), state=state, state_reason=why, limits=self._config.limits,
-            instrument=self._exchange.instruments.get(symbol), prices=self._prices.get(symbol, Prices()),
+            instrument=self._exchange.instruments.get(symbol), prices=self.trading_state.prices(symbol),
             now_ns=now_ns, exchange_now_ns=now_ns + self._exchange.clock_offset_ns,
             entries_last_minute=entries, rate_refusal=self._exchange.refusal("entry"))
-
-    def _see_price(self, tick: Tick) -> None:
-        old = self._prices.get(tick.symbol, Prices())
-        if tick.kind == "mark":
-            self._prices[tick.symbol] = Prices(
-                mark=Decimal(repr(tick.price)), mark_ns=tick.exchange_ns, bid=old.bid, ask=old.ask,
-                quote_ns=old.quote_ns)
-        elif tick.kind == "quote" and tick.bid is not None and tick.ask is not None:
-            self._prices[tick.symbol] = Prices(
-                mark=old.mark, mark_ns=old.mark_ns, bid=Decimal(repr(tick.bid)), ask=Decimal(repr(tick.ask)),
-                quote_ns=tick.exchange_ns)
 
     def _journal_halts(self) -> None:
         halts = {h.scope: h for h in self._halts.list()}
@@ -299,7 +251,7 @@ class OrderExecutor:
                 position_version=book.version,
                 open_orders=len(book.live_orders()),
                 unknown_orders=len(book.unknown()),
-                state=self.symbol_state(symbol)[0],
+                state=self.trading_state.of_symbol(symbol)[0],
                 time_ns=self._clock.wall_ns(),
                 executor_run=self._run,
             )
@@ -313,7 +265,7 @@ class OrderExecutor:
 
     def status(self) -> dict[str, Any]:
         """Return what botctl status shows of the executor."""
-        state, why = self.state()
+        state, why = self.trading_state.of_all()
         books = self.books.symbols.values()
         return {
             "state": state,
@@ -331,7 +283,7 @@ class OrderExecutor:
             "dropped": self.dropped.counts,
             "symbols": {
                 b.symbol: {
-                    "state": self.symbol_state(b.symbol)[0],
+                    "state": self.trading_state.of_symbol(b.symbol)[0],
                     "unprotected_s": self.protector.unprotected_s(b.symbol),
                 }
                 for b in books

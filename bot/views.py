@@ -1,0 +1,180 @@
+"""What botctl shows: state, health, orders, signals, positions, and the story behind each."""
+
+import argparse
+import select
+import shutil
+import sys
+import termios
+import tty
+from typing import Any
+
+import msgspec
+
+from bot.clock import Clock
+from bot.config import Config
+from bot.errors import EXIT_OK
+from bot.events import SignalClosed, SignalReceived
+from bot.explain import clock_text, find_story, tell
+from bot.journal import JournalReader
+from bot.page import fit, status_lines, table_lines
+from bot.status import findings, gather, position_row, process_rows, read_beats
+
+EXIT_NO = 1
+
+
+def show_status(args: argparse.Namespace, config: Config) -> int:
+    """Print the state of everything, or follow it."""
+    if args.watch:
+        return _follow(config)
+    status = gather(config, Clock())
+    if args.json:
+        return print_json(status, status["state"] != "DOWN")
+    lines = status_lines(status)
+    missing = [f"{p['name']} {p['state']}" for p in status["processes"] if p["state"] != "UP"]
+    if missing:
+        lines.insert(1, f"NOT UP {', '.join(missing)}: see the logs in {config.path('log')}")
+    print("\n".join(lines))
+    return EXIT_OK if status["state"] != "DOWN" else EXIT_NO
+
+
+def _follow(config: Config) -> int:
+    # Plain ANSI, redrawn each second; q, Ctrl-C or the end of the terminal ends it.
+    keys = sys.stdin if sys.stdin.isatty() else None
+    before = termios.tcgetattr(keys) if keys else []
+    try:
+        if keys:
+            tty.setcbreak(keys)
+        print("\x1b[2J", end="")
+        while True:
+            columns, rows = shutil.get_terminal_size()
+            now = clock_text(Clock().wall_ns())[:19]
+            last = f"{now} UTC  q ends this view, not tradehost"
+            print(fit(status_lines(gather(config, Clock())), columns, rows, last), end="", flush=True)
+            if select.select([keys] if keys else [], [], [], 1.0)[0] and sys.stdin.read(1) in ("q", ""):
+                return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_OK
+    finally:
+        if keys:
+            termios.tcsetattr(keys, termios.TCSADRAIN, before)
+        print()
+
+
+def show_health(args: argparse.Namespace, config: Config) -> int:
+    """Print what is wrong, and what each process uses."""
+    beats = read_beats(config)
+    processes = process_rows(config, beats, Clock())
+    found, health = findings(beats, processes), beats.get("health", {})
+    used = [{"name": name, **row} for name, row in health.get("processes", {}).items()]
+    if args.json:
+        return print_json({"is_healthy": not found, "findings": found, "processes": used,
+                      "host": health.get("host", {}), "kills": health.get("kills", {})}, not found)
+    print("\n".join([*table_lines(found, ("rule", "subject", "age_s", "text"), "nothing is wrong"), "",
+                     *table_lines(used, ("name", "rss_bytes", "growth_bytes_per_s", "cpu_pct", "descriptors",
+                                         "threads"), "health does not run")]))
+    return EXIT_NO if found else EXIT_OK
+
+
+def list_orders(args: argparse.Namespace, config: Config) -> int:
+    """Print the open orders, or all that the books keep, the newest first."""
+    reader = open_reader(config)
+    rows: list[dict[str, Any]] = []
+    for book in reader.books().symbols.values():
+        for order in book.orders.values() if args.all else book.live_orders():
+            request = order.request
+            rows.append(
+                {
+                    "client_order_id": order.id,
+                    "time": clock_text(order.intended_ns),
+                    "strategy": order.strategy,
+                    "symbol": request.symbol,
+                    "leg": order.leg,
+                    "side": request.side,
+                    "qty": request.qty,
+                    "filled_qty": order.filled_qty,
+                    "trigger_price": request.trigger_price,
+                    "state": order.state,
+                    "code": order.code or None,
+                    "text": order.text,
+                }
+            )
+    rows.sort(key=lambda row: row["time"], reverse=True)
+    if args.json:
+        return print_json(rows[: args.count], True)
+    _table(
+        rows[: args.count],
+        (
+            "time",
+            "client_order_id",
+            "symbol",
+            "leg",
+            "side",
+            "qty",
+            "filled_qty",
+            "trigger_price",
+            "state",
+            "text",
+        ),
+        "no open order (--all shows the closed ones too)",
+    )
+    return EXIT_OK
+
+
+def list_signals(args: argparse.Namespace, config: Config) -> int:
+    """Print the signals with their outcomes, the newest first."""
+    reader = open_reader(config)
+    rows = []
+    for entry in reader.newest("signal", args.count):
+        assert isinstance(entry.event, SignalReceived)
+        signal, closed = entry.event.signal, reader.find("outcome", entry.event.key)
+        assert closed is None or isinstance(closed, SignalClosed)
+        rows.append({
+            "signal": entry.event.key, "time": clock_text(entry.ts_ns), "symbol": signal.symbol,
+            "target_qty": signal.target_qty, "stop_loss": signal.stop_loss, "take_profit": signal.take_profit,
+            "outcome": closed.outcome if closed else "open",
+            "filled_qty": closed.filled_qty if closed else None,
+            "why": closed.reason if closed else "", "decided_because": signal.reason})
+    if args.json:
+        return print_json(rows, True)
+    _table(rows, ("time", "signal", "symbol", "target_qty", "outcome", "filled_qty", "why"),
+           "no signal was received yet")
+    return EXIT_OK
+
+
+def list_positions(args: argparse.Namespace, config: Config) -> int:
+    """Print the positions with their exits."""
+    rows = [position_row(book, config) for book in open_reader(config).books().symbols.values()]
+    if args.json:
+        return print_json(rows, True)
+    _table(rows, ("symbol", "strategy", "qty", "entry_price", "stop_loss", "take_profit", "version",
+                  "realized_pnl", "fees"), "no position yet")
+    return EXIT_OK
+
+
+def tell_story(args: argparse.Namespace, config: Config) -> int:
+    """Print the story of a signal, order or fill."""
+    story = find_story(open_reader(config), args.id)
+    if args.json:
+        return print_json([{"seq": e.seq, "ts_ns": e.ts_ns, "event": e.event} for e in story], bool(story))
+    if not story:
+        print(f"the journal knows no signal, order or fill {args.id}; botctl signals and botctl orders --all "
+              "list the names", file=sys.stderr)
+        return EXIT_NO
+    for entry in story:
+        print(tell(entry))
+    return EXIT_OK
+
+
+def open_reader(config: Config) -> JournalReader:
+    """Return a reader of the journal."""
+    return JournalReader(config.path(config.journal.path))
+
+
+def print_json(value: Any, is_yes: bool) -> int:
+    """Print a value as JSON; return the exit code of yes or no."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    return EXIT_OK if is_yes else EXIT_NO
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...], empty: str = "none") -> None:
+    print("\n".join(table_lines(rows, columns, empty)))
