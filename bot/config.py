@@ -244,6 +244,9 @@ class HealthConfig(Table, kw_only=True, frozen=True):
     clock_offset_ms_max: Annotated[
         Count, Meta(description="between the host's clock and the exchange's; more is told of: orders carry "
                     "the exchange's time, but records do not")] = 500
+    page_port: Annotated[
+        int, Meta(ge=0, le=65_535, description="the status page, on loopback; 0: none. From elsewhere: "
+                  "`ssh -L 9550:127.0.0.1:9550 host`")] = 9_550
 
 
 class MetricsConfig(Table, kw_only=True, frozen=True):

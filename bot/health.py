@@ -8,12 +8,14 @@ import asyncio
 import sys
 
 from bot import probe
+from bot.bus import ZmqSubscriber
 from bot.daemon import Daemon, run
 from bot.halt import HaltFiles
 from bot.probe import Supervisor
 from bot.programs import names
 from bot.status import read_beats
 from bot.watch import MB, Watch
+from bot.web import StatusPage, serve
 
 LOOK_S = 1.0
 
@@ -41,7 +43,14 @@ async def main(daemon: Daemon) -> None:
         watch.tell()
 
     daemon.every(LOOK_S, look)
+    ticks = ZmqSubscriber(config.bus.ticks, config.bus, [])
+    page = StatusPage(config, daemon.clock, ticks)
+    ticks.watch(page.on_tick_messages)
+    close = await serve(page, rules.page_port, daemon.log) if rules.page_port else None
     await daemon.stopping.wait()
+    if close:
+        await close()
+    ticks.close()
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ EVENTS = {
     "exchange_unreachable": "the exchange does not answer at our start; it is tried again",
     "config_reread": "the file was read again on SIGHUP; what is in force now, and what waits for a restart",
     "config_refused": "the file was to be read again and is wrong; nothing changed",
+    "page_unavailable": "the status page's port could not be bound; health works without",
     "metrics_unavailable": "the metrics port could not be bound; the process works without",
     "finding": "health found something wrong: which rule, which process, the limit and the value",
     "finding_ended": "a finding is gone; how long it lasted",

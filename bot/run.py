@@ -223,9 +223,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG
     botctl = Path(sys.executable).with_name("botctl")
+    port = config.health.page_port
+    page = f"http://127.0.0.1:{port}  or  " if port else ""
     print(f"tradehost {__version__}  mode {config.mode.upper()}  at {config.exchange.rest_url}",
           f"config    {args.config.resolve()}", f"logs      {config.path('log')}",
-          f"look      {botctl} status    (in another terminal)", f"halt      {botctl} halt",
+          f"look      {page}{botctl} status", f"halt      {botctl} halt",
           "end       Ctrl-C; positions and stops stay at the exchange\n", sep="\n", flush=True)
     code = asyncio.run(Foreground(config, args.config, clock).live())
     os.close(lock)

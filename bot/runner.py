@@ -42,6 +42,7 @@ from bot.wire import (
     tick_topic,
 )
 
+LEVELS_MAX = 100  # per symbol in a beat; more lines than that is no picture
 TEXT_MAX = 200  # characters of foreign bytes in a log line
 OUTCOME_WAIT_NS = 2_000_000_000  # most signals have ended by then; an unknown order takes longer
 
@@ -148,9 +149,14 @@ class StrategyRunner:
             "ticks_repeated": self.losses.repeated, "dropped": self.dropped.counts,
             "refused": self.refused.counts, "signals": self._seq, "acked": self._acked,
             "outbox": len(self._outbox), "warm": self._strategy is not None,
-            "waiting_for": self._missing(), "held": self._held,
+            "waiting_for": self._missing(), "held": self._held, "levels": self._levels(),
             "positions": {symbol: {"qty": str(position.position_qty), "version": position.position_version,
                                    "state": position.state} for symbol, position in self._positions.items()}}
+
+    def _levels(self) -> dict[str, list[float]]:
+        show = getattr(self._strategy, "levels", None)  # optional: what the status page draws
+        return {symbol: [float(price) for price in prices][:LEVELS_MAX]
+                for symbol, prices in show().items()} if show else {}
 
     def _decoded(self, batch: Batch, decode: Callable[[bytes], Any], channel: str) -> Iterator[tuple]:
         for topic, raw in batch:

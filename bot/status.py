@@ -11,6 +11,8 @@ from bot.clock import Clock
 from bot.config import Config
 from bot.daemon import run_folder
 from bot.errors import JournalError
+from bot.events import SignalClosed, SignalReceived
+from bot.explain import clock_text
 from bot.halt import HaltFiles
 from bot.journal import JournalReader
 from bot.programs import names
@@ -125,6 +127,34 @@ def position_row(book: SymbolBook, config: Config) -> dict[str, Any]:
         "stops_resting": [o.id for o in book.orders.values()
                           if o.request.type == "stop" and o.state in ("ACCEPTED", "PARTIALLY_FILLED")],
     }
+
+
+def order_rows(books: Books, *, is_all: bool = False) -> list[dict[str, Any]]:
+    """Return the open orders, or all that the books keep, the newest first."""
+    orders = [order for book in books.symbols.values()
+              for order in (book.orders.values() if is_all else book.live_orders())]
+    return [{"client_order_id": order.id, "time": clock_text(order.intended_ns), "strategy": order.strategy,
+             "symbol": order.request.symbol, "leg": order.leg, "side": order.request.side,
+             "qty": order.request.qty, "filled_qty": order.filled_qty,
+             "trigger_price": order.request.trigger_price, "state": order.state, "code": order.code or None,
+             "text": order.text}
+            for order in sorted(orders, key=lambda order: order.intended_ns, reverse=True)]
+
+
+def signal_rows(reader: JournalReader, count: int) -> list[dict[str, Any]]:
+    """Return the newest signals with their outcomes, the newest first."""
+    rows = []
+    for entry in reader.newest("signal", count):
+        assert isinstance(entry.event, SignalReceived)
+        signal, closed = entry.event.signal, reader.find("outcome", entry.event.key)
+        assert closed is None or isinstance(closed, SignalClosed)
+        rows.append({
+            "signal": entry.event.key, "time": clock_text(entry.ts_ns), "symbol": signal.symbol,
+            "target_qty": signal.target_qty, "stop_loss": signal.stop_loss, "take_profit": signal.take_profit,
+            "outcome": closed.outcome if closed else "open",
+            "filled_qty": closed.filled_qty if closed else None,
+            "why": closed.reason if closed else "", "decided_because": signal.reason})
+    return rows
 
 
 def _books(config: Config) -> tuple[Books, str]:

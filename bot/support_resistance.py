@@ -181,6 +181,11 @@ class SupportResistanceStrategy:
         touch = self._confirmed(market, tick) if tick.kind == "trade" else None
         return self._entry(market, touch, tick) if touch is not None else None
 
+    def levels(self) -> dict[str, list[float]]:
+        """Return the prices that the status page draws."""
+        return {symbol: [level.price for level in market.book.levels]
+                for symbol, market in self._markets.items()}
+
     def _confirmed(self, market: _Market, tick: Tick) -> _Touch | None:
         before, market.price = market.price, tick.price
         touch = market.touch

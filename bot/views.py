@@ -13,11 +13,10 @@ import msgspec
 from bot.clock import Clock
 from bot.config import Config
 from bot.errors import EXIT_OK
-from bot.events import SignalClosed, SignalReceived
 from bot.explain import clock_text, find_story, tell
 from bot.journal import JournalReader
 from bot.page import fit, status_lines, table_lines
-from bot.status import findings, gather, position_row, process_rows, read_beats
+from bot.status import findings, gather, order_rows, position_row, process_rows, read_beats, signal_rows
 
 EXIT_NO = 1
 
@@ -77,63 +76,17 @@ def show_health(args: argparse.Namespace, config: Config) -> int:
 
 def list_orders(args: argparse.Namespace, config: Config) -> int:
     """Print the open orders, or all that the books keep, the newest first."""
-    reader = open_reader(config)
-    rows: list[dict[str, Any]] = []
-    for book in reader.books().symbols.values():
-        for order in book.orders.values() if args.all else book.live_orders():
-            request = order.request
-            rows.append(
-                {
-                    "client_order_id": order.id,
-                    "time": clock_text(order.intended_ns),
-                    "strategy": order.strategy,
-                    "symbol": request.symbol,
-                    "leg": order.leg,
-                    "side": request.side,
-                    "qty": request.qty,
-                    "filled_qty": order.filled_qty,
-                    "trigger_price": request.trigger_price,
-                    "state": order.state,
-                    "code": order.code or None,
-                    "text": order.text,
-                }
-            )
-    rows.sort(key=lambda row: row["time"], reverse=True)
+    rows = order_rows(open_reader(config).books(), is_all=args.all)[:args.count]
     if args.json:
-        return print_json(rows[: args.count], True)
-    _table(
-        rows[: args.count],
-        (
-            "time",
-            "client_order_id",
-            "symbol",
-            "leg",
-            "side",
-            "qty",
-            "filled_qty",
-            "trigger_price",
-            "state",
-            "text",
-        ),
-        "no open order (--all shows the closed ones too)",
-    )
+        return print_json(rows, True)
+    _table(rows, ("time", "client_order_id", "symbol", "leg", "side", "qty", "filled_qty", "trigger_price",
+                  "state", "text"), "no open order (--all shows the closed ones too)")
     return EXIT_OK
 
 
 def list_signals(args: argparse.Namespace, config: Config) -> int:
     """Print the signals with their outcomes, the newest first."""
-    reader = open_reader(config)
-    rows = []
-    for entry in reader.newest("signal", args.count):
-        assert isinstance(entry.event, SignalReceived)
-        signal, closed = entry.event.signal, reader.find("outcome", entry.event.key)
-        assert closed is None or isinstance(closed, SignalClosed)
-        rows.append({
-            "signal": entry.event.key, "time": clock_text(entry.ts_ns), "symbol": signal.symbol,
-            "target_qty": signal.target_qty, "stop_loss": signal.stop_loss, "take_profit": signal.take_profit,
-            "outcome": closed.outcome if closed else "open",
-            "filled_qty": closed.filled_qty if closed else None,
-            "why": closed.reason if closed else "", "decided_because": signal.reason})
+    rows = signal_rows(open_reader(config), args.count)
     if args.json:
         return print_json(rows, True)
     _table(rows, ("time", "signal", "symbol", "target_qty", "outcome", "filled_qty", "why"),

@@ -65,7 +65,7 @@ def write_config(tmp_path: Path, **overrides: Any) -> Path:
                                 "symbols": ["BTC/USDT:USDT"], "settings": {"notional": 1_000}}},
         "bus": {name: {"endpoint": f"tcp://127.0.0.1:{free_port()}", "hwm": 100_000, "linger_ms": 0}
                 for name in ("ticks", "signals", "reports")},
-        "metrics": {"base_port": 0},
+        "metrics": {"base_port": 0}, "health": {"page_port": 0},
         "paper": {"bind": f"127.0.0.1:{port}", "accounts": {"main": keys}},
     }
     path = tmp_path / "bot.toml"

@@ -1,0 +1,162 @@
+"""The status page's own rules: whom it answers, what it calls an alert, where the runbook's anchors are."""
+
+import asyncio
+import re
+
+import aiohttp
+import pytest
+
+from bot import web
+from bot.clock import Clock
+from bot.config_file import load
+from bot.model import Candle, Instrument, Snapshot
+from bot.wire import encode
+from tests.harness import free_port, write_config
+
+STATUS = {"halted": [], "state": "RUNNING", "state_reason": "", "journal_error": "", "locked_symbols": {},
+          "unknown_orders": 0, "stale": [], "findings": []}
+
+
+class Topics:
+    """A subscriber that only remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.topics: list[bytes] = []
+
+    def subscribe(self, topic: bytes) -> None:
+        self.topics.append(topic)
+
+
+class Silent:
+    """A log that only remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict]] = []
+
+    def warning(self, event: str, **fields) -> None:
+        self.lines.append((event, fields))
+
+
+def page_of(tmp_path) -> web.StatusPage:
+    return web.StatusPage(load(write_config(tmp_path)), Clock(), Topics())
+
+
+def answers(tmp_path, *requests: tuple[str, str, dict[str, str]]) -> list[tuple[int, str, dict[str, str]]]:
+    """Serve a page and return (status, text, headers) of each (method, path, headers)."""
+    async def ask() -> list[tuple[int, str, dict[str, str]]]:
+        port, found = free_port(), []
+        close = await web.serve(page_of(tmp_path), port, Silent())
+        async with aiohttp.ClientSession() as session:
+            for method, path, headers in requests:
+                async with session.request(
+                    method, f"http://127.0.0.1:{port}{path}", headers=headers
+                ) as answer:
+                    found.append((answer.status, await answer.text(), dict(answer.headers)))
+        await close()
+        return found
+    return asyncio.run(ask())
+
+
+def test_page_with_a_foreign_host_name_refuses(tmp_path):
+    good, evil, tunneled = answers(tmp_path, ("GET", "/api/state", {}),
+                                   ("GET", "/api/state", {"Host": "evil.example:9550"}),
+                                   ("GET", "/", {"Host": "localhost:9550"}))
+    assert (good[0], evil[0], tunneled[0]) == (200, 403, 200)
+    assert "wallet" not in evil[1]
+
+
+def test_page_with_any_writing_method_refuses(tmp_path):
+    for status, _, _ in answers(
+        tmp_path, *((method, "/api/state", {}) for method in ("POST", "PUT", "DELETE"))
+    ):
+        assert status == 405
+
+
+def test_page_with_its_files_needs_nothing_from_elsewhere(tmp_path):
+    index, state = answers(tmp_path, ("GET", "/", {}), ("GET", "/api/state", {}))
+    assert "default-src 'self'" in index[2]["Content-Security-Policy"]
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', index[1])
+    assert '"state":"DOWN"' in state[1]  # nothing runs, and the page says so
+    names = re.findall(r'(?:src|href)="([\w.-]+)"', index[1])
+    assert {"page.js", "page.css", "lightweight-charts.js", "runbook"} == set(names)
+    for name, (status, _, _) in zip(names, answers(tmp_path, *(("GET", f"/{n}", {}) for n in names)),
+                                    strict=True):
+        assert status == 200, name
+    assert [a[0] for a in answers(tmp_path, ("GET", "/%2e%2e/web.py", {}), ("GET", "/../web.py", {}))] == [
+        404,
+        404,
+    ]
+
+
+def test_page_with_its_port_taken_is_told_and_not_served(tmp_path):
+    async def twice() -> list[tuple[str, dict]]:
+        port, log = free_port(), Silent()
+        close = await web.serve(page_of(tmp_path), port, log)
+        assert await web.serve(page_of(tmp_path), port, log) is None
+        await close()
+        return log.lines
+    (event, fields), = asyncio.run(twice())
+    assert event == "page_unavailable"
+    assert fields["port"]
+
+
+def test_answer_with_many_askers_is_made_once(tmp_path):
+    made = []
+
+    async def ask() -> set[bytes]:
+        page = page_of(tmp_path)
+        return set(await asyncio.gather(*(page.answer(make) for _ in range(20))))
+
+    def make() -> dict:
+        made.append(1)
+        return {"n": len(made)}
+    assert asyncio.run(ask()) == {b'{"n":1}'}
+
+
+def test_candles_with_a_snapshot_are_told_and_asked_for_once(tmp_path):
+    page = page_of(tmp_path)
+    page.ask_candles()
+    page.ask_candles()
+    assert page._ticks.topics == [b"s/BTC/USDT:USDT/1m/500/"]
+    instrument = Instrument(
+        symbol="BTC/USDT:USDT",
+        exchange_symbol="BTCUSDT",
+        status="TRADING",
+        price_increment="0.1",
+        qty_increment="0.001",
+        qty_min="0.001",
+        qty_max="100",
+        notional_min="5",
+        contract_size="1",
+        settle="USDT",
+    )
+    snapshot = Snapshot(instrument=instrument, timeframe="1m", time_ns=1, run=1,
+                        candles=(Candle(60, 1.0, 3.0, 0.5, 2.0, 9.0),))
+    page.on_tick_messages([(b"", b"junk"), (b"", encode(snapshot))])
+    assert page.history()["candles"] == {"BTC/USDT:USDT": (Candle(60, 1.0, 3.0, 0.5, 2.0, 9.0),)}
+
+
+@pytest.mark.parametrize(("change", "name", "subject"), [
+    ({"halted": [{"scope": "all", "who": "op", "why": "lunch", "since_ns": 1}]}, "halted", "all"),
+    ({"state": "DOWN", "state_reason": "it does not run"}, "executor_down", ""),
+    ({"journal_error": "event 7 breaks the hash chain"}, "journal_damaged", ""),
+    ({"locked_symbols": {"B": {"books_differ": "1 of 2"}}}, "locked", "B"),
+    ({"unknown_orders": 2}, "unknown_orders", ""),
+    ({"stale": ["B"]}, "stale_feed", "B"),
+    ({"findings": [{"rule": "disk_low", "subject": "host", "text": "3 MB", "age_s": 1}]}, "disk_low", "host"),
+])
+def test_alerts_with_each_trouble_name_it_once(change, name, subject):
+    assert web.alerts(STATUS) == []
+    change = {key: value * 2 if key == "findings" else value for key, value in change.items()}
+    found = web.alerts(STATUS | change)
+    assert [(alert["name"], alert["subject"]) for alert in found] == [(name, subject)]
+    assert found[0]["href"].startswith("runbook#")
+
+
+def test_runbook_with_markup_in_it_is_text(monkeypatch):
+    monkeypatch.setattr(web, "_runbook", lambda: "# One\n## Halt <all> now\n<script>x</script>\n")
+    page = web.runbook_page()
+    assert "<script>" not in page
+    assert '<b id="halt-all-now">## Halt &lt;all&gt; now</b>' in page
+    assert web.anchor_of("halt_all") == "halt-all-now"
+    assert web.anchor_of("nothing_of_it") == ""
