@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import getpass
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ from bot.views import (
     open_reader,
     print_json,
     show_health,
+    show_report,
     show_status,
     tell_story,
 )
@@ -155,6 +157,13 @@ def _resume(args: argparse.Namespace, config: Config) -> int:
     return EXIT_OK
 
 
+def _span_ns(text: str) -> int:
+    units = {"m": 60, "h": 3_600, "d": 86_400}
+    if not re.fullmatch(r"[1-9][0-9]{0,4}[mhd]", text):
+        raise argparse.ArgumentTypeError(f"a span is a number and m, h or d, like 24h; was {text!r}")
+    return int(text[:-1]) * units[text[-1]] * 1_000_000_000
+
+
 def _usage(text: str) -> NoReturn:
     print(f"botctl: {text}", file=sys.stderr)
     raise SystemExit(2)
@@ -249,6 +258,10 @@ def _parser() -> argparse.ArgumentParser:
     for added in (orders, signals):
         added.add_argument("--count", type=int, default=50, metavar="N", help="at most so many (50)")
     verb("positions", list_positions, "list positions with their exits", "positions")
+    report = verb("report", show_report, "tell the day: money, slippage, latency, outcomes, incidents",
+                  "report --since 24h --chart day.html")
+    report.add_argument("--since", type=_span_ns, default="24h", metavar="SPAN", help="30m, 24h, 7d (24h)")
+    report.add_argument("--chart", type=Path, metavar="FILE", help="write an HTML file with the charts")
     explain = verb(
         "explain", tell_story, "tell the story of a signal, order or fill", "explain sr/1763848800/17"
     )

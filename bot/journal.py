@@ -210,6 +210,14 @@ class JournalReader:
         """Return the newest events of a kind, the newest first."""
         return self._entries("kind = ? ORDER BY seq DESC LIMIT ?", kind, count)
 
+    def since(self, ts_ns: int) -> Iterator[Entry]:
+        """Yield all events from a time on, in the sequence they happened."""
+        with _damage("journal"):
+            rows = self._db.execute("SELECT seq, ts_ns, body FROM events WHERE ts_ns >= ? ORDER BY seq",
+                                    (ts_ns,))
+            for seq, at_ns, body in rows:
+                yield Entry(seq, at_ns, _decoder.decode(body))
+
     def counts(self) -> dict[str, int]:
         """Return how many events there are of each kind."""
         with _damage("journal"):

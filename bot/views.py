@@ -16,6 +16,7 @@ from bot.errors import EXIT_OK
 from bot.explain import clock_text, find_story, tell
 from bot.journal import JournalReader
 from bot.page import fit, status_lines, table_lines
+from bot.report import chart_html, day_json, day_lines, summarize
 from bot.status import findings, gather, order_rows, position_row, process_rows, read_beats, signal_rows
 
 EXIT_NO = 1
@@ -115,6 +116,18 @@ def tell_story(args: argparse.Namespace, config: Config) -> int:
         return EXIT_NO
     for entry in story:
         print(tell(entry))
+    return EXIT_OK
+
+
+def show_report(args: argparse.Namespace, config: Config) -> int:
+    """Print the day, and write its chart."""
+    to_ns = Clock().wall_ns()
+    day = summarize(open_reader(config).since(to_ns - args.since), to_ns - args.since, to_ns)
+    if args.chart:
+        args.chart.write_text(chart_html(day, config.mode), encoding="utf-8")
+    if args.json:
+        return print_json(day_json(day), True)
+    print("\n".join([*day_lines(day), *([f"charts: {args.chart}"] if args.chart else [])]))
     return EXIT_OK
 
 

@@ -177,6 +177,35 @@ class Applied(Strict):
     changed: list[str]
 
 
+class PnlRow(Strict):
+    of: str
+    net: Decimal
+    fills: int | None = None
+    volume: Decimal | None = None
+    realized_pnl: Decimal | None = None
+    fees: Decimal | None = None
+    slippage: Decimal | None = None
+    slippage_bp: Decimal | None = None
+
+
+class LatencyRow(Strict):
+    latency: str
+    count: int
+    median_ms: float
+    p95_ms: float
+    max_ms: float
+
+
+class Day(Strict):
+    from_ns: int
+    to_ns: int
+    pnl: list[PnlRow]
+    latencies: list[LatencyRow]
+    outcomes: dict[str, int]
+    incidents: list[str]
+    wallet_balance: Decimal | None
+
+
 def botctl(path: Path, *words: str, schema: Any = None, code: int = 0) -> Any:
     """Run botctl; with a schema, with --json and decoded by it."""
     extra = ["--json"] if schema else []
@@ -212,6 +241,11 @@ def test_botctl_with_every_looking_verb_keeps_its_schema(run):
     assert botctl(run.path, "orders", "--all", schema=list[OrderRow])
     assert botctl(run.path, "positions", schema=list[Position])
     assert botctl(run.path, "config", "check", str(run.path), schema=Checked).is_valid
+    day = botctl(
+        run.path, "report", "--since", "1h", "--chart", str(run.path.with_name("day.html")), schema=Day
+    )
+    assert day.pnl[-1].of == "sum" and day.pnl[0].fills and day.outcomes and day.incidents
+    assert day.latencies[0].count and run.path.with_name("day.html").stat().st_size > 100_000
 
 
 def test_doctor_with_all_well_finds_nothing_bad_and_says_what_it_cannot_know(run):
