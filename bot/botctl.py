@@ -25,10 +25,11 @@ from bot.config_file import load, parse
 from bot.doctor import examine
 from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError, RefusedError
 from bot.explain import clock_text
+from bot.flatten import flatten_here
 from bot.halt import HaltFiles
 from bot.page import table_lines
 from bot.programs import find_config, find_state_path
-from bot.status import gather
+from bot.status import gather, process_rows, read_beats
 from bot.views import (
     EXIT_NO,
     list_orders,
@@ -43,6 +44,7 @@ from bot.views import (
 )
 
 EXIT_PENDING = 3
+PICKED_UP_S = 5.0  # guard looks four times a second; who does not take a flatten up by then is stuck
 ANSWER_TURNS = 200  # of 0.1 s: a reconciliation takes one, with a slow exchange a few
 
 
@@ -170,11 +172,11 @@ def _usage(text: str) -> NoReturn:
 
 
 def _scope(args: argparse.Namespace, config: Config) -> str:
-    if args.strategy is not None:
+    if getattr(args, "strategy", None) is not None:
         if args.strategy not in config.strategy:
             _usage(f"there is no strategy {args.strategy}; there are {', '.join(config.strategy)}")
         return f"strategy:{args.strategy}"
-    if args.symbol is not None:
+    if getattr(args, "symbol", None) is not None and args.verb != "adopt":
         known = {*config.symbols(), *(row["symbol"] for row in gather(config, Clock())["positions"])}
         if args.symbol not in known:
             _usage(f"there is no symbol {args.symbol}; there are {', '.join(sorted(known))}")
@@ -183,19 +185,74 @@ def _scope(args: argparse.Namespace, config: Config) -> str:
 
 
 def _command(args: argparse.Namespace, config: Config) -> int:
+    kind, _, name = _scope(args, config).partition(":")
     files = CommandFiles(config.state_path / "commands")
-    command = files.put(args.verb, symbol=getattr(args, "symbol", ""), who=getpass.getuser(), why=args.reason,
-                        clock=Clock())
-    answered = asyncio.run(_answer(files, command))
-    if answered is None:
-        text = f"{args.verb}: no answer from the executor; the command stays and is taken up when it runs"
-    else:
-        text = answered.text
+    command = files.put(args.verb, strategy=name if kind == "strategy" else "",
+                        symbol=name if kind == "symbol" else getattr(args, "symbol", None) or "",
+                        who=getpass.getuser(), why=args.reason, clock=Clock())
+    return _tell_answer(args, asyncio.run(_answer(files, command)), "the executor")
+
+
+def _tell_answer(args: argparse.Namespace, answered: Answered | None, who: str) -> int:
+    text = (answered.text if answered is not None else
+            f"{args.verb}: no answer from {who}; the command stays and is taken up when it runs")
     if args.json:
         print_json({"is_done": answered.is_done if answered else None, "text": text}, True)
     else:
         print(text, file=sys.stdout if answered and answered.is_done else sys.stderr)
     return EXIT_PENDING if answered is None else EXIT_OK if answered.is_done else EXIT_NO
+
+
+def _flatten(args: argparse.Namespace, config: Config) -> int:
+    scope = _scope(args, config)
+    if scope != "all":  # through the executor, and what it flattened stays halted
+        if not _is_up(config, "executor"):
+            raise RefusedError(
+                f"the executor does not run, and flattening {scope} goes through it; botctl halt "
+                f"--{scope.replace(':', ' ', 1)} holds it, botctl flatten closes everything"
+            )
+        HaltFiles(config.path("halt")).set(scope, who=getpass.getuser(), why=f"flatten: {args.reason}",
+                                           clock=Clock())
+        return _command(args, config)
+    answered = asyncio.run(_flatten_by_guard(args, config)) if _is_up(config, "guard") else None
+    if answered is None:
+        _say(args, "guard does not answer: flattening from here, do not end this")
+        asyncio.run(flatten_here(config, lambda text: _say(args, text), who=getpass.getuser(),
+                                 why=args.reason))
+        answered = Answered(True, "flat: the exchange says no position and no order; trading stays halted")
+    return _tell_answer(args, answered, "guard")
+
+
+async def _flatten_by_guard(args: argparse.Namespace, config: Config) -> Answered | None:
+    # None: guard did not take it up, and will not.
+    files, clock, shown = CommandFiles(config.state_path / "guard"), Clock(), 0
+    try:
+        command = files.put("flatten", who=getpass.getuser(), why=args.reason, clock=clock)
+    except OSError:
+        return None
+    since_ns, is_taken = clock.mono_ns(), False
+    while (answered := files.take_answer(command)) is None:
+        beat = read_beats(config).get("guard", {})
+        is_taken = is_taken or bool(beat.get("flattening"))
+        is_silent = clock.mono_ns() - max(beat.get("mono_ns", 0), since_ns) > PICKED_UP_S * 1e9
+        if is_silent or (not is_taken and clock.mono_ns() - since_ns > PICKED_UP_S * 1e9):
+            files.withdraw(command)
+            return files.take_answer(command)
+        said = beat.get("said", []) if is_taken else []
+        for text in said[shown:]:
+            _say(args, text)
+        shown = max(shown, len(said))
+        await clock.sleep(0.2)
+    return answered
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+
+def _is_up(config: Config, name: str) -> bool:
+    rows = process_rows(config, read_beats(config), Clock())
+    return any(row["name"] == name and row["state"] == "UP" for row in rows)
 
 
 async def _answer(files: CommandFiles, command: Command) -> Answered | None:
@@ -234,13 +291,16 @@ def _parser() -> argparse.ArgumentParser:
     verb("health", show_health, "show what is wrong, and what each process uses", "health --json")
     verb("doctor", _doctor, "examine host, files, ports, journal, exchange and account", "doctor")
     _add_config(verbs, shared)
-    for name, run, text in (("halt", _halt, "let no entry and no reducing order leave; stops stay"),
-                            ("resume", _resume, "end a halt, and say why it was set")):
+    for name, run, text in (
+            ("halt", _halt, "let no entry and no reducing order leave; stops stay"),
+            ("cancel", _command, "cancel our open orders that are not exits; stops stay"),
+            ("flatten", _flatten, "halt, cancel and close: everything, even with the rest broken"),
+            ("resume", _resume, "end a halt, and say why it was set")):
         added = verb(name, run, text, f"{name} --symbol BTC/USDT:USDT")
         scope = added.add_mutually_exclusive_group()
         scope.add_argument("--strategy", metavar="NAME", help="only this strategy")
         scope.add_argument("--symbol", metavar="SYMBOL", help="only this symbol")
-        if name == "halt":
+        if name != "resume":
             added.add_argument(
                 "--reason", default="by hand", metavar="TEXT", help="why; it is kept and shown"
             )

@@ -16,11 +16,15 @@ ANSWERS_KEPT = 50  # whoever asked reads and removes its own at once; the rest i
 BYTES_MAX = 10_000
 
 
+Verb = Literal["reconcile", "adopt", "cancel", "flatten"]
+
+
 class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an operator wants: who, why, since when. symbol: "" where the verb needs none."""
+    """What an operator wants: who, why, since when. strategy, symbol: "" for all, or where none is needed."""
 
     id: str
-    verb: Literal["reconcile", "adopt"]
+    verb: Verb
+    strategy: str = ""
     symbol: str = ""
     who: str
     why: str
@@ -40,12 +44,12 @@ class CommandFiles:
     def __init__(self, folder: Path) -> None:
         self._folder, self._done = folder, folder / "done"
 
-    def put(self, verb: Literal["reconcile", "adopt"], *, symbol: str, who: str, why: str,
+    def put(self, verb: Verb, *, strategy: str = "", symbol: str = "", who: str, why: str,
             clock: Clock) -> Command:
         """Leave a command for the executor, synced to disk."""
         now_ns = clock.wall_ns()
-        command = Command(id=f"{now_ns}-{clock.token(4)}", verb=verb, symbol=symbol, who=who, why=why,
-                          time_ns=now_ns)
+        command = Command(id=f"{now_ns}-{clock.token(4)}", verb=verb, strategy=strategy, symbol=symbol,
+                          who=who, why=why, time_ns=now_ns)
         write_synced(self._folder / f"{command.id}.json", msgspec.json.encode(command))
         return command
 
@@ -66,6 +70,14 @@ class CommandFiles:
                 path.rename(path.with_suffix(".damaged"))
                 damaged.append(f"{path.name[:80]}: {error}")
         return commands, damaged
+
+    def withdraw(self, command: Command) -> bool:
+        """Take a command back; return whether it was still there."""
+        try:
+            (self._folder / f"{command.id}.json").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def answer(self, command: Command, answered: Answered) -> None:
         """Answer the command and remove it."""

@@ -249,6 +249,18 @@ class HealthConfig(Table, kw_only=True, frozen=True):
                   "`ssh -L 9550:127.0.0.1:9550 host`")] = 9_550
 
 
+class GuardConfig(Table, kw_only=True, frozen=True):
+    """The dead-man's switch. Times count from the executor's last beat."""
+
+    cancel_after_s: Annotated[
+        Seconds, Meta(description="an executor silent for longer: guard cancels our orders that are not "
+                      "reduce-only, stops stay; longer than the worst healthy restart, which is stuck_ms and "
+                      "about 20 s")] = 60
+    flatten_after_s: Annotated[
+        int, Meta(ge=0, le=86_400, description="silent for longer still: guard halts and flattens; 0: never, "
+                  "the stops at the exchange are what protects")] = 0
+
+
 class MetricsConfig(Table, kw_only=True, frozen=True):
     """Prometheus metrics: one loopback port per process. docs/metrics.md lists them."""
 
@@ -314,6 +326,7 @@ class Config(Table, kw_only=True, frozen=True):
     executor: ExecutorConfig = ExecutorConfig()
     journal: JournalConfig = JournalConfig()
     health: HealthConfig = HealthConfig()
+    guard: GuardConfig = GuardConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
     paper: PaperConfig | None = None

@@ -234,6 +234,9 @@ def _check_budgets(config: Config) -> None:
         ("gateway.stale_ms", config.gateway.stale_ms, "the mark price's period", 2_000),
         ("executor.absent_after_s", executor.absent_after_s, "recv_window_ms + fence_margin_ms",
          -(-(exchange.recv_window_ms + executor.fence_margin_ms) // 1_000)),
+        # Killed after stuck_ms, then 8 s to stop, a start of 2 s, and its tries on a busy host.
+        ("guard.cancel_after_s", config.guard.cancel_after_s, "health.stuck_ms and 20 s for a restart",
+         config.health.stuck_ms // 1_000 + 20),
         ("limits.position_notional_max", limits.position_notional_max, "limits.order_notional_max",
          limits.order_notional_max),
     ]
@@ -242,6 +245,9 @@ def _check_budgets(config: Config) -> None:
                       f"strategy.{name}.resend_ms", strategy.resend_ms * 2))
         rules.append((f"strategy.{name}.signal_ttl_ms", strategy.signal_ttl_ms,
                       "limits.signal_age_ms_max", limits.signal_age_ms_max))
+    if config.guard.flatten_after_s:
+        rules.append(("guard.flatten_after_s", config.guard.flatten_after_s, "guard.cancel_after_s",
+                      config.guard.cancel_after_s))
     for key, value, least_key, least in rules:
         if value < least:
             raise ConfigError(f"{key}: must be at least {least} (from {least_key}); was {value}")

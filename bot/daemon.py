@@ -112,10 +112,22 @@ class Daemon:
                      "mono_ns": self.clock.mono_ns(), "wall_ns": self.clock.wall_ns(),
                      "config": self.config.fingerprint(), "ended": self._is_ended,
                      "crash_starts": self._crash_starts, "suppressed": self.log.suppressed, **self.status()}
-        path = run_folder(self.config) / f"{self.name}.json"
+        path, raw = run_folder(self.config) / f"{self.name}.json", msgspec.json.encode(self.beat)
         part = path.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(self.beat))
-        os.replace(part, path)
+        try:
+            part.write_bytes(raw)
+            os.replace(part, path)
+        except OSError as error:  # a full disk: the last beat's own block is still there
+            self.log.warning("beat_unwritten", error=str(error))
+            _overwrite(path, raw)
+
+
+def _overwrite(path: Path, raw: bytes) -> None:
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            file.write(raw.ljust(path.stat().st_size))
+    except OSError:
+        pass  # silent then, which is true, and others act on it
 
 
 def _crash_starts(config: Config, name: str, clock: Clock) -> list[int]:

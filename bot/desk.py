@@ -1,26 +1,36 @@
 """The operator's desk: takes commands up, has them journaled with name and reason, and answers them."""
 
+from collections.abc import Callable
 from decimal import Decimal
 
 from bot.bookkeeper import Bookkeeper
+from bot.books import Order
+from bot.clock import Clock
 from bot.commands import Answered, Command, CommandFiles
+from bot.config import Config
 from bot.errors import ExchangeError
 from bot.events import Adopted, Commanded
 from bot.exchange import Exchange
 from bot.log import Log, Tally
+from bot.orders import TABLE
 from bot.reconciler import Reconciler
 
 # Locks that an operator's adoption takes away; the others end when the exchange shows that they may.
 ADOPTABLE = ("books_differ", "foreign_fill", "liquidation", "adl", "late_fill")
 
+FLATTEN_NS, FLATTEN_TURN_S = 15_000_000_000, 0.2  # botctl waits 20 s for an answer
+
 
 class Desk:
     """Works commands off, one after the other."""
 
-    def __init__(self, log: Log, *, files: CommandFiles, exchange: Exchange, keeper: Bookkeeper,
-                 reconciler: Reconciler, dropped: Tally) -> None:
-        self._log, self._files, self._exchange = log, files, exchange
+    def __init__(self, config: Config, clock: Clock, log: Log, *, files: CommandFiles, exchange: Exchange,
+                 keeper: Bookkeeper, reconciler: Reconciler, dropped: Tally,
+                 close: Callable[[str, str], None], cancel: Callable[[Order], None]) -> None:
+        self._config, self._clock, self._log = config, clock, log
+        self._files, self._exchange = files, exchange
         self._keeper, self._reconciler, self._dropped = keeper, reconciler, dropped
+        self._close, self._cancel = close, cancel
 
     async def work(self) -> None:
         """Answer every command that waits."""
@@ -29,7 +39,7 @@ class Desk:
             self._dropped.add("command", channel="commands", text=text)
         for command in commands:
             self._keeper.record(Commanded(id=command.id, verb=command.verb, symbol=command.symbol,
-                                          who=command.who, why=command.why))
+                                          strategy=command.strategy, who=command.who, why=command.why))
             self._keeper.commit()
             try:
                 answered = await self._do(command)
@@ -42,10 +52,61 @@ class Desk:
     async def _do(self, command: Command) -> Answered:
         if command.verb == "adopt" and command.symbol not in self._exchange.instruments:
             return Answered(False, f"there is no symbol {command.symbol}")
+        if command.verb in ("cancel", "flatten"):
+            return await (self._cancel_entries if command.verb == "cancel" else self._flatten)(command)
         differences = await self._reconciler.reconcile(f"{command.verb} by {command.who}")
         if command.verb == "adopt":
             return await self._adopt(command)
         return Answered(True, "; ".join(differences) or "books and exchange agree")
+
+    def _symbols(self, command: Command) -> tuple[str, ...]:
+        owned = self._config.strategy
+        if command.strategy:
+            return owned[command.strategy].symbols if command.strategy in owned else ()
+        return (command.symbol,) if command.symbol else self._reconciler.traded
+
+    async def _cancel_entries(self, command: Command) -> Answered:
+        books = self._keeper.books
+        entries = [o for symbol in self._symbols(command) for o in books.book(symbol).working()
+                   if "request_cancel" in TABLE[o.state] and o.id not in self._reconciler.sending]
+        for order in entries:
+            self._keeper.change(order, "request_cancel")
+        self._keeper.commit()
+        for order in entries:
+            self._cancel(order)
+        unknown = [o.id for symbol in self._symbols(command) for o in books.book(symbol).unknown()]
+        sent = ", ".join(o.id for o in entries)
+        return Answered(True, "; ".join(filter(None, (
+            f"cancels sent: {sent}" if sent else "no order of ours rests but exits",
+            f"unknown, and not to be canceled before the exchange shows them: {', '.join(unknown)}"
+            if unknown else ""))))
+
+    async def _flatten(self, command: Command) -> Answered:
+        # An operator's target of 0: reduce-only, past the halt that botctl has set. Its exits follow.
+        symbols, began_ns = self._symbols(command), self._clock.mono_ns()
+        if not symbols or not (command.strategy or command.symbol):
+            return Answered(False, "the executor flattens one strategy or symbol; everything is guard's")
+        while True:
+            left = [s for s in symbols if not self._is_flat(s, command.who)]
+            if not left:
+                held = ", ".join(symbols)
+                return Answered(True, f"flat: {held}; it stays halted until botctl resume")
+            if self._clock.mono_ns() - began_ns > FLATTEN_NS:
+                orders = ", ".join(o.id for s in left for o in self._keeper.books.book(s).working())
+                return Answered(
+                    False,
+                    f"not flat yet: {', '.join(left)} (orders {orders or 'none'}); it stays "
+                    "halted. Again: the same command; everything, in any case: botctl flatten",
+                )
+            await self._clock.sleep(FLATTEN_TURN_S)
+
+    def _is_flat(self, symbol: str, who: str) -> bool:
+        book = self._keeper.books.book(symbol)
+        if book.working():
+            return False  # its fills, a moment away, decide how much there is to close
+        if book.position_qty:
+            self._close(symbol, who)
+        return not book.position_qty
 
     async def _adopt(self, command: Command) -> Answered:
         symbol, books = command.symbol, self._keeper.books

@@ -216,6 +216,7 @@ class Commanded(Event, frozen=True, kw_only=True, tag="commanded"):
     symbol: str
     who: str
     why: str
+    strategy: str = ""
 
     @property
     def story(self) -> str:

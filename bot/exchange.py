@@ -7,9 +7,8 @@ ccxt's own network code, rate limiter and exception classes are not used (exchan
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import ccxt
 import msgspec
@@ -17,7 +16,7 @@ import msgspec
 from bot.budget import SLOW_SHARE, Action, Budget, Usage
 from bot.clock import Clock
 from bot.config import ExchangeConfig
-from bot.errors import ConfigError, ExchangeError, InvariantError
+from bot.errors import ConfigError, ExchangeError
 from bot.model import Candle, Instrument
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
 from bot.outcome import LIMITER_STATUS, Answer, error_of, retry_later_s
@@ -37,13 +36,14 @@ from bot.rows import (
     read_status,
     read_symbol_settings,
 )
+from bot.signed_request import SignedRequest, check_built
 
 # The exchanges whose orders, answers and streams the tests know. Another one is a row here, readers in
 # bot/rows.py, codes in bot/outcome.py, and its recorded answers in the tests.
 TRADABLE = {"binanceusdm": ccxt.binanceusdm}
-TYPES = {"market": "MARKET", "stop": "STOP_MARKET", "take_profit": "TAKE_PROFIT_MARKET"}
 NOT_FOUND, CLOCK_REFUSED, TOO_MUCH = (-2011, -2013), -1021, -1003
 QUERY_SLOW_S = 0.5  # between questions once much of the weight is used: 120 a minute at most
+URGENT_TRIES, URGENT_WAIT_S = 5, 0.2  # flatten's: an overloaded exchange answers every second or third
 PAGE_ROWS = 1_000  # of userTrades, allOrders and allAlgoOrders
 WEEK_MS = 7 * 86_400_000 - 1  # they answer for less than 7 days at once (exchange-facts 1.1)
 KLINES_MAX = 1_500
@@ -58,38 +58,17 @@ class Rest(Protocol):
                       may_send: Callable[[], str] | None = None) -> Answer: ...
 
 
-class SignedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """An order ready to leave. Its repr and sent_text hold no secret.
-
-    timestamp_ms: server time of the signature. fence_ns: server time after which it can no longer be
-    delivered for the first time.
-    """
-
-    client_order_id: str
-    url: str
-    headers: dict[str, str]
-    body: bytes
-    timestamp_ms: int
-    fence_ns: int
-
-    @property
-    def sent_text(self) -> str:
-        """Return what leaves, without the signature: for the journal and `explain`."""
-        return f"POST {urlsplit(self.url).path} {self.body.decode().split('&signature=')[0]}"
-
-    def __repr__(self) -> str:
-        return f"SignedRequest({self.sent_text})"
-
-
 class Exchange:
     """One account at one exchange. keys: (API key, secret), None for market data alone.
 
+    is_urgent: its questions may use what the request limits keep for cancels and closes, and are asked
+    again at once when an answer says nothing.
     Raises ConfigError for an exchange outside the tested table. Queries raise ExchangeError (status,
     code) on anything but a clean answer, and when the budget keeps them back.
     """
 
     def __init__(self, config: ExchangeConfig, clock: Clock, *, orders: Rest, queries: Rest,
-                 keys: tuple[str, str] | None) -> None:
+                 keys: tuple[str, str] | None, is_urgent: bool = False) -> None:
         if config.id not in TRADABLE:
             raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.id}"')
         self._config, self._clock, self._orders, self._queries = config, clock, orders, queries
@@ -103,7 +82,7 @@ class Exchange:
         self._symbols: dict[str, str] = {}
         self._markets: dict[str, dict[str, Any]] = {}
         self.instruments: dict[str, Instrument] = {}
-        self.budget = Budget()
+        self.budget, self._is_urgent = Budget(), is_urgent
 
     async def load(self) -> None:
         """Measure the clock and fetch the instruments."""
@@ -189,7 +168,7 @@ class Exchange:
         signed = self._sign("POST", "fapiPrivate", "algoOrder" if request.is_conditional else "order", fields)
         built = SignedRequest(client_order_id=request.client_order_id, timestamp_ms=timestamp_ms,
                               fence_ns=(timestamp_ms + window_ms) * 1_000_000, **signed)
-        _check_built(request, exchange_symbol, built, window_ms)
+        check_built(request, exchange_symbol, built, window_ms)
         return built
 
     async def submit(self, signed: SignedRequest, may_send: Callable[[], str] | None = None) -> Answer:
@@ -365,10 +344,21 @@ class Exchange:
                 return [rows[key] for key in sorted(rows)]
 
     async def _query(self, method: str, section: str, path: str, **params: Any) -> Any:
-        refusal = self.refusal("query")
+        tries = 0
+        while True:
+            try:
+                return await self._ask(method, section, path, params)
+            except ExchangeError as error:
+                tries += 1
+                if not self._is_urgent or tries == URGENT_TRIES or 400 <= error.status < 500:
+                    raise
+                await self._clock.sleep(URGENT_WAIT_S)
+
+    async def _ask(self, method: str, section: str, path: str, params: dict[str, Any]) -> Any:
+        refusal = self.refusal("rest" if self._is_urgent else "query")
         if refusal:
             raise ExchangeError(f"{path}: not asked: {refusal}", code=TOO_MUCH)
-        if self.budget.share("weight_1m", self.server_ns()) >= SLOW_SHARE:
+        if not self._is_urgent and self.budget.share("weight_1m", self.server_ns()) >= SLOW_SHARE:
             await self._clock.sleep(QUERY_SLOW_S)
         answer = self._note(await self._queries.request(method, **self._sign(method, section, path, params)))
         if answer.status == 200 and not answer.error:
@@ -402,28 +392,6 @@ class Exchange:
         if symbol not in self.instruments:
             raise ExchangeError(f"{symbol}: not listed by {self._config.id}, or not loaded")
         return self.instruments[symbol].exchange_symbol
-
-
-def _check_built(request: OrderRequest, exchange_symbol: str, built: SignedRequest, window_ms: int) -> None:
-    # What leaves, read back from its bytes, is what was asked, and nothing else.
-    name, resting = f"order {request.client_order_id}", request.is_conditional
-    if resting and not (request.reduce_only and request.trigger_price):
-        raise InvariantError(f"{name}: must be reduce-only and have a trigger price; was {request}")
-    wanted: dict[str, str | Decimal | None] = {
-        "symbol": exchange_symbol, "side": request.side.upper(), "type": TYPES[request.type],
-        "quantity": request.qty, "timestamp": str(built.timestamp_ms), "recvWindow": str(window_ms),
-        "newOrderRespType": "RESULT", "reduceOnly": "true" if request.reduce_only else None,
-        "clientAlgoId" if resting else "newClientOrderId": request.client_order_id}
-    if resting:
-        wanted |= {"algoType": "CONDITIONAL", "workingType": "MARK_PRICE",
-                   "triggerPrice": request.trigger_price}
-    sent = dict(parse_qsl(built.body.decode(), keep_blank_values=True))
-    for key in wanted.keys() | sent.keys() - {"signature"}:
-        want, was = wanted.get(key), sent.get(key)
-        if (Decimal(was) if isinstance(want, Decimal) and was else was) != want:
-            raise InvariantError(f"{name}: {key} must be {want}; was {was}")
-    if urlsplit(built.url).path != ("/fapi/v1/algoOrder" if resting else "/fapi/v1/order"):
-        raise InvariantError(f"{name}: would go to {urlsplit(built.url).path}")
 
 
 def _instrument(market: dict[str, Any]) -> Instrument:

@@ -25,6 +25,7 @@ from bot.desk import Desk
 from bot.errors import ConfigError, ExchangeError, JournalError, WireError
 from bot.events import ExitsSet, Halted, Resumed, SignalReceived, Started
 from bot.exchange import Exchange
+from bot.flatten import is_seized
 from bot.halt import HaltFiles
 from bot.journal import Journal
 from bot.log import Log, Tally
@@ -46,6 +47,7 @@ from bot.wire import (
     tick_topic,
 )
 
+SEIZED_S = 0.5  # between looks at whether a flatten has let go
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
 STOP_TURNS_PER_S = 20
 TEXT_MAX = 300  # of a dropped message's description in the log
@@ -71,8 +73,9 @@ class OrderExecutor:
                                           reconciler=self.reconciler)
         self.sender = OrderSender(log, exchange=exchange, keeper=self.keeper, halts=halts,
                                   reconciler=self.reconciler, wake=self.cycle, halt=self.halt_all)
-        self.desk = Desk(log, files=CommandFiles(config.state_path / "commands"), exchange=exchange,
-                         keeper=self.keeper, reconciler=self.reconciler, dropped=self.dropped)
+        self.desk = Desk(config, clock, log, files=CommandFiles(config.state_path / "commands"),
+                         exchange=exchange, keeper=self.keeper, reconciler=self.reconciler,
+                         dropped=self.dropped, close=self.close_for_operator, cancel=self._send_cancel)
         self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend)
         self.subscribed = frozenset(config.symbols())
 
@@ -142,11 +145,26 @@ class OrderExecutor:
         for symbol in sorted(changed):
             self._report_position(symbol)
         for order in orders:
-            self.reconciler.sending.add(order.id)
-            self._spawn(self.sender.send_market_order(order))
+            self._send(order)
         for order in cancels:
-            self.reconciler.sending.add(order.id)
-            self._spawn(self.sender.cancel(order))
+            self._send_cancel(order)
+
+    def close_for_operator(self, symbol: str, who: str) -> None:
+        """Close what the books hold of the symbol, reduce-only, in the operator's name."""
+        book = self.books.book(symbol)
+        qty, most = abs(book.position_qty), self._exchange.instruments[symbol].qty_max
+        order = self.intend(symbol, "flatten", "sell" if book.position_qty > 0 else "buy", min(qty, most),
+                            reduce_only=True, signal="", checks={"operator": who})
+        self.keeper.commit()
+        self._send(order)
+
+    def _send(self, order: Order) -> None:
+        self.reconciler.sending.add(order.id)
+        self._spawn(self.sender.send_market_order(order))
+
+    def _send_cancel(self, order: Order) -> None:
+        self.reconciler.sending.add(order.id)
+        self._spawn(self.sender.cancel(order))
 
     def halt_all(self, who: str, why: str) -> None:
         """Halt trading, synced to disk before anything else happens."""
@@ -303,6 +321,10 @@ async def main(daemon: Daemon) -> None:
     secret = [read_secret(config.path(getattr(config.exchange, key)), f"exchange.{key}")
               for key in ("api_key_file", "api_secret_file")]
     daemon.log.hide(*secret)
+    while is_seized(config.path(config.journal.path)):  # a flatten goes on: nobody sends beside it
+        if daemon.stopping.is_set():
+            return
+        await clock.sleep(SEIZED_S)
     journal = Journal(
         config.path(config.journal.path),
         clock,

@@ -42,6 +42,10 @@ EVENTS = {
     "fill": "an execution of ours was booked",
     "signal": "a new signal was journaled",
     "outcome": "a signal got its one outcome",
+    "flattening": "a step of flatten: halt, kill, cancel, close, flat",
+    "dead_man": "the executor is silent for too long; our entries at the exchange are canceled, stops stay",
+    "dead_man_failed": "the dead-man's switch could not ask the exchange; it tries again",
+    "command_unanswered": "an operator's command was done, its answer could not be written",
     "commanded": "an operator's command was answered; who, why, the answer",
     "adopted": "an operator took over what the exchange says of a position",
     "symbol_locked": "no new risk in a symbol; why",
@@ -58,6 +62,7 @@ EVENTS = {
     "exchange_unreachable": "the exchange does not answer at our start; it is tried again",
     "config_reread": "the file was read again on SIGHUP; what is in force now, and what waits for a restart",
     "config_refused": "the file was to be read again and is wrong; nothing changed",
+    "beat_unwritten": "the beat could not be written anew; the old file is overwritten in place",
     "page_unavailable": "the status page's port could not be bound; health works without",
     "metrics_unavailable": "the metrics port could not be bound; the process works without",
     "finding": "health found something wrong: which rule, which process, the limit and the value",
@@ -67,7 +72,7 @@ EVENTS = {
 MONEY = frozenset((
     "signal", "signal_sent", "signal_outcome", "outcome", "order_answered", "cancel_answered", "order_absent",
     "order_missed", "fill", "halted", "resumed", "commanded", "adopted", "position_unprotected",
-    "symbol_locked", "symbol_unlocked",
+    "symbol_locked", "symbol_unlocked", "flattening", "dead_man", "dead_man_failed", "command_unanswered",
     "reconciled", "account_changed", "status_unrecognized", "crashed", "killed"))
 BURST = 100  # lines of one event at once; a start of ten strategies logs fewer
 PER_S = 1.0  # then; 40 events of 300 bytes at this rate are 1 GB a day, and supervisord rotates at 20 MB
