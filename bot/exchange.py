@@ -184,6 +184,10 @@ class Exchange:
         """Take in what another process of this host knows of the request limits."""
         self.budget.merge(told)
 
+    def shares(self) -> dict[str, float]:
+        """Return how much of each request limit is used in its window now, 0 to 1."""
+        return {name: round(self.budget.share(name, self.server_ns()), 4) for name in self.budget.limits}
+
     def refusal(self, action: Action) -> str:
         """Return why the request limits let this kind of request not leave now, "" when they do."""
         return self.budget.refusal(action, wall_ns=self._clock.wall_ns(), server_ns=self.server_ns())

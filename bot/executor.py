@@ -284,7 +284,7 @@ class OrderExecutor:
     def status(self) -> dict[str, Any]:
         """Return what botctl status shows of the executor."""
         state, why = self.trading_state.of_all()
-        books = self.books.symbols.values()
+        books, compared_ns = self.books.symbols.values(), self.reconciler.last_mono_ns
         return {
             "state": state,
             "state_reason": why,
@@ -303,6 +303,7 @@ class OrderExecutor:
                 b.symbol: {
                     "state": self.trading_state.of_symbol(b.symbol)[0],
                     "unprotected_s": self.protector.unprotected_s(b.symbol),
+                    "position_qty": b.position_qty, "unknown_orders": len(b.unknown()), "locks": len(b.locks),
                 }
                 for b in books
             },
@@ -312,6 +313,9 @@ class OrderExecutor:
             "owners": {s: name for name, table in self._config.strategy.items() for s in table.symbols},
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000,
             "rate": self._exchange.budget.usage,
+            "rate_share": self._exchange.shares(),
+            "reconcile_age_ms": (self._clock.mono_ns() - compared_ns) // 1_000_000 if compared_ns else None,
+            "differences": self.reconciler.differences,
         }
 
 

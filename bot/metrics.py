@@ -29,6 +29,7 @@ class Metric(NamedTuple):
 
 
 TABLE = (
+    Metric("bot_build_info", "info", "1; the version that runs", "version", ("version",)),
     Metric("bot_start_time_seconds", "gauge", "when the process started, since 1970", "run", (), 1e-9),
     Metric("bot_heartbeat_age_seconds", "gauge", "since the process's last beat", "age_ns", (), 1e-9),
     Metric("bot_crash_starts", "gauge", "starts after a crash that are remembered", "crash_starts"),
@@ -64,6 +65,20 @@ TABLE = (
     Metric("bot_state", "stateset", "1 for the state the executor is in", "state", ("state",)),
     Metric("bot_position_unprotected_seconds", "gauge", "how long a position lacks its stop",
            "symbols.*.unprotected_s", ("symbol",)),
+    Metric("bot_position_contracts", "gauge", "position by our books, signed", "symbols.*.position_qty",
+           ("symbol",)),
+    Metric("bot_unknown_orders", "gauge", "orders whose outcome nobody knows", "symbols.*.unknown_orders",
+           ("symbol",)),
+    Metric("bot_symbol_locks", "gauge", "causes for which a symbol takes no new risk", "symbols.*.locks",
+           ("symbol",)),
+    Metric("bot_reconcile_age_seconds", "gauge", "since the books were last compared with the exchange",
+           "reconcile_age_ms", (), 1e-3),
+    Metric("bot_reconcile_differences", "gauge", "differences the last comparison found", "differences"),
+    Metric("bot_exchange_used_ratio", "gauge", "share of the exchange's request limits that is used",
+           "rate_share.*", ("limit",)),
+    Metric("bot_guard_flattens_total", "counter", "flattens of everything", "flattens"),
+    Metric("bot_guard_dead_man_fired_total", "counter", "times the dead-man's switch acted",
+           "dead_man_fired"),
     Metric("bot_wallet_balance", "gauge", "in the settlement currency", "wallet_balance"),
     Metric("bot_process_resident_memory_bytes", "gauge", "memory a process holds", "processes.*.rss_bytes",
            ("name",)),
@@ -166,6 +181,8 @@ def _add(family, metric: Metric, labels: list[str], value: Any) -> None:
             total += count
             buckets.append((bound, total))
         family.add_metric(labels, buckets, value["sum"])
+    elif metric.kind == "info":
+        family.add_metric([*labels, value], 1.0)
     elif metric.kind == "stateset":
         for state in STATES:
             family.add_metric([*labels, state], float(state == value))

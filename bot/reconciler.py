@@ -74,7 +74,7 @@ class Reconciler:
         self.fences: dict[str, int] = {}  # client order id -> server time after which it cannot arrive
         self._is_compared = False  # since the stream came up
         self.read: set[str] = set()  # symbols whose position the exchange has told since our start
-        self.last_mono_ns = 0
+        self.last_mono_ns, self.differences = 0, 0  # of the last comparison
 
     @property
     def is_ready(self) -> bool:
@@ -188,7 +188,7 @@ class Reconciler:
                 wallet_balance=account.wallet_balance, cursors=cursors))
             self._keeper.commit()
             self._is_compared = up_ns is not None and self._stream_up_ns == up_ns
-            self.last_mono_ns = self._clock.mono_ns()
+            self.last_mono_ns, self.differences = self._clock.mono_ns(), len(differences)
             self._log.info("reconciled", trigger=trigger, differences=differences)
         self._wake()
         return differences

@@ -33,7 +33,7 @@ SECRET_LENGTH = 64  # as the real exchange's
 SOCKET_PATH_MAX = 96
 SUPERVISORD_CONF = Path(__file__).resolve().parent.parent / "ops" / "supervisord.conf"
 GOODBYE = ("stopped. Positions and protective stops stay at the exchange; nothing here watches them now. "
-           "To be flat: botctl halt, then close them in the exchange's app (RUNBOOK.md, Flatten).")
+           "To be flat: botctl flatten, which works without the rest too (RUNBOOK.md, Flatten).")
 
 
 class Foreground:

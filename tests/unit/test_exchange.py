@@ -583,3 +583,47 @@ def test_parse_private_knows_our_symbols():
         "caid": "th1", "aid": 1, "o": "STOP_MARKET", "s": "BTCUSDT", "S": "SELL", "q": "1", "X": "NEW",
         "tp": "5", "R": True}}).encode()
     assert exchange.parse_private(raw)[0].symbol == BTC
+
+
+@pytest.mark.parametrize(("is_urgent", "failures", "asked"), [(True, 4, 5), (True, 5, 5), (False, 1, 1)])
+def test_question_with_an_overloaded_exchange_is_asked_again_only_when_urgent(is_urgent, failures, asked):
+    clock, left = FakeClock(), [failures]
+
+    def overloaded(_):
+        left[0] -= 1
+        return refusal(-1008, 503) if left[0] >= 0 else []
+    lane = Lane(clock, positionRisk=overloaded)
+    exchange = Exchange(CONFIG, clock, orders=lane, queries=lane, keys=(API_KEY, API_SECRET),
+                        is_urgent=is_urgent)
+    asyncio.run(exchange.load())
+    if failures < 5 and is_urgent:
+        assert asyncio.run(exchange.positions()) == {}
+    else:
+        with pytest.raises(ExchangeError, match="positionRisk"):
+            asyncio.run(exchange.positions())
+    assert len(lane.of("positionRisk")) == asked
+
+
+def test_question_with_a_plain_no_is_not_asked_again_even_when_urgent():
+    clock = FakeClock()
+    lane = Lane(clock, positionRisk=refusal(-2015, 401))
+    exchange = Exchange(CONFIG, clock, orders=lane, queries=lane, keys=(API_KEY, API_SECRET), is_urgent=True)
+    asyncio.run(exchange.load())
+    with pytest.raises(ExchangeError):
+        asyncio.run(exchange.positions())
+    assert len(lane.of("positionRisk")) == 1
+
+
+def test_question_with_most_of_the_weight_used_is_kept_back_but_for_urgent_ones():
+    for is_urgent in (True, False):
+        clock = FakeClock()
+        lane = Lane(clock, positionRisk=[])
+        exchange = Exchange(CONFIG, clock, orders=lane, queries=lane, keys=(API_KEY, API_SECRET),
+                            is_urgent=is_urgent)
+        asyncio.run(exchange.load())
+        exchange.budget.hear({"x-mbx-used-weight-1m": "2300"}, exchange.server_ns())
+        if is_urgent:
+            assert asyncio.run(exchange.positions()) == {}
+        else:
+            with pytest.raises(ExchangeError, match="not asked"):
+                asyncio.run(exchange.positions())

@@ -29,7 +29,9 @@ def full_beat() -> dict:
         here = beat
         for key in path[:-1]:
             here = here.setdefault("BTC" if key == "*" else key, {})
-        here["x" if path[-1] == "*" else path[-1]] = "RUNNING" if metric.kind == "stateset" else value
+        here["x" if path[-1] == "*" else path[-1]] = {"stateset": "RUNNING", "info": "1.0"}.get(
+            metric.kind, value
+        )
     return beat
 
 
@@ -51,11 +53,20 @@ def test_metrics_with_an_empty_beat_tell_nothing_and_do_not_fail():
 
 
 def test_metrics_with_labels_units_and_states_have_their_values():
-    text = scraped({**BASE, "symbols": {"BTC/USDT:USDT": {"age_ms": {"mark": 250, "trade": None}}},
-                    "streams": {"prices-0": "up", "marks-1": "down"}, "state": "HALTED",
-                    "wallet_balance": "10000.5"}, now_ns=1_500_000_005)
+    text = scraped(
+        {
+            **BASE,
+            "version": "0.1.0",
+            "symbols": {"BTC/USDT:USDT": {"age_ms": {"mark": 250, "trade": None}}},
+            "streams": {"prices-0": "up", "marks-1": "down"},
+            "state": "HALTED",
+            "wallet_balance": "10000.5",
+        },
+        now_ns=1_500_000_005,
+    )
     assert 'bot_feed_age_seconds{kind="mark",process="executor",symbol="BTC/USDT:USDT"} 0.25' in text
     assert 'kind="trade"' not in text, "never heard is not 0"
+    assert 'bot_build_info{process="executor",version="0.1.0"} 1.0' in text
     assert 'bot_stream_up{process="executor",stream="prices-0"} 1.0' in text
     assert 'bot_stream_up{process="executor",stream="marks-1"} 0.0' in text
     assert 'bot_state{process="executor",state="HALTED"} 1.0' in text
