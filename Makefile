@@ -5,22 +5,25 @@ VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 PIP     := $(PYTHON) -m pip --disable-pip-version-check
 PYTEST  := $(PYTHON) -m pytest
-COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile -q --strip-extras \
-           --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links \
-           --no-emit-trusted-host --build-deps-for editable
+LIST    := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile -q --strip-extras \
+           --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+COMPILE := $(LIST) --build-deps-for editable
 
 CLIENTS := binance-sdk-derivatives-trading-usds-futures==18.0.1 binance-futures-connector==4.2.0 \
            python-binance==1.0.37
 
+ANSIBLE := ansible-core==2.19.14 ansible-lint==26.10.1
+
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test check drill bench docs lock install clients
+.PHONY: help run test check drill bench docs lock install clients test-host
 
 help:
 	@echo "make run     trade on the paper exchange, in the foreground; Ctrl-C ends it (CONFIG=path)"
 	@echo "make test    the tests, at most 10 minutes; three side by side, they mostly wait"
 	@echo "make check   lint, types, layers, generated docs, example config"
 	@echo "make drill   the long proofs; make bench: the measurements"
+	@echo "make test-host INVENTORY=FILE   push to a throwaway Debian 12 host over SSH, and try it"
 	@echo "make docs    write the generated docs; make lock: refresh the pinned requirements"
 
 run: $(VENV)/.run
@@ -29,7 +32,7 @@ run: $(VENV)/.run
 install: $(VENV)/.run
 
 test: $(VENV)/.dev
-	@$(PYTEST) -m "not drill and not bench" -n 3 --dist loadfile --durations=10 $(ARGS)
+	@$(PYTEST) -m "not drill and not bench and not host" -n 3 --dist loadfile --durations=10 $(ARGS)
 
 check: $(VENV)/.dev
 	@$(PYTHON) -m ruff check .
@@ -50,7 +53,8 @@ lock: $(VENV)/.dev
 	$(COMPILE) --output-file ops/requirements.lock setup.cfg pyproject.toml
 	$(COMPILE) --extra dev --constraint ops/requirements.lock \
 	  --output-file ops/requirements-dev.lock setup.cfg pyproject.toml
-	printf '%s\n' $(CLIENTS) | $(COMPILE) --output-file ops/requirements-clients.lock -
+	printf '%s\n' $(CLIENTS) | $(LIST) --output-file ops/requirements-clients.lock -
+	printf '%s\n' $(ANSIBLE) | $(LIST) --output-file ops/requirements-ansible.lock -
 
 $(VENV)/bin/pip:
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -76,4 +80,14 @@ clients: build/clients/.made
 build/clients/.made: ops/requirements-clients.lock | $(VENV)/bin/pip
 	@$(PYTHON3) -m venv build/clients
 	@build/clients/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r $<
+	@touch $@
+
+# What pushes to a host, apart for the same reason.
+test-host: $(VENV)/.dev build/ansible
+	@test -n "$(INVENTORY)" || { echo "make test-host INVENTORY=FILE: an Ansible inventory of throwaway hosts"; exit 2; }
+	@TRADEHOST_INVENTORY=$(abspath $(INVENTORY)) $(PYTEST) -s -x tests/ops/test_host.py $(ARGS)
+
+build/ansible: ops/requirements-ansible.lock | $(VENV)/bin/pip
+	@$(PYTHON3) -m venv $@
+	@$@/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r $<
 	@touch $@

@@ -5,7 +5,6 @@ again (SIGHUP), and supervisord starts, restarts or ends exactly the strategies 
 """
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,10 +41,11 @@ def apply(path: Path, new_path: Path, books: Books, *, way_out: str = "") -> dic
         os.replace(part, path)
     write_sections(new)
     after = _sections(folder)
+    # Through supervisord, which may signal what runs as another user.
     for name in REREADERS:
         if name in beats and not beats[name]["ended"]:
-            os.kill(beats[name]["pid"], signal.SIGHUP)
-    _update(new)
+            _supervisorctl(new, "signal", "HUP", name)
+    _supervisorctl(new, "update")
     return {"added": sorted(after.keys() - before.keys()), "removed": sorted(before.keys() - after.keys()),
             "changed": sorted(n for n in after.keys() & before.keys() if after[n] != before[n])}
 
@@ -67,13 +67,14 @@ def _sections(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.conf")}
 
 
-def _update(config: Config) -> None:
+def _supervisorctl(config: Config, *words: str) -> None:
     command = [sys.executable, "-m", "supervisor.supervisorctl", "-s",
-               f"unix://{config.path('run/supervisor.sock')}", "update"]
+               f"unix://{config.path('run/supervisor.sock')}", *words]
+    verb = " ".join(words)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=UPDATE_S)
     except subprocess.TimeoutExpired:
         raise RefusedError(f"supervisord did not answer within {UPDATE_S} s; the file is in force, the "
-                           "programs are not: run supervisorctl update") from None
+                           f"programs are not: run supervisorctl {verb}") from None
     if done.returncode:
-        raise RefusedError(f"supervisorctl update: {(done.stdout + done.stderr).strip()[:300]}")
+        raise RefusedError(f"supervisorctl {verb}: {(done.stdout + done.stderr).strip()[:300]}")

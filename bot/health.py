@@ -41,6 +41,7 @@ async def main(daemon: Daemon) -> None:
             if abs(offset_ms) > rules.clock_offset_ms_max:
                 watch.find("clock_offset", name, f"{offset_ms} ms, limit {rules.clock_offset_ms_max}")
         watch.tell()
+        probe.feed_watchdog()
 
     daemon.every(LOOK_S, look)
     ticks = ZmqSubscriber(config.bus.ticks, config.bus, [])

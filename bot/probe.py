@@ -1,6 +1,7 @@
 """What the kernel and supervisord say about our processes. Edge to psutil and to supervisord's socket."""
 
 import http.client
+import os
 import signal
 import socket
 import xmlrpc.client
@@ -81,6 +82,17 @@ def host(folder: Path) -> dict[str, int]:
     """Return what the host has left, in bytes; the disk is the one that holds the folder."""
     return {"disk_free_bytes": psutil.disk_usage(str(folder)).free,
             "memory_available_bytes": psutil.virtual_memory().available}
+
+
+def feed_watchdog() -> None:
+    """Tell systemd that somebody watches, where it asked to be told (sd_notify(3), WatchdogSec=)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notify:
+            try:
+                notify.sendto(b"WATCHDOG=1", address.replace("@", "\0", 1))
+            except OSError:
+                pass  # it will be missed, which is what it is for
 
 
 def kill_pid(pid: int) -> bool:

@@ -1,6 +1,7 @@
 """The programs supervisord keeps alive, made from the config, and where the running config is noted."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -74,13 +75,13 @@ def note_config(path: Path, state_path: Path, root: Path = ROOT) -> None:
 
 
 def find_config(root: Path = ROOT) -> Path:
-    """Return the config that was started last from this checkout. Raises ConfigError."""
-    return _noted(root)[0]
+    """Return BOT_CONFIG, else the config that was started last from this checkout. Raises ConfigError."""
+    return Path(os.environ["BOT_CONFIG"]) if "BOT_CONFIG" in os.environ else _noted(root)[0]
 
 
 def find_state_path(root: Path = ROOT) -> Path:
     """Return its state_dir: a halt needs no more than this. Raises ConfigError."""
-    return _noted(root)[1]
+    return Path(os.environ["BOT_STATE_DIR"]) if "BOT_STATE_DIR" in os.environ else _noted(root)[1]
 
 
 def _noted(root: Path) -> tuple[Path, Path]:

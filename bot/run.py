@@ -193,7 +193,7 @@ def _start_supervisord(config: Config, config_path: Path) -> subprocess.Popen:
             os._exit(EXIT_SOFTWARE)
 
     environment = {**os.environ, "BOT_STATE_DIR": str(config.state_path), "BOT_PYTHON": sys.executable,
-                   "BOT_CONFIG": str(config_path.resolve())}
+                   "BOT_CONFIG": str(config_path.resolve()), "BOT_UMASK": "027", "BOT_SOCKET_MODE": "0700"}
     with open(config.path("log/supervisord.out"), "ab") as out:
         # A session of its own: Ctrl-C reaches us alone, and we end the rest in order.
         return subprocess.Popen(
@@ -206,6 +206,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run everything in the foreground until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bot.run", description=main.__doc__)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--prepare", action="store_true",
+                        help="write what supervisord needs, and start nothing: for a service manager")
     parser.add_argument("--root", default=ROOT, type=Path, metavar="DIR",
                         help="whose var/run tells botctl what runs; default: the checkout")
     args = parser.parse_args(argv)
@@ -222,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG
+    if args.prepare:
+        return EXIT_OK
     botctl = Path(sys.executable).with_name("botctl")
     port = config.health.page_port
     page = f"http://127.0.0.1:{port}  or  " if port else ""

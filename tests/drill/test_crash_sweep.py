@@ -32,7 +32,7 @@ def play(folder: Path, cases: list[Case]) -> tuple[int, int, int]:
     lock = threading.Lock()
 
     def live(number: int) -> None:
-        turn = 0
+        turn, case = 0, None
         while waiting and not failures:
             turn += 1
             with Lane(folder / f"lane-{number}-{turn}") as lane:
@@ -41,6 +41,8 @@ def play(folder: Path, cases: list[Case]) -> tuple[int, int, int]:
                     for _ in range(LANE_CASES_MAX):
                         with lock:
                             case = waiting.pop() if waiting and not failures else None
+                            if case is not None and len(waiting) % 100 == 0:
+                                print(f"crash sweep: {len(waiting)} cases left", flush=True)
                         if case is None:
                             break
                         lane.run(case)
@@ -49,6 +51,7 @@ def play(folder: Path, cases: list[Case]) -> tuple[int, int, int]:
                         totals[:] = [a + b for a, b in zip(totals, (lane.fired, lane.unfired, events),
                                                            strict=True)]
                 except BaseException as error:
+                    print(f"crash sweep: lane-{number}-{turn} failed at {case}: {error!r}", flush=True)
                     failures.append(error)
 
     threads = [threading.Thread(target=live, args=(number,)) for number in range(LANES)]

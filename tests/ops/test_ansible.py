@@ -1,0 +1,63 @@
+"""The playbooks' form: argument specs are the defaults, lint is clean, units and programs fit together."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / "build" / "ansible" / "bin"
+ROLES = sorted(path.name for path in (ROOT / "ansible" / "roles").iterdir())
+PLAYBOOKS = sorted(path.name for path in (ROOT / "ansible").glob("*.yml") if path.name != "preflight.yml")
+
+needs_ansible = pytest.mark.skipif(not (BIN / "ansible-lint").exists(),
+                                   reason="ansible is missing: make build/ansible installs it")
+
+
+def yaml(path: Path):
+    """Read YAML with the library that Ansible brings."""
+    code = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)"
+    done = subprocess.run([BIN / "python", "-c", code, path], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@needs_ansible
+@pytest.mark.parametrize("role", ROLES)
+def test_role_with_its_argument_specs_has_them_as_defaults(role):
+    folder = ROOT / "ansible" / "roles" / role
+    options = yaml(folder / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    defaults = yaml(folder / "defaults" / "main.yml")
+    assert {name: o["default"] for name, o in options.items() if "default" in o} == defaults
+    secrets = {name for name in options if re.search("key|secret", name)}
+    assert all(options[name].get("no_log") and "default" not in options[name] for name in secrets)
+    assert all(option["description"] for option in options.values())
+
+
+@needs_ansible
+def test_playbooks_with_the_production_profile_are_lint_free():
+    done = subprocess.run([BIN / "ansible-lint", "--offline", "--nocolor", "--profile", "production", "."],
+                          cwd=ROOT / "ansible", capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_ansible
+@pytest.mark.parametrize("play", PLAYBOOKS)
+def test_playbook_with_the_example_inventory_parses(play):
+    done = subprocess.run([BIN / "ansible-playbook", "-i", "inventory.example.ini", "--syntax-check", play],
+                          cwd=ROOT / "ansible", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_units_with_their_programs_name_what_the_release_has():
+    unit = (ROOT / "systemd" / "bot.service").read_text()
+    conf = (ROOT / "ops" / "supervisord.conf").read_text()
+    for name in set(re.findall(r"%\(ENV_(BOT_\w+)\)s", conf)):
+        assert f"{name}=" in unit, f"supervisord.conf wants {name}"
+    assert "ops/supervisord.conf" in unit and "bot.run" in unit and "--prepare" in unit
+    waits = [int(s) for s in re.findall(r"^stopwaitsecs=(\d+)", conf, re.M)] + [3, 3]  # strategies, paper
+    stop_s = int(re.search(r"^TimeoutStopSec=(\d+)", unit, re.M)[1])
+    assert stop_s > sum(waits), "supervisord would be killed while its programs still end in their order"
