@@ -5,6 +5,7 @@ A file that cannot be read halts too: in doubt nothing is sent.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,14 +75,19 @@ class HaltFiles:
 
 def write_synced(path: Path, raw: bytes) -> None:
     """Write a file whole or not at all, on the disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Whoever comes first, root or an operator: all who may write above may write here.
+        folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
     part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)  # a torn one of somebody else could not be opened
     with open(part, "wb") as file:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
-    _sync_folder(path.parent)
+    _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

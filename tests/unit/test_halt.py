@@ -1,5 +1,8 @@
 """The halt files: kept, read in doubt as a halt, cleared by nobody but resume."""
 
+import os
+import stat
+
 import msgspec
 import pytest
 
@@ -109,3 +112,23 @@ def test_halt_file_with_its_name_reads_as_json_for_other_tools(folder):
     HaltFiles(folder).set("symbol:BTC/USDT:USDT", who="a", why="b", clock=StepClock())
     content = msgspec.json.decode((folder / "symbol-BTC_USDT_USDT.json").read_bytes())
     assert content == {"scope": "symbol:BTC/USDT:USDT", "who": "a", "why": "b", "time_ns": 1}
+
+
+def test_halt_by_whoever_comes_first_leaves_a_folder_that_all_may_write(tmp_path, folder):
+    tmp_path.chmod(0o2770)
+    before = os.umask(0o022)
+    try:
+        HaltFiles(folder).set("all", who="root", why="first", clock=StepClock())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o2770
+
+
+def test_halt_with_somebody_elses_torn_write_in_the_way_is_written(folder):
+    folder.mkdir()
+    (folder / "all.part").write_bytes(b"{")
+    (folder / "all.part").chmod(0o400)
+    os.link(folder / "all.part", folder / "torn")
+    HaltFiles(folder).set("all", who="a", why="b", clock=StepClock())
+    assert covering(HaltFiles(folder)).why == "b"
+    assert (folder / "torn").read_bytes() == b"{"
