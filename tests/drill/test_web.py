@@ -137,5 +137,5 @@ def test_page_with_a_frozen_feed_on_a_phone_shows_stale(tmp_path, browser):
                 it.control("POST", "/paper/stream", {"match": f"btcusdt@{stream}", "do": "freeze",
                                                      "duration_ms": 120_000})
 
-        wait_until(lambda: freeze() or text_of(browser, "state") == "REDUCING"
-                   and f"stale_feed {BTC}" in text_of(browser, "alerts"), 60, step=0.5)
+        wait_until(lambda: freeze() or (text_of(browser, "state") == "REDUCING"
+                   and f"stale_feed {BTC}" in text_of(browser, "alerts")), 60, step=0.5)
