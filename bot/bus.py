@@ -16,6 +16,7 @@ from bot.errors import ConfigError
 from bot.wire import MESSAGE_BYTES_MAX
 
 BATCH_MAX = 500  # messages handed over in one go, so that a flood does not starve the timers
+LOOK_S = 0.1  # between looks without a wake-up: the delay of a message whose wake-up was lost
 # libzmq closes the connection of a larger message unseen; what lies between this and
 # MESSAGE_BYTES_MAX arrives, is not decoded, and is counted.
 HARD_LIMIT_FACTOR = 16
@@ -59,13 +60,20 @@ class _Socket:
         """Call handler with a list of messages whenever there are some."""
         self._loop, self._handler = asyncio.get_running_loop(), handler
         self._loop.add_reader(self._socket.fileno(), self._drain)
-        self._loop.call_soon(self._drain)
+        self._look()
 
     def close(self) -> None:
         if self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._loop = None
         self._socket.close()
+
+    def _look(self) -> None:
+        # Any call on the socket (send, poll, connect) may handle the command that a message came with, and so
+        # clear the descriptor; nothing ever sets it again while that message waits (seen with libzmq 4.3.5).
+        if self._loop is not None:
+            self._loop.call_later(LOOK_S, self._look)
+            self._drain()
 
     def _drain(self) -> None:
         # The FD is edge-triggered: read until EAGAIN, or come back by ourselves.
@@ -129,7 +137,9 @@ class ZmqSubscriber(_Socket):
         # limit does (seen with 4.3.5): this socket would be deaf for ever.
         if self._loop is None:
             return
-        if not self._is_heard and not self._socket.poll(0):
+        if not self._is_heard:
+            self._drain()  # after a freeze of this process, what came is still to be read
+        if not self._is_heard:
             self._socket.disconnect(self._endpoint)
             self._socket.connect(self._endpoint)
         self._is_heard = False

@@ -252,6 +252,31 @@ def test_publisher_with_subscribers_hears_each_of_them_ask():
     play(scenario)
 
 
+def test_socket_whose_wake_up_was_eaten_by_a_command_of_its_own_still_hears():
+    # Both sides of libzmq's edge-triggered descriptor: whatever handles commands clears it, messages or not.
+    async def scenario() -> None:
+        reports, sink, asked = channel(), Sink(), Sink()
+        publisher = ZmqPublisher(reports, BUS)
+        publisher.watch(asked.take)
+        subscriber = ZmqSubscriber(reports, BUS, [b"reports."])
+        subscriber.watch(sink.take)
+        await until(lambda: asked.messages)
+        for socket_, other in ((subscriber, publisher), (publisher, subscriber)):
+            sink.messages.clear()
+            asked.messages.clear()
+            if socket_ is subscriber:
+                other.send(b"reports.levels", b"1")
+            else:
+                other.subscribe(b"more.")
+            time.sleep(0.1)  # it arrives; nobody has looked yet
+            socket_._socket.getsockopt(zmq.EVENTS)
+            await until(lambda: sink.messages or asked.messages, 1)
+        publisher.close()
+        subscriber.close()
+
+    play(scenario)
+
+
 def test_publisher_with_nobody_there_never_blocks():
     async def scenario():
         source = Source(channel(hwm=1))
