@@ -1,0 +1,339 @@
+"""Unknown stays unknown until all the evidence is there: each piece of it is needed."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from bot.bookkeeper import Bookkeeper
+from bot.config import AccountConfig
+from bot.errors import ExchangeError
+from bot.journal import Journal
+from bot.log import Log
+from bot.orders import ExchangeFill, OrderRequest, OrderStatus
+from bot.reconciler import MISSES_MIN, Reconciler
+from bot.rows import AccountSettings, ListenKeyExpired, SymbolSettings
+from tests.factory import BTC, NOW, SECOND, D, HandClock, instrument, signal
+
+ABSENT_AFTER_S, WINDOW_MS, MARGIN_MS = 20, 5_000, 5_000
+NAME = "th-e-1-open"
+
+
+class Over(Exception):
+    """The time the test gave is over."""
+
+
+class Clock(HandClock):
+    until = 0
+
+    async def sleep(self, seconds):
+        self.step(seconds)
+        await asyncio.sleep(0)
+        if self.wall > self.until:
+            raise Over
+
+    def jitter(self):
+        return 1.0
+
+
+def status(name=NAME, event="accept", **changes):
+    fields = {
+        "symbol": BTC, "client_order_id": name, "exchange_order_id": "9", "side": "buy", "qty": D(2),
+        "executed_qty": D(0), "raw_status": "NEW", "event": event, "is_conditional": False,
+        "reduce_only": False, "trigger_price": None, "update_ns": NOW,
+    }
+    return OrderStatus(**(fields | changes))
+
+
+def fill(name=NAME, trade="1", qty="2", **changes):
+    fields = {
+        "symbol": BTC, "trade_id": trade, "exchange_order_id": "9", "client_order_id": name, "side": "buy",
+        "qty": D(qty), "price": D(100), "fee": D(0), "fee_currency": "USDT", "realized_pnl": D(0),
+        "is_maker": False, "exchange_ns": NOW,
+    }
+    return ExchangeFill(**(fields | changes))
+
+
+class Bench:
+    """A reconciler over a real journal; this is the exchange, and says what the test put here."""
+
+    def __init__(self, path):
+        self.clock, self.halts, self.woken = Clock(), [], 0
+        self.instruments, self.clock_offset_ns = {BTC: instrument()}, 0
+        self.found, self.open, self.past, self.trades, self.held = None, [], [], [], D(0)
+        self.said = []
+        self.journal = Journal(path / "journal.db", self.clock, identity={}, checkpoint_events=50)
+        self.keeper = Bookkeeper(
+            self.journal, self.journal.load(), self.clock, lambda report: None, self.halt
+        )
+        self.journal.begin_epoch("e")
+        config = SimpleNamespace(
+            account=AccountConfig(),
+            strategy={"levels": SimpleNamespace(symbols=[BTC])},
+            owner_of=lambda s: "levels",
+            gateway=SimpleNamespace(reconnect_ms_min=50, reconnect_ms_max=1_000),
+            exchange=SimpleNamespace(recv_window_ms=WINDOW_MS, instruments_s=300, connect_timeout_ms=1_000),
+            executor=SimpleNamespace(
+                absent_after_s=ABSENT_AFTER_S, fence_margin_ms=MARGIN_MS, reconcile_s=60, resolve_ms=100
+            ),
+        )
+        self.it = Reconciler(
+            config,
+            self.clock,
+            Log("executor", self.clock),
+            exchange=self,
+            keeper=self.keeper,
+            open_stream=self.open_stream,
+            wake=self.wake,
+            halt=self.halt,
+        )
+        self.it._stream_up_ns = self.clock.mono_ns()
+
+    def halt(self, who, why):
+        self.halts.append(why)
+
+    def wake(self):
+        self.woken += 1
+
+    def server_ns(self):
+        return self.clock.wall
+
+    def refusal(self, kind):
+        return ""
+
+    async def order(self, symbol, name, *, is_conditional):
+        return self.found
+
+    async def open_orders(self, symbol):
+        return self.open
+
+    async def orders_since(self, symbol, start_ns):
+        return self.past
+
+    async def fills_since(self, symbol, **since):
+        return self.trades
+
+    async def positions(self):
+        return {BTC: SimpleNamespace(qty=self.held)}
+
+    async def account(self):
+        return AccountSettings(
+            settle="USDT",
+            wallet_balance=D(1),
+            available_balance=D(1),
+            is_hedge_mode=False,
+            is_multi_asset=False,
+            can_trade=True,
+        )
+
+    async def symbol_settings(self):
+        return {BTC: SymbolSettings(margin_mode="cross", leverage=AccountConfig().leverage)}
+
+    async def listen_key(self):
+        return "key"
+
+    async def keep_listen_key(self):
+        pass
+
+    def private_url(self, key):
+        return f"ws://exchange/{key}"
+
+    def parse_private(self, raw):
+        return self.said
+
+    async def open_stream(self, url, **options):
+        return self
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await self.clock.sleep(0.1)
+        return b""
+
+    async def close(self):
+        pass
+
+    def unknown_order(self, code=0):
+        self.keeper.receive(signal("2"))
+        request = OrderRequest(client_order_id=NAME, symbol=BTC, side="buy", qty=D(2), type="market")
+        order = self.keeper.intend(request, strategy="levels", signal="levels/7/1", leg="open", checks={})
+        self.keeper.change(order, "lose", code=code, text="no answer")
+        self.it.fences[NAME] = self.clock.wall + WINDOW_MS * 1_000_000
+        return order
+
+    def play(self, loop, for_s):
+        self.clock.until = self.clock.wall + for_s * SECOND
+        with pytest.raises(Over):
+            asyncio.run(loop())
+
+
+@pytest.fixture
+def bench(tmp_path):
+    bench = Bench(tmp_path)
+    yield bench
+    bench.journal.close()
+
+
+FENCE_S = (WINDOW_MS + MARGIN_MS) / 1_000
+
+
+def test_unknown_order_with_all_the_evidence_is_absent_and_not_before(bench):
+    order = bench.unknown_order()
+    bench.play(bench.it.chase, FENCE_S + ABSENT_AFTER_S - 1)
+    assert order.state == "UNKNOWN", "the span is counted from the fence on"
+    bench.play(bench.it.chase, 60)
+    assert order.state == "ABSENT" and bench.woken and not bench.halts
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda b: b.open.append(status()),
+    lambda b: b.past.append(status()),
+    lambda b: setattr(b, "held", D(2)),
+    lambda b: setattr(b.it, "_stream_up_ns", None),
+    lambda b: b.it.fences.update({NAME: b.clock.wall + 3_600 * SECOND}),
+    lambda b: setattr(b, "found", status(event=None, raw_status="PENDING_MYSTERY")),
+], ids=["open", "listed", "position_differs", "stream_down", "not_fenced", "found_in_no_known_state"])
+def test_unknown_order_with_one_piece_of_evidence_missing_stays_unknown(bench, spoil):
+    order = bench.unknown_order()
+    spoil(bench)
+    bench.play(bench.it.chase, 300)
+    assert order.state == "UNKNOWN"
+
+
+def test_unknown_order_that_the_exchange_itself_does_not_know_is_for_the_operator_alone(bench):
+    order = bench.unknown_order(code=-1007)
+    bench.play(bench.it.chase, 300)
+    assert order.state == "UNKNOWN"
+    asyncio.run(bench.it.declare_absent(order, "op"))
+    assert order.state == "ABSENT" and "op" in order.text
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda b: b.open.append(status()),
+    lambda b: setattr(b, "held", D(2)),
+    lambda b: setattr(b, "found", status()),
+    lambda b: b.it.fences.update({NAME: b.clock.wall + 3_600 * SECOND}),
+], ids=["open", "position_differs", "found", "not_fenced"])
+def test_declare_absent_with_a_sign_of_the_order_does_nothing(bench, spoil):
+    order = bench.unknown_order(code=-1007)
+    bench.clock.step(FENCE_S + 1)
+    spoil(bench)
+    asyncio.run(bench.it.declare_absent(order, "op"))
+    assert order.state == "UNKNOWN"
+
+
+def test_unknown_order_of_an_earlier_epoch_is_fenced_from_the_start_on(bench):
+    order = bench.unknown_order()
+    bench.it.fences.clear()
+    bench.play(bench.it.chase, FENCE_S - 1)
+    assert bench.it._chases[NAME].misses == 0, "before the fence a miss says nothing"
+    bench.play(bench.it.chase, 120)
+    assert order.state == "ABSENT"
+
+
+def test_misses_before_the_stream_came_back_do_not_count(bench):
+    order = bench.unknown_order()
+    bench.play(bench.it.chase, 50)  # asked ever less often: the third miss behind the fence comes at 51 s
+    bench.it._stream_up_ns = bench.clock.mono_ns()
+    bench.play(bench.it.chase, 3)
+    assert order.state == "UNKNOWN" and bench.it._chases[NAME].misses == MISSES_MIN
+
+
+def test_misses_within_the_margin_behind_the_window_do_not_count(bench):
+    bench.unknown_order()
+    bench.play(bench.it.chase, FENCE_S - 1)
+    assert bench.it._chases[NAME].misses == 0
+
+
+def test_misses_that_are_too_few_prove_nothing_however_long_they_span(bench):
+    order = bench.unknown_order()
+    bench.it._config.executor.absent_after_s = 0
+    bench.play(bench.it.chase, 120)
+    assert order.text.startswith(f"missed {MISSES_MIN} times")
+
+
+def test_answer_to_a_question_during_which_the_order_was_sent_again_to_cancel_is_not_taken(bench):
+    order = bench.unknown_order()
+
+    async def cancelling(symbol, name, *, is_conditional):
+        bench.it.sending.add(name)
+        return status()
+
+    bench.order = cancelling
+    bench.play(bench.it.chase, 5)
+    assert order.state == "UNKNOWN"
+
+
+def test_absent_order_that_fills_after_all_is_booked_and_locks(bench):
+    order = bench.unknown_order()
+    bench.clock.step(FENCE_S + 1)
+    asyncio.run(bench.it.declare_absent(order, "op"))
+    bench.said = [fill()]
+    bench.it._hear(b"")
+    assert "was ABSENT and filled 2" in bench.keeper.books.book(BTC).locks["late_fill"]
+    assert bench.keeper.books.book(BTC).position_qty == 2
+
+
+def test_absent_order_that_is_seen_open_after_all_locks_before_it_fills(bench):
+    order = bench.unknown_order()
+    bench.clock.step(FENCE_S + 1)
+    asyncio.run(bench.it.declare_absent(order, "op"))
+    bench.said = [status()]
+    bench.it._hear(b"")
+    assert "was ABSENT and is NEW" in bench.keeper.books.book(BTC).locks["late_fill"]
+
+
+@pytest.mark.parametrize("show", [
+    lambda b: b.open.append(status("th-another-9-open")),
+    lambda b: b.trades.append(fill("th-another-9-open")),
+], ids=["order", "fill"])
+def test_order_with_our_prefix_that_the_journal_does_not_know_halts(bench, show):
+    bench.unknown_order()
+    show(bench)
+    asyncio.run(bench.it.reconcile("test"))
+    assert "th-another-9-open has our prefix and is not in the journal" in bench.halts[0]
+
+
+def test_ready_ends_when_the_stream_breaks_and_begins_with_the_next_comparison(bench):
+    bench.it._stream_up_ns = None
+    bench.play(bench.it.follow, 1)
+    assert not bench.it.is_ready, "connected, not compared"
+    bench.it._stream_up_ns = bench.clock.mono_ns()
+    asyncio.run(bench.it.reconcile("test"))
+    assert bench.it.is_ready
+    bench.said = [ListenKeyExpired(listen_key="key")]
+    bench.play(bench.it.follow, 1)
+    assert not bench.it.is_ready
+
+
+def test_ready_ends_when_comparisons_stay_away(bench):
+    asyncio.run(bench.it.reconcile("test"))
+    bench.clock.step(2 * 60 + 29)
+    assert bench.it.is_ready
+    bench.clock.step(2)
+    assert not bench.it.is_ready
+
+
+def test_comparison_during_which_the_stream_broke_does_not_count(bench):
+    async def positions():
+        bench.it._stream_up_ns = bench.clock.mono_ns() + 1  # another connection meanwhile
+        return {}
+
+    bench.positions = positions
+    asyncio.run(bench.it.reconcile("test"))
+    assert not bench.it.is_ready
+
+
+def test_query_that_fails_is_asked_again(bench):
+    order = bench.unknown_order()
+
+    async def failing(symbol, name, *, is_conditional):
+        raise ExchangeError("503")
+
+    bench.order, answering = failing, bench.order
+    bench.play(bench.it.chase, 200)
+    assert order.state == "UNKNOWN"
+    bench.order = answering
+    bench.play(bench.it.chase, 100)
+    assert order.state == "ABSENT"
