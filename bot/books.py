@@ -18,6 +18,7 @@ from bot.events import (
     FillBooked,
     Halted,
     JournalEvent,
+    OrderAnswered,
     OrderChanged,
     OrderIntended,
     Reconciled,
@@ -316,7 +317,7 @@ def _reconciled(books: Books, event: Reconciled) -> None:
         book.last_trade_id = max(book.last_trade_id, cursor)
 
 
-def _commanded(books: Books, event: Commanded) -> None:
+def _told(books: Books, event: Commanded | OrderAnswered) -> None:
     pass  # for the record; what it leads to are events of their own
 
 
@@ -339,5 +340,6 @@ _APPLY: dict[type, Callable[[Books, Any], None]] = {
     Started: _started, SignalReceived: _signal_received, SignalClosed: _signal_closed,
     OrderIntended: _order_intended, OrderChanged: _order_changed, FillBooked: _fill_booked,
     ExitsSet: _exits_set, SymbolLocked: _locked, SymbolUnlocked: _unlocked, Halted: _halted,
-    Resumed: _resumed, Reconciled: _reconciled, Commanded: _commanded, Adopted: _adopted,
+    Resumed: _resumed, Reconciled: _reconciled, Commanded: _told, Adopted: _adopted,
+    OrderAnswered: _told,
 }

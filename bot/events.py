@@ -118,6 +118,32 @@ class OrderChanged(Event, frozen=True, kw_only=True, tag="order"):
         return self.signal
 
 
+class OrderAnswered(Event, frozen=True, kw_only=True, tag="answered"):
+    """What left for an order, without its signature, and what came back. Changes nothing; OrderChanged does.
+
+    is_sent: a byte may have left. status: 0 when no complete answer came; error says how far it got.
+    Times: clock.wall_ns.
+    """
+
+    client_order_id: str
+    signal: str
+    is_sent: bool
+    sent: str
+    sent_ns: int
+    status: int
+    body: str
+    error: str
+    received_ns: int
+
+    @property
+    def key(self) -> str:
+        return self.client_order_id
+
+    @property
+    def story(self) -> str:
+        return self.signal
+
+
 class FillBooked(Event, frozen=True, kw_only=True, tag="fill"):
     """One execution at the exchange, booked once by (symbol, trade id)."""
 
@@ -243,7 +269,7 @@ class Adopted(Event, frozen=True, kw_only=True, tag="adopted"):
 
 JournalEvent = (Started | SignalReceived | SignalClosed | OrderIntended | OrderChanged | FillBooked
                 | ExitsSet | SymbolLocked | SymbolUnlocked | Halted | Resumed | Reconciled | Commanded
-                | Adopted)
+                | Adopted | OrderAnswered)
 
 # Kinds whose key may stand in the journal only once; the journal itself refuses a second one.
 ONCE = ("signal", "outcome", "intent", "fill")

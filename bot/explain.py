@@ -62,6 +62,14 @@ def _order(event: Any) -> str:
     return f"order {event.client_order_id}: {event.event}" + (f" ({said})" if said else "")
 
 
+def _answered(event: Any) -> str:
+    if not event.is_sent:
+        return f"nothing left for order {event.client_order_id}: {event.error}"
+    came = f"HTTP {event.status} {event.body}" if event.status else f"no answer: {event.error}"
+    return (f"order {event.client_order_id} left {clock_text(event.sent_ns)}: {event.sent}\n"
+            f"{'':28}came back {clock_text(event.received_ns)}: {came}")
+
+
 def _fill(event: Any) -> str:
     return (
         f"fill {event.trade_id} of {event.client_order_id}: {event.side} {event.qty} {event.symbol} at "
@@ -73,6 +81,7 @@ def _fill(event: Any) -> str:
 _TELL = {
     "started": lambda e: f"executor started, epoch {e.epoch}, version {e.version}, config {e.config}",
     "signal": _signal, "intent": _intent, "order": _order, "fill": _fill,
+    "answered": _answered,
     "outcome": lambda e: f"outcome of {e.signal}: {e.outcome} ({e.reason}), filled {e.filled_qty}",
     "exits": lambda e: f"exits of {e.symbol}: stop {e.stop_loss}, take-profit {e.take_profit}",
     "locked": lambda e: f"{e.symbol} locked, {e.cause}: {e.evidence}",

@@ -6,6 +6,7 @@ from bot.bookkeeper import Bookkeeper
 from bot.books import Order
 from bot.crash import point
 from bot.errors import ExchangeError
+from bot.events import OrderAnswered
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.log import Log
@@ -14,6 +15,7 @@ from bot.outcome import KEY_REFUSED, RULES_REFUSED, classify, classify_cancel
 from bot.reconciler import Reconciler
 
 CLOCK_OFF = -1021  # "Timestamp for this request is outside of the recvWindow"
+BODY_BYTES_KEPT = 1_000  # of an answer in the journal; an order's full answer has 600
 HALTABLE_LEGS = ("open", "reduce")  # what a halt keeps from leaving; protection goes on
 
 
@@ -37,6 +39,11 @@ class OrderSender:
             answer = await self._exchange.submit(signed, may_send=lambda: self._refusal(order))
             point("sender.answered")
             outcome = classify(answer, order.id)
+            self._keeper.record(OrderAnswered(
+                client_order_id=order.id, signal=order.signal, is_sent=answer.is_sent,
+                sent=signed.sent_text, sent_ns=answer.sent_ns, status=answer.status,
+                body=answer.body[:BODY_BYTES_KEPT].decode(errors="replace"),
+                error=answer.error, received_ns=answer.received_ns))
             if outcome.kind != "not_sent":
                 self.round_trip.observe((answer.received_ns - answer.sent_ns) / 1e9)
                 if tick_ns:

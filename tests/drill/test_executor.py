@@ -81,10 +81,13 @@ def test_executor_with_an_entry_fills_protects_and_explains(running: Appliance, 
         "decided on Tick",
         "journaled before it was sent",
         "checked order_notional",
+        ": POST /fapi/v1/order ", "symbol=BTCUSDT",
+        ": HTTP 200 {", '"orderId":',
         "fill",
         "outcome",
     ):
         assert word in told.stdout
+    assert "signature" not in told.stdout
 
 
 def test_executor_with_a_target_of_zero_leaves_nothing_behind(running: Appliance, signaler: Signaler) -> None:
