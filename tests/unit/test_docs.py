@@ -89,3 +89,13 @@ def test_page_with_paths_names_files_that_exist(page):
 def test_readme_with_its_config_snippet_is_toml():
     snippets = re.findall(r"```toml\n(.*?)```", read("README.md"), re.DOTALL)
     assert snippets and all(map(tomllib.loads, snippets))
+
+
+def test_promises_with_the_tests_that_keep_them_name_only_tests_that_are_there():
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \|$", read("docs/architecture.md"), re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 12))
+    there = {name for path in (ROOT / "tests").rglob("test_*.py")
+             for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)}
+    for number, _, tests in rows:
+        named = set(re.findall(r"`(test_\w+)`", tests))
+        assert len(named) >= 2 and named <= there, f"promise {number}: {named - there or 'too few'}"
