@@ -59,10 +59,12 @@ class Contract:
         # By cause; "" where all is well.
         leverage = self._account.symbol_leverage.get(symbol, self._account.leverage)
         instrument, mode = self._exchange.instruments.get(symbol), self._account.margin_mode
-        status = instrument.status if instrument else "not listed"
+        if instrument is None:
+            return {"not_trading": "it is not listed at the exchange: take it out of its strategy's symbols"}
         return {
             "leverage": "" if told and told.leverage == leverage else
                         f"must be {leverage}, is {told.leverage if told else 'not told'} at the exchange",
             "margin_mode": "" if told and told.margin_mode == mode else
                            f"must be {mode}, is {told.margin_mode if told else 'not told'} at the exchange",
-            "not_trading": "" if status == "TRADING" else f"its status at the exchange is {status}"}
+            "not_trading": "" if instrument.status == "TRADING" else
+                           f"its status at the exchange is {instrument.status}"}

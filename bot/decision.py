@@ -114,8 +114,10 @@ def _end_waiting(waiting: list[OpenSignal], book: SymbolBook, context: Context) 
 
 def _begin(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | None:
     wanted = signal.signal
-    if context.state == "RECONCILING" or context.instrument is None:
+    if context.state == "RECONCILING":
         return None  # waits, and expires in its time
+    if context.instrument is None:
+        return _deny(signal, Denial("not_trading", f"{wanted.symbol} is not listed at the exchange"))
     denial = check_signal(wanted, book, context.instrument, context.limits, now_ns=context.now_ns,
                           exchange_now_ns=context.exchange_now_ns)
     if denial is not None:

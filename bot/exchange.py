@@ -95,6 +95,14 @@ class Exchange:
                 raise ValueError(f"no contract of {len(info['symbols'])}")
             self._list(listed)
 
+    def unlisted(self, symbols: Sequence[str]) -> list[str]:
+        """Return the symbols that are not listed. Raises ConfigError when none is: then the file is wrong."""
+        missing = [symbol for symbol in symbols if symbol not in self.instruments]
+        if missing and len(missing) == len(symbols):
+            raise ConfigError(f"symbols: at least one must be listed by {self._config.id}; was "
+                              f"{', '.join(missing)}")
+        return missing
+
     async def refresh(self, symbols: Sequence[str]) -> None:
         """Fetch the rules of these symbols again; one that is not listed any more gets status DELISTED."""
         info = await self._query("GET", "fapiPublic", "exchangeInfo")

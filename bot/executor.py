@@ -22,7 +22,7 @@ from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
 from bot.desk import Desk
-from bot.errors import ConfigError, ExchangeError, JournalError, WireError
+from bot.errors import ExchangeError, JournalError, WireError
 from bot.events import ExitsSet, Halted, Resumed, SignalReceived, Started
 from bot.exchange import Exchange
 from bot.flatten import is_seized
@@ -410,9 +410,9 @@ async def _load(daemon: Daemon, exchange: Exchange, executor: OrderExecutor) -> 
         except ExchangeError as error:
             daemon.log.warning("exchange_unreachable", error=str(error))
             await daemon.clock.sleep(1.0)
-    missing = [s for s in daemon.config.symbols() if s not in exchange.instruments]
-    if missing and not daemon.stopping.is_set():
-        raise ConfigError(f"strategy symbols {', '.join(missing)}: not listed by {daemon.config.exchange.id}")
+    if not daemon.stopping.is_set():
+        for symbol in exchange.unlisted(daemon.config.symbols()):
+            daemon.log.error("symbol_unlisted", symbol=symbol)
 
 
 async def _quietly(daemon: Daemon, work: Awaitable[None]) -> None:

@@ -15,7 +15,7 @@ from bot.clock import Clock
 from bot.config import Config, Timeframe
 from bot.connection import pool
 from bot.daemon import Daemon, run
-from bot.errors import ConfigError, ExchangeError
+from bot.errors import ExchangeError
 from bot.exchange import Exchange
 from bot.feed import EXPECTED, MARK_STREAMS, PRICE_STREAMS, FrameDecoder, SymbolFeed, stream_names
 from bot.log import Log
@@ -186,7 +186,8 @@ class TickProducer:
             self._spawn(self._feed(listed))
 
     async def _feed(self, symbols: tuple[str, ...]) -> None:
-        feeds = {self._exchange.instruments[symbol].exchange_symbol: self.feeds[symbol] for symbol in symbols}
+        feeds = {self._exchange.instruments[symbol].exchange_symbol: self.feeds[symbol] for symbol in symbols
+                 if symbol in self._exchange.instruments}
         self._named.update(feeds)
         for start in range(0, len(feeds), SYMBOLS_PER_LINE):
             part = list(feeds)[start:start + SYMBOLS_PER_LINE]
@@ -266,10 +267,8 @@ class TickProducer:
                 self._log.warning("exchange_unreachable", error=str(error), wait_ms=wait_ms)
                 await self._clock.sleep(wait_ms * self._clock.jitter() / 1_000)
                 wait_ms = min(wait_ms * 2, self._config.gateway.reconnect_ms_max)
-        for symbol in self.feeds.keys() - self._exchange.instruments.keys():
-            owner = self._config.owner_of(symbol)
-            key = f"strategy.{owner}.symbols" if owner else "gateway.symbols"
-            raise ConfigError(f"{key}: must be listed by {self._config.exchange.id}; was {symbol}")
+        for symbol in self._exchange.unlisted(tuple(self.feeds)):
+            self._log.error("symbol_unlisted", symbol=symbol)  # the others go on
 
     async def _connect(self, name: str, streams: list[str], silence_ns: int) -> None:
         for url in self._exchange.market_urls(streams):

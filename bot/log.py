@@ -61,6 +61,7 @@ EVENTS = {
     "history_refused": "a subscription asks for a history that does not exist or is one too many",
     "exchange_unreachable": "the exchange does not answer at our start; it is tried again",
     "config_reread": "the file was read again on SIGHUP; what is in force now, and what waits for a restart",
+    "symbol_unlisted": "the exchange does not list a symbol of the config: it is locked, the others go on",
     "config_refused": "the file was to be read again and is wrong; nothing changed",
     "beat_unwritten": "the beat could not be written anew; the old file is overwritten in place",
     "page_unavailable": "the status page's port could not be bound; health works without",

@@ -21,7 +21,7 @@ def exchange_info(p: Params) -> Json:
     return {"timezone": "UTC", "serverTime": p.engine.now_ms(), "futuresType": "U_MARGINED",
             "rateLimits": p.engine.limits.listing(), "exchangeFilters": [],
             "assets": [{"asset": "USDT", "marginAvailable": True, "autoAssetExchange": "-10000"}],
-            "symbols": p.engine.listings()}
+            "symbols": [row for row in p.engine.listings() if row["status"] != "CLOSE"]}
 
 
 def depth(p: Params) -> Json:

@@ -82,7 +82,8 @@ class Forced(msgspec.Struct, forbid_unknown_fields=True):
 class Listing(msgspec.Struct, forbid_unknown_fields=True):
     """A listing changes (POST /paper/symbol). filters: {"LOT_SIZE": {"stepSize": "0.01"}}.
 
-    A status other than TRADING refuses orders; SETTLING and CLOSE end orders and positions too.
+    A status other than TRADING refuses orders; SETTLING and CLOSE end orders and positions too, and what is
+    closed is not listed any more.
     """
 
     symbol: str

@@ -90,6 +90,10 @@ class Reconciler:
                 if b.position_qty or b.live_orders() or b.locks}
         return tuple(sorted(ours | held))
 
+    def _is_listed(self, symbol: str) -> bool:
+        # A question for one that was delisted fails, and all others with it; the contract locks it.
+        return symbol in self._exchange.instruments
+
     async def follow(self) -> None:
         """Follow the private stream for ever; each time it is up again, compare the books."""
         wait_ms = self._config.gateway.reconnect_ms_min
@@ -199,6 +203,8 @@ class Reconciler:
         What was read before the last comparison is not read again. Raises ExchangeError.
         """
         book = self._books.book(symbol)
+        if not self._is_listed(symbol):
+            return book.last_trade_id
         if book.last_trade_id:
             fills = await self._exchange.fills_since(symbol, from_trade_id=book.last_trade_id + 1)
         elif book.orders:
@@ -225,7 +231,7 @@ class Reconciler:
             await self._check_stream()
             now_ns = self._clock.mono_ns()
             unsettled = {o.id: o for b in self._books.symbols.values() for o in b.live_orders()
-                         if o.id not in self.sending and not _rests(o)}
+                         if o.id not in self.sending and not _rests(o) and self._is_listed(b.symbol)}
             self._chases = {name: self._chases.get(name) or Chase(now_ns, self._config.executor.resolve_ms)
                             for name in unsettled}
             for name, chase in self._chases.items():
@@ -238,9 +244,8 @@ class Reconciler:
         chase.next_ns = self._clock.mono_ns() + chase.wait_ms * 1_000_000
         request = order.request
         try:
-            status = await self._exchange.order(
-                request.symbol, order.id, is_conditional=request.is_conditional
-            )
+            status = await self._exchange.order(request.symbol, order.id,
+                                                is_conditional=request.is_conditional)
             if order.id in self.sending:
                 return
             if status is None:
@@ -266,12 +271,10 @@ class Reconciler:
         if order.state != "UNKNOWN" or order.code == -1007 or chase.misses < MISSES_MIN:
             return
         if span_s >= self._config.executor.absent_after_s and await self._is_nowhere(order):
-            self._keeper.change(
-                order, "absent", text=f"missed {chase.misses} times over {span_s:.0f} s, in no list"
-            )
-            self._log.warning(
-                "order_absent", client_order_id=order.id, misses=chase.misses, span_s=round(span_s, 1)
-            )
+            self._keeper.change(order, "absent",
+                                text=f"missed {chase.misses} times over {span_s:.0f} s, in no list")
+            self._log.warning("order_absent", client_order_id=order.id, misses=chase.misses,
+                              span_s=round(span_s, 1))
 
     async def declare_absent(self, order: Order, who: str) -> None:
         """Take the operator's word that an unknown order never existed, unless the exchange shows it."""
@@ -290,9 +293,8 @@ class Reconciler:
 
     async def _is_nowhere(self, order: Order) -> bool:
         symbol, start_ns = order.request.symbol, order.intended_ns - CLOCK_SLACK_NS
-        listed = await self._exchange.open_orders(symbol) + await self._exchange.orders_since(
-            symbol, start_ns
-        )
+        listed = (await self._exchange.open_orders(symbol)
+                  + await self._exchange.orders_since(symbol, start_ns))
         if any(o.client_order_id == order.id for o in listed):
             return False
         await self.fetch_fills(symbol)
@@ -305,7 +307,8 @@ class Reconciler:
         differences = []
         # Of all symbols the answer weighs 80, of one 2; the first look is for orders of a lost journal too.
         everywhere = not self.is_ready or len(self.traded) >= SYMBOLS_ASKED_MAX
-        asked: tuple[str | None, ...] = (None,) if everywhere else self.traded
+        asked: tuple[str | None, ...] = (
+            (None,) if everywhere else tuple(s for s in self.traded if self._is_listed(s)))
         open_now = [status for symbol in asked for status in await self._exchange.open_orders(symbol)]
         for status in open_now:
             order = self._books.find_order(status.symbol, client_order_id=status.client_order_id,
@@ -325,7 +328,7 @@ class Reconciler:
         names = {o.client_order_id for o in open_now}
         for book in list(self._books.symbols.values()):
             for order in book.live_orders():
-                if order.id not in names and order.id not in self.sending:
+                if order.id not in {*names, *self.sending} and self._is_listed(book.symbol):
                     request = order.request
                     told = await self._exchange.order(request.symbol, order.id,
                                                         is_conditional=request.is_conditional)
@@ -427,11 +430,8 @@ class Reconciler:
         return False
 
     def _unknown_of_ours(self, name: str) -> None:
-        self._halt(
-            "executor",
-            f"order {name} has our prefix and is not in the journal: the journal lost its tail, "
-            "or a second instance trades this account",
-        )
+        self._halt("executor", f"order {name} has our prefix and is not in the journal: the journal lost "
+                   "its tail, or a second instance trades this account")
 
     def _lock(self, symbol: str, cause: str, evidence: str) -> None:
         if self._keeper.lock(symbol, cause, evidence):

@@ -291,7 +291,7 @@ def test_gateway_with_a_symbol_the_exchange_does_not_list_ends_with_78(tmp_path)
         finally:
             stop_process(gateway)
         said = (elsewhere / "bot.gateway.log").read_text()
-        assert "gateway.symbols: must be listed by binanceusdm; was DOGE/USDT:USDT" in said
+        assert "symbols: at least one must be listed by binanceusdm; was DOGE/USDT:USDT" in said
         assert "Traceback" not in said
 
     perform(tmp_path, story)

@@ -14,6 +14,8 @@ import pytest
 from tests.appliance import BTC, Appliance, Signaler
 from tests.harness import API_KEY, wait_until
 
+ETH = "ETH/USDT:USDT"
+
 SEEN_S = 5 + 2  # within 5 s of the next reconciliation, one each 2 s
 
 
@@ -138,6 +140,31 @@ def test_foreign_orders_and_changed_settings_lock_and_unlock_by_themselves(runni
     denied = signaler.outcome(_send(running, signaler, "0.011"))
     assert denied.outcome == "denied" and "multiple of 0.005" in denied.reason
     _reach(running, signaler, "0.010")
+
+
+def test_symbol_that_was_delisted_is_locked_alone_also_through_restarts(tmp_path: Path) -> None:
+    strategies = {name: {"class": "bot.support_resistance:SupportResistanceStrategy", "symbols": [symbol],
+                         "settings": {"notional": 1_000}} for name, symbol in (("levels", BTC), ("eth", ETH))}
+    with Appliance(tmp_path, executor={"reconcile_s": 2}, exchange={"instruments_s": 1}, strategy=strategies,
+                   paper={"latency_ms": 0, "symbols": [BTC, ETH]}) as running:
+        running.start("paper", "gateway", "executor")
+        running.wait_running()
+        running.control("POST", "/paper/symbol", {"symbol": "ETHUSDT", "status": "CLOSE"})
+        wait_until(lambda: "not_trading" in _locks(running, ETH), SEEN_S)
+        for name in ("gateway", "executor"):
+            running.kill(name)
+            running.start(name)
+        running.wait_running()
+        wait_until(lambda: "not_trading" in _locks(running, ETH), SEEN_S)
+        assert (
+            "not listed" in _locks(running, ETH)["not_trading"]
+            or "DELISTED" in _locks(running, ETH)["not_trading"]
+        )
+        signaler = Signaler(running)
+        signaler.position()
+        _reach(running, signaler, "0.010")
+        assert running.status()["locked_symbols"].keys() == {ETH}
+        signaler.close()
 
 
 def test_key_that_is_refused_halts(running: Appliance, signaler: Signaler) -> None:

@@ -52,6 +52,7 @@ def test_check_with_all_as_it_should_be_finds_nothing():
 @pytest.mark.parametrize(("cause", "spoil", "word"), [
     ("leverage", lambda b: b.settings.update({BTC: set_to(leverage=50)}), "is 50"),
     ("leverage", lambda b: b.settings.pop(BTC), "not told"),
+    ("not_trading", lambda b: b.settings.pop(BTC) and b.instruments.pop(BTC), "not listed"),
     ("margin_mode", lambda b: b.settings.update({BTC: set_to("isolated")}), "is isolated"),
     ("not_trading", lambda b: b.instruments.update({BTC: instrument(status="SETTLING")}), "SETTLING"),
     ("not_trading", lambda b: b.instruments.pop(BTC), "not listed"),

@@ -708,19 +708,21 @@ def test_waiting_signal_expires_in_its_time_though_an_order_is_unknown(table):
     assert table.first_word() == "expired" and list(table.outcomes) == [name]
 
 
-@pytest.mark.parametrize("reason", ["state", "instrument"])
-def test_signal_with_reconciliation_under_way_waits_and_then_acts_or_expires(reason):
+def test_signal_with_reconciliation_under_way_waits_and_then_acts_or_expires():
     for wait, expected in ((SECOND, "open"), (5 * SECOND, "expired")):
         table = Table()
-        if reason == "state":
-            table.state = "RECONCILING"
-        else:
-            table.instrument = None
+        table.state, table.instrument = "RECONCILING", None
         table.send("1")
         assert table.act() == []
         table.now += wait
         table.state, table.instrument = "RUNNING", instrument()
         assert table.first_word() == expected
+
+
+def test_signal_for_a_symbol_that_is_not_listed_any_more_is_denied(table):
+    table.state, table.instrument = "LOCKED", None
+    table.send("1")
+    assert table.act() == ["denied not_trading: BTC/USDT:USDT is not listed at the exchange"]
 
 
 def test_owner_without_a_symbol_denies(table):

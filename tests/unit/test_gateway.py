@@ -6,6 +6,7 @@ import io
 import json
 from decimal import Decimal
 from itertools import pairwise
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from bot.budget import Budget
 from bot.config import Config, ExchangeConfig, GatewayConfig, LimitsConfig, StrategyConfig
 from bot.errors import ConfigError, ExchangeError
+from bot.exchange import Exchange
 from bot.gateway import ASKED_MAX, TickProducer
 from bot.log import Log
 from bot.model import Candle, Heartbeat, Instrument, Snapshot, Tick
@@ -95,6 +97,9 @@ class FakeExchange:
         self.instruments, self.is_down, self.loads = {}, False, 0
         self.candle_calls, self.measured, self.candle_error = [], 0, None
         self.ahead_ns, self.budget = OFFSET, Budget()
+        self._config = SimpleNamespace(id="binanceusdm")
+
+    unlisted = Exchange.unlisted
 
     async def refresh(self, symbols):
         if self.is_down:
@@ -411,16 +416,24 @@ def test_start_with_an_unreachable_exchange_beats_stale_and_goes_on_when_it_is_t
     play(story)
 
 
-@pytest.mark.parametrize("options, key", [
-    ({"traded": (BTC, "XRP/USDT:USDT")}, "strategy.levels.symbols"),
-    ({"symbols": ("XRP/USDT:USDT",)}, "gateway.symbols")])
-def test_start_with_a_symbol_the_exchange_does_not_list_is_a_config_error(options, key):
+def test_start_with_no_symbol_that_the_exchange_lists_is_a_config_error():
     async def story(world):
-        with pytest.raises(ConfigError, match=f"{key}: must be listed .* was XRP/USDT:USDT"):
+        with pytest.raises(ConfigError, match=r"at least one must be listed .* was XRP/USDT:USDT"):
             await world.start()
         assert not world.opened
 
-    play(story, **options)
+    play(story, traded=("XRP/USDT:USDT",))
+
+
+def test_start_with_one_symbol_that_is_not_listed_any_more_feeds_the_others():
+    async def story(world):
+        await world.start()
+        world.streams["prices"].put(trade(1, 1_000))
+        await world.run_for(3)
+        assert [tick.symbol for tick in world.told(Tick)] == [BTC]
+        assert "XRP/USDT:USDT" in world.told(Heartbeat)[-1].stale
+
+    play(story, traded=(BTC, "XRP/USDT:USDT"))
 
 
 def test_frames_that_are_broken_are_counted_and_logged_once_a_beat():

@@ -13,7 +13,7 @@ from bot.log import Log
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
 from bot.reconciler import MISSES_MIN, Reconciler
 from bot.rows import AccountSettings, ListenKeyExpired, SymbolSettings
-from tests.factory import BTC, NOW, SECOND, D, HandClock, instrument, signal
+from tests.factory import BTC, ETH, NOW, SECOND, D, HandClock, instrument, signal
 
 ABSENT_AFTER_S, WINDOW_MS, MARGIN_MS = 20, 5_000, 5_000
 NAME = "th-e-1-open"
@@ -127,7 +127,9 @@ class Bench:
         )
 
     async def symbol_settings(self):
-        return {BTC: SymbolSettings(margin_mode="cross", leverage=AccountConfig().leverage)}
+        return dict.fromkeys(
+            (BTC, ETH), SymbolSettings(margin_mode="cross", leverage=AccountConfig().leverage)
+        )
 
     async def listen_key(self):
         return "key"
@@ -323,6 +325,28 @@ def test_comparison_during_which_the_stream_broke_does_not_count(bench):
     bench.positions = positions
     asyncio.run(bench.it.reconcile("test"))
     assert not bench.it.is_ready
+
+
+def test_symbol_that_is_not_listed_any_more_is_locked_alone_and_nothing_is_asked_of_it(bench):
+    order = bench.unknown_order()
+    bench.instruments = {ETH: instrument(symbol=ETH)}
+    bench.it._config.strategy["levels"].symbols.append(ETH)
+    asked = []
+
+    async def failing(symbol, *args, **where):
+        asked.append(symbol)
+        if symbol == BTC:
+            raise ExchangeError(f"{symbol}: not listed")
+        return []
+
+    bench.open_orders = bench.orders_since = bench.fills_since = bench.order = failing
+    bench.play(bench.it.chase, 60)
+    for _ in range(2):
+        asyncio.run(bench.it.reconcile("test"))
+        assert bench.it.is_ready
+    assert BTC not in asked and order.state == "UNKNOWN"
+    assert "not listed" in bench.keeper.books.book(BTC).locks["not_trading"]
+    assert not bench.keeper.books.book(ETH).locks
 
 
 def test_query_that_fails_is_asked_again(bench):
