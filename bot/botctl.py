@@ -7,9 +7,7 @@ usage; 3 no answer yet, the command stays and will be taken up; 78 the configura
 import argparse
 import asyncio
 import getpass
-import os
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +26,7 @@ from bot.explain import clock_text
 from bot.flatten import flatten_here
 from bot.halt import HaltFiles
 from bot.page import table_lines
+from bot.probe import Supervisor
 from bot.programs import find_config, find_state_path
 from bot.status import gather, process_rows, read_beats
 from bot.views import (
@@ -121,8 +120,10 @@ def _stop_executor(state_path: Path, trouble: OSError) -> int:
     print(f"botctl: the halt cannot be written: {trouble}", file=sys.stderr)
     try:
         pid = msgspec.json.decode((state_path / "run" / "executor.json").read_bytes())["pid"]
-        os.kill(pid, signal.SIGKILL)
-    except (OSError, KeyError, msgspec.MsgspecError) as error:
+        is_killed, error = Supervisor(state_path / "run" / "supervisor.sock").kill("executor", pid), ""
+    except (OSError, KeyError, msgspec.MsgspecError) as unread:
+        is_killed, error = False, str(unread)
+    if not is_killed:
         print(f"botctl: and the executor cannot be ended: {error}; stop tradehost now", file=sys.stderr)
         return EXIT_NO
     print(f"botctl: the executor, pid {pid}, was killed; supervisord starts it again unless you stop it: "

@@ -55,6 +55,8 @@ class _Socket:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             raise ConfigError(f"{endpoint}: cannot be bound: {error}; is another instance running?") from None
+        if endpoint.startswith("ipc://"):  # the folder decides who may come, whatever the umask is
+            Path(endpoint.removeprefix("ipc://")).chmod(0o770)
 
     def watch(self, handler: Callable) -> None:
         """Call handler with a list of messages whenever there are some."""

@@ -276,6 +276,15 @@ class LogConfig(Table, kw_only=True, frozen=True):
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="the least severe kept")] = "INFO"
 
 
+class UsersConfig(Table, kw_only=True, frozen=True):
+    """Who runs what, on a host where supervisord is root. Empty: the one who starts it."""
+
+    feed: Annotated[str, Meta(description="gateway and health: no keys")] = ""
+    trade: Annotated[str, Meta(description="executor, guard and paper: they alone can read the keys")] = ""
+    strategy: Annotated[
+        str, Meta(description="`{strategy}` stands for the name: each strategy is a user of its own")] = ""
+
+
 class PaperAccount(Table, kw_only=True, frozen=True):
     """One account of the paper exchange."""
 
@@ -329,6 +338,7 @@ class Config(Table, kw_only=True, frozen=True):
     guard: GuardConfig = GuardConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
+    users: UsersConfig = UsersConfig()
     paper: PaperConfig | None = None
 
     @property
@@ -338,6 +348,11 @@ class Config(Table, kw_only=True, frozen=True):
     def path(self, name: str) -> Path:
         """Return a configured path made absolute."""
         return self.state_path / name
+
+    def run_path(self, process: str) -> Path:
+        """Return the folder of a process's beat and lock. A strategy's is its own, with its outbox."""
+        kind, _, name = process.partition("-")
+        return self.state_path / "strategy" / name if kind == "strategy" else self.state_path / "run"
 
     def symbols(self) -> tuple[str, ...]:
         """Return every symbol that is fed, sorted."""

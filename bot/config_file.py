@@ -1,6 +1,7 @@
 """Reading the configuration file, and the rules that one key's type cannot say."""
 
 import ipaddress
+import os
 import re
 import stat
 import tomllib
@@ -133,6 +134,13 @@ def _check_names(config: Config) -> None:
                                   f"strategy.{symbol_owner[symbol]}; a symbol has exactly one strategy")
             symbol_owner[symbol] = name
     _check_symbols("gateway.symbols", config.gateway.symbols)
+    users = (config.users.feed, config.users.trade, config.users.strategy)
+    if any(users) and not (all(users) and "{strategy}" in users[2] and len(set(users)) == len(users)):
+        raise ConfigError("users: feed, trade and strategy must all be given and differ, and strategy must "
+                          f"hold {{strategy}}; was {', '.join(users)}")
+    if any(users) and "{strategy}" not in config.bus.signals.endpoint:
+        raise ConfigError("bus.signals.endpoint: with [users] each strategy needs its own, an ipc path with "
+                          f"{{strategy}}; was {config.bus.signals.endpoint}")
     if config.paper is not None:
         _check_symbols("paper.symbols", config.paper.symbols)
         for symbol in config.symbols():
@@ -265,7 +273,7 @@ def _check_files(config: Config) -> None:
     recording = config.path(config.paper.recording) if config.paper and config.paper.recording else None
     if recording is not None and not recording.is_file():
         raise ConfigError(f"paper.recording: must be a file; {recording} is not")
-    if config.path(config.journal.path).is_dir():
+    if os.path.isdir(config.path(config.journal.path)):  # a strategy may not look there
         raise ConfigError(f"journal.path: must be a file; {config.path(config.journal.path)} is a folder")
 
 

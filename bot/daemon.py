@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import fcntl
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -111,8 +112,10 @@ class Daemon:
         self.beat = {"name": self.name, "pid": os.getpid(), "version": __version__, "run": self.run,
                      "mono_ns": self.clock.mono_ns(), "wall_ns": self.clock.wall_ns(),
                      "config": self.config.fingerprint(), "ended": self._is_ended,
-                     "crash_starts": self._crash_starts, "suppressed": self.log.suppressed, **self.status()}
-        path, raw = run_folder(self.config) / f"{self.name}.json", msgspec.json.encode(self.beat)
+                     "crash_starts": self._crash_starts, "suppressed": self.log.suppressed,
+                     "descriptors": len(os.listdir("/proc/self/fd")),  # a process tells them to its user only
+                     "descriptors_max": resource.getrlimit(resource.RLIMIT_NOFILE)[0], **self.status()}
+        path, raw = self.config.run_path(self.name) / f"{self.name}.json", msgspec.json.encode(self.beat)
         part = path.with_suffix(".part")
         try:
             part.write_bytes(raw)
@@ -133,7 +136,7 @@ def _overwrite(path: Path, raw: bytes) -> None:
 def _crash_starts(config: Config, name: str, clock: Clock) -> list[int]:
     # When this process started because the one before had not ended well: monotonic, the newest last.
     try:
-        before = msgspec.json.decode((run_folder(config) / f"{name}.json").read_bytes())
+        before = msgspec.json.decode((config.run_path(name) / f"{name}.json").read_bytes())
         starts, has_ended = [int(ns) for ns in before["crash_starts"]], before["ended"]
     except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError):
         return []
@@ -156,11 +159,6 @@ def _callback_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any],
 
 
 _parent = os.getppid()
-
-
-def run_folder(config: Config) -> Path:
-    """Return where beats and locks live."""
-    return config.state_path / "run"
 
 
 def run(name: str, main: Callable[[Daemon], Coroutine[Any, Any, None]], argv: list[str] | None = None,
@@ -212,7 +210,7 @@ def _crashed(log: Log, error: BaseException) -> int:
 
 def take_lock(config: Config, name: str) -> int:
     """Take the process's file lock, for its life: a bind is no mutex. Raises ConfigError when it is held."""
-    folder = run_folder(config)
+    folder = config.run_path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -119,8 +119,9 @@ class Guard:
 async def main(daemon: Daemon) -> None:
     """Flatten when told to, act when the executor is gone, keep health alive."""
     config = daemon.config
-    watch = Watch(config, daemon.clock, daemon.log, halts=HaltFiles(config.path("halt")))
     supervisor = Supervisor(config.path("run/supervisor.sock"))
+    watch = Watch(config, daemon.clock, daemon.log, halts=HaltFiles(config.path("halt")),
+                  kill=supervisor.kill)
     guard = Guard(daemon)
     daemon.status = lambda: {**watch.status(), **guard.status()}
 

@@ -23,8 +23,9 @@ LOOK_S = 1.0
 async def main(daemon: Daemon) -> None:
     """Find what is stuck, too big, in a loop or short, and do what can be done without a person."""
     config, rules = daemon.config, daemon.config.health
-    watch = Watch(config, daemon.clock, daemon.log, halts=HaltFiles(config.path("halt")))
     supervisor, left = Supervisor(config.path("run/supervisor.sock")), probe.host(config.state_path)
+    watch = Watch(config, daemon.clock, daemon.log, halts=HaltFiles(config.path("halt")),
+                  kill=supervisor.kill)
     daemon.status = lambda: {**watch.status(), "host": left}
 
     async def look() -> None:

@@ -182,7 +182,10 @@ class JournalReader:
         if not path.is_file():
             raise JournalError(f"{path}: there is no journal yet; has the executor been started?")
         with _damage(path):
-            self._db = _connect(path, "ro")
+            # Closed in order it has no -wal, and who may not make one reads the file as it stands.
+            has_wal = path.with_name(f"{path.name}-wal").exists()
+            is_still = not has_wal and not os.access(path.parent, os.W_OK)
+            self._db = _connect(path, "ro&immutable=1" if is_still else "ro")
             made = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'checkpoints'").fetchone()
         if made is None:  # the writer makes this table last
             raise JournalError(f"{path}: the journal is only just being made; ask again")

@@ -25,12 +25,10 @@ class ProgramInfo(msgspec.Struct, frozen=True):
 
 
 class Vitals(msgspec.Struct, frozen=True):
-    """What a living process uses. descriptors_max: its own limit."""
+    """What a living process uses, as far as the kernel tells it to other users too."""
 
     rss_bytes: int
     cpu_s: float
-    descriptors: int
-    descriptors_max: int
     threads: int
 
 
@@ -49,6 +47,16 @@ class Supervisor:
             return []
         return [ProgramInfo(p["name"], p["statename"], p["pid"], p["spawnerr"] or p["description"],
                             p["start"]) for p in answer]
+
+    def kill(self, name: str, pid: int) -> bool:
+        """SIGKILL a program; another user's through supervisord. False when it is gone."""
+        try:
+            return kill_pid(pid)
+        except psutil.AccessDenied:
+            try:
+                return bool(self._proxy.supervisor.signalProcess(name, "KILL"))
+            except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
+                return False
 
 
 class _UnixTransport(xmlrpc.client.Transport):
@@ -72,8 +80,7 @@ def vitals(pid: int) -> Vitals | None:
             times = process.cpu_times()
             if process.status() == psutil.STATUS_ZOMBIE:
                 return None
-            return Vitals(process.memory_info().rss, times.user + times.system, process.num_fds(),
-                          process.rlimit(psutil.RLIMIT_NOFILE)[0], process.num_threads())
+            return Vitals(process.memory_info().rss, times.user + times.system, process.num_threads())
     except psutil.Error:
         return None
 
@@ -102,7 +109,7 @@ def kill_pid(pid: int) -> bool:
         if not any(word.startswith("bot.") for word in process.cmdline()):
             return False
         process.send_signal(signal.SIGKILL)
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return False
     return True
 

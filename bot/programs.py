@@ -56,9 +56,20 @@ def names(config: Config) -> tuple[str, ...]:
     return *paper, "gateway", "executor", *(n for n in made if n != "paper"), "health", "guard"
 
 
+def _users(config: Config) -> dict[str, str]:
+    # A section that is read once more is merged with the first: only who runs it stands here.
+    users, made = config.users, "[supervisord]\nuser=root\n"
+    for name in names(config):
+        kind, _, strategy = name.partition("-")
+        user = users.strategy.format(strategy=strategy) if kind == "strategy" else \
+            users.feed if name in ("gateway", "health") else users.trade
+        made += f"\n[program:{name}]\nuser={user}\n"
+    return {"users": made} if users.trade else {}
+
+
 def write_sections(config: Config) -> None:
     """Write the sections below state_dir/supervisor.d, and remove those of programs that are gone."""
-    folder, made = config.path("supervisor.d"), sections(config)
+    folder, made = config.path("supervisor.d"), sections(config) | _users(config)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.conf"):
         if path.stem not in made:

@@ -142,7 +142,7 @@ def make_paper_keys(config: Config, clock: Clock) -> None:
         return
     for table in (config.exchange, *(config.paper.accounts.values() if config.paper else ())):
         for path in (config.path(table.api_key_file), config.path(table.api_secret_file)):
-            if not path.exists() and path.resolve().is_relative_to(config.state_path):
+            if path.resolve().is_relative_to(config.state_path) and not path.exists():
                 try:
                     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -193,7 +193,7 @@ def _start_supervisord(config: Config, config_path: Path) -> subprocess.Popen:
             os._exit(EXIT_SOFTWARE)
 
     environment = {**os.environ, "BOT_STATE_DIR": str(config.state_path), "BOT_PYTHON": sys.executable,
-                   "BOT_CONFIG": str(config_path.resolve()), "BOT_UMASK": "027", "BOT_SOCKET_MODE": "0700"}
+                   "BOT_CONFIG": str(config_path.resolve()), "BOT_SOCKET_MODE": "0700"}
     with open(config.path("log/supervisord.out"), "ab") as out:
         # A session of its own: Ctrl-C reaches us alone, and we end the rest in order.
         return subprocess.Popen(

@@ -1,15 +1,15 @@
 """What the appliance is doing, gathered from beats, halt files and the journal. Reads only."""
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from bot.books import Books, SymbolBook
 from bot.budget import Usage
 from bot.clock import Clock
 from bot.config import Config
-from bot.daemon import run_folder
 from bot.errors import JournalError
 from bot.events import SignalClosed, SignalReceived
 from bot.explain import clock_text
@@ -17,6 +17,7 @@ from bot.halt import HaltFiles
 from bot.journal import JournalReader
 from bot.programs import names
 
+BEAT_BYTES_MAX = 1_000_000  # the longest, health's with a hundred findings, has some 30,000
 COUNTERS = ("ticks", "ticks_lost", "signals", "orders", "fills")
 
 
@@ -25,16 +26,36 @@ def read_beats(config: Config) -> dict[str, dict[str, Any]]:
     beats = {}
     for name in names(config):
         try:
-            beats[name] = msgspec.json.decode((run_folder(config) / f"{name}.json").read_bytes())
-        except (OSError, msgspec.MsgspecError):
+            # A strategy may put anything there: a pipe that never ends, a gigabyte, a text for a number.
+            path = config.run_path(name) / f"{name}.json"
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            with open(handle, "rb") as file:
+                raw = file.read(BEAT_BYTES_MAX)
+            msgspec.json.decode(raw, type=_Relied)
+            beats[name] = msgspec.json.decode(raw)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             continue
     return beats
+
+
+class _Relied(msgspec.Struct):
+    # What others compute with.
+    pid: Annotated[int, Meta(ge=1, le=4_194_304)]
+    run: int
+    mono_ns: int
+    version: str
+    config: str
+    ended: bool
+    crash_starts: list[int]
+    descriptors: int
+    descriptors_max: Annotated[int, Meta(ge=1)]
+    levels: dict[str, list[float]] = {}
 
 
 def read_usage(config: Config, name: str) -> Usage:
     """Return what another process's last beat says of the request limits."""
     try:
-        return msgspec.json.decode((run_folder(config) / f"{name}.json").read_bytes(), type=_Beat).rate
+        return msgspec.json.decode((config.run_path(name) / f"{name}.json").read_bytes(), type=_Beat).rate
     except (OSError, msgspec.MsgspecError):
         return Usage()
 

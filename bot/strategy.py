@@ -20,7 +20,7 @@ async def main(daemon: Daemon) -> None:
     """Run one strategy: Ticks in, TradingSignals out."""
     config, name = daemon.config, daemon.args.name
     strategy_class = load_class(config, name)
-    outbox = Outbox(OutboxFile(config.path("outbox") / f"{name}.outbox"))
+    outbox = Outbox(OutboxFile(config.run_path(daemon.name) / f"{name}.outbox"))
     pusher = ZmqPusher(config.bus.signals, config.bus, signal_endpoint(config.bus, name))
     runner = StrategyRunner(name, config, strategy_class, run=daemon.run, clock=daemon.clock, outbox=outbox,
                             send=pusher.send, log=daemon.log)

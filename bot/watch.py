@@ -39,8 +39,8 @@ class Watch:
     """Remembers what it saw of each process. `look` is called each second; times are monotonic."""
 
     def __init__(self, config: Config, clock: Clock, log: Log, *, halts: HaltFiles,
-                 vitals: Callable[[int], Vitals | None] = probe.vitals,
-                 kill: Callable[[int], bool] = probe.kill_pid) -> None:
+                 kill: Callable[[str, int], bool],
+                 vitals: Callable[[int], Vitals | None] = probe.vitals) -> None:
         self._config, self._rules, self._clock, self._log = config, config.health, clock, log
         self._halts, self._vitals, self._kill = halts, vitals, kill
         self._born: dict[str, tuple[int, int]] = {}  # name -> pid, when we saw it first
@@ -110,15 +110,15 @@ class Watch:
         elif rss_mb > self._rules.memory_mb_max:
             self._end(name, pid, "memory_high", f"{rss_mb} MB, limit {self._rules.memory_mb_max}")
         else:
-            self._check_use(name, vitals, now_ns)
+            self._check_use(name, vitals, beat, now_ns)
 
     def _end(self, name: str, pid: int, rule: str, text: str) -> None:
-        if self._kill(pid):
+        if self._kill(name, pid):
             self.kills[name] = self.kills.get(name, 0) + 1
             self._kept[rule, name] = self._clock.mono_ns(), text
             self._log.error("killed", rule=rule, subject=name, pid=pid, text=text)
 
-    def _check_use(self, name: str, vitals: Vitals, now_ns: int) -> None:
+    def _check_use(self, name: str, vitals: Vitals, beat: dict[str, Any], now_ns: int) -> None:
         samples, rules = self._samples[name], self._rules
         if not samples or now_ns - samples[-1][0] >= SAMPLE_NS:
             samples.append((now_ns, vitals.rss_bytes, vitals.cpu_s))
@@ -132,12 +132,12 @@ class Watch:
         cpu_pct = 100e9 * (vitals.cpu_s - back[2]) / (now_ns - back[0]) if back else 0.0
         if cpu_pct > rules.cpu_pct_max:
             self.find("cpu_busy", name, f"{cpu_pct:.0f} % of a core, limit {rules.cpu_pct_max}")
-        if vitals.descriptors * 100 > vitals.descriptors_max * rules.descriptors_pct_max:
-            self.find("descriptors_high", name, f"{vitals.descriptors} of {vitals.descriptors_max}, "
-                                                f"limit {rules.descriptors_pct_max} %")
+        used, most = beat.get("descriptors", 0), beat.get("descriptors_max", 1)
+        if used * 100 > most * rules.descriptors_pct_max:
+            self.find("descriptors_high", name, f"{used} of {most}, limit {rules.descriptors_pct_max} %")
         self.vitals[name] = {
             "rss_bytes": vitals.rss_bytes, "growth_bytes_per_s": round(growth, 1), "cpu_s": vitals.cpu_s,
-            "cpu_pct": round(cpu_pct, 1), "descriptors": vitals.descriptors, "threads": vitals.threads}
+            "cpu_pct": round(cpu_pct, 1), "descriptors": used, "threads": vitals.threads}
 
     def _check_loop(self, name: str, beat: dict[str, Any], program: ProgramInfo | None, now_ns: int) -> None:
         # Two sources: the marks each start leaves in its beat, and supervisord's own tries for what

@@ -53,7 +53,7 @@ async def main(daemon: Daemon) -> None:
     """Hammer the executor with signals."""
     config, name, clock = daemon.config, daemon.args.name, daemon.clock
     table = config.strategy[name]
-    outbox = LedgerOutbox(OutboxFile(config.path("outbox") / f"{name}.outbox"),
+    outbox = LedgerOutbox(OutboxFile(config.run_path(daemon.name) / f"{name}.outbox"),
                           Path(table.settings["ledger"]))
     pusher = ZmqPusher(config.bus.signals, config.bus, signal_endpoint(config.bus, name))
     runner = StrategyRunner(name, config, Restless, run=daemon.run, clock=clock, outbox=outbox,

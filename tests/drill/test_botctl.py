@@ -336,7 +336,7 @@ def test_logs_journal_beats_and_metrics_hold_no_secret(run):
     assert b"bot_process_resident_memory_bytes" in texts["metrics of health"]
     folder = config.state_path
     for path in [*folder.glob("log/*"), *folder.glob("run/*.json"), *folder.glob("journal.db*"),
-                 *folder.glob("outbox/*"), *folder.glob("supervisor.d/*")]:
+                 *folder.glob("strategy/*/*"), *folder.glob("supervisor.d/*")]:
         texts[str(path)] = path.read_bytes()
     assert len(texts) > 20
     for process in run.status()["processes"]:

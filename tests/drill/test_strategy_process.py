@@ -125,7 +125,7 @@ class Stage:
 
     def status(self) -> dict:
         """Return the beat file of the running process; empty when there is none of it yet."""
-        path = self.config.state_path / "run" / "strategy-levels.json"
+        path = self.config.run_path("strategy-levels") / "strategy-levels.json"
         beat = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
         return beat if self.process and beat.get("pid") == self.process.pid else {}
 
@@ -270,5 +270,5 @@ def test_strategy_process_without_its_class_ends_with_78(tmp_path, monkeypatch, 
     stage.start(name)
     assert stage.process.wait(10) == 78
     assert f"config error: {text}" in stage.log.read_text()
-    assert not (stage.config.state_path / "outbox").exists(), "nothing was started"
+    assert not list(stage.config.state_path.glob("strategy/*/*.outbox")), "nothing was started"
     stage.close()

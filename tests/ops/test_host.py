@@ -20,6 +20,68 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "ansible" / "bin"
 INVENTORY = os.environ.get("TRADEHOST_INVENTORY", "")
 OPERATOR = "nightwatch"
+PYTHON = "/opt/bot/current/.venv/bin/python"
+# Two strategies: one has to be refused what is the other's.
+STRATEGIES = {name: {"class": "bot.support_resistance:SupportResistanceStrategy", "symbols": [symbol],
+                     "settings": {"notional": 1_000}}
+              for name, symbol in (("sr", "BTC/USDT:USDT"), ("other", "ETH/USDT:USDT"))}
+
+# What a hostile strategy would try, as its user and without its sandbox. Prints what each try came to.
+TRIES = """
+import json, os, socket, sys, time
+import zmq
+from bot.model import TradingSignal
+from bot.wire import encode
+pids, strategy = json.loads(sys.argv[1]), sys.argv[2]
+
+def signal():
+    now_ns = time.time_ns()
+    return encode(TradingSignal(
+        strategy="other", run=now_ns, seq=1, symbol="ETH/USDT:USDT", target_qty=1, stop_loss=None,
+        take_profit=None, created_ns=now_ns, expires_ns=now_ns + 10**10, position_version=0, tick_run=1,
+        tick_seq=1, tick_price=1.0, tick_exchange_ns=now_ns, tick_receive_ns=now_ns, reason="impostor"))
+
+def push(name):
+    socket.socket(socket.AF_UNIX).connect(f"/var/lib/bot/bus/signals/{name}/socket")
+    pusher = zmq.Context.instance().socket(zmq.PUSH)
+    pusher.connect(f"ipc:///var/lib/bot/bus/signals/{name}/socket")
+    pusher.send(signal())
+    time.sleep(1)
+
+STATE = "/var/lib/bot"
+TRIES = {
+    "read the key": lambda: open("/etc/bot/keys/api.key").read(),
+    "list the keys": lambda: os.listdir("/etc/bot/keys"),
+    "connect to the exchange": lambda: socket.create_connection(("127.0.0.1", 5560), 3),
+    "connect to the world": lambda: socket.create_connection(("203.0.113.1", 443), 3),
+    "ask a name server": lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("203.0.113.1", 53)),
+    "read the journal": lambda: open(f"{STATE}/journal/journal.db", "rb"),
+    "write the journal": lambda: open(f"{STATE}/journal/journal.db", "r+b"),
+    "replace the journal": lambda: os.rename(f"{STATE}/journal", f"{STATE}/old"),
+    "write the exchange's ledger": lambda: open(f"{STATE}/paper/paper.db", "r+b"),
+    "kill the executor": lambda: os.kill(pids["executor"], 9),
+    "kill another strategy": lambda: os.kill(pids["strategy-other"], 9),
+    "send as another strategy, at its socket": lambda: push("other"),
+    "take another strategy's socket": lambda: os.unlink(f"{STATE}/bus/signals/other/socket"),
+    "take its own socket": lambda: os.unlink(f"{STATE}/bus/signals/{strategy}/socket"),
+    "publish ticks": lambda: os.unlink(f"{STATE}/bus/ticks/socket"),
+    "publish reports": lambda: os.unlink(f"{STATE}/bus/reports/socket"),
+    "write another strategy's outbox": lambda: open(f"{STATE}/strategy/other/other.outbox", "ab"),
+    "resume": lambda: os.listdir(f"{STATE}/halt"),
+    "command": lambda: open(f"{STATE}/commands/x.json", "w"),
+    "steer supervisord": lambda: socket.socket(socket.AF_UNIX).connect(f"{STATE}/run/supervisor.sock"),
+    "change the configuration": lambda: open("/etc/bot/bot.toml", "a"),
+    "change a release": lambda: open("/opt/bot/current/bot/executor.py", "a"),
+}
+for what, do in TRIES.items():
+    try:
+        do()
+        print(what, "DONE", sep=": ")
+    except OSError as error:
+        print(what, type(error).__name__, sep=": ")
+push(strategy)
+print("sent as another strategy, at its own socket: SENT")
+"""
 
 pytestmark = pytest.mark.host
 
@@ -40,7 +102,8 @@ class Host:
     def play(self, playbook: str, *words: str) -> tuple[dict[str, int], str]:
         """Run a playbook; return its recap (ok, changed, failed, ...) and its output."""
         done = subprocess.run(
-            [BIN / "ansible-playbook", "-i", INVENTORY, "-l", self.name, playbook, *words],
+            [BIN / "ansible-playbook", "-i", INVENTORY, "-l", self.name, playbook, *words,
+             "-e", json.dumps({"bot_strategies": STRATEGIES})],
             cwd=ROOT / "ansible",
             capture_output=True,
             text=True,
@@ -51,10 +114,14 @@ class Host:
         recap = re.search(rf"^{re.escape(self.name)}\s+: (.+)$", done.stdout, re.M)[1]
         return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap)}, done.stdout
 
-    def do(self, command: str, *, user: str = "root") -> subprocess.CompletedProcess:
-        """Run a shell command there, as a user."""
+    def do(self, command: str, *, user: str = "root", text: str = "") -> subprocess.CompletedProcess:
+        """Run a shell command there, as a user, with text on its standard input."""
         there = f"sudo -u {user} sh -c {shlex.quote(command)}"
-        return subprocess.run([*self._ssh, there], capture_output=True, text=True, timeout=60)
+        return subprocess.run([*self._ssh, there], capture_output=True, text=True, timeout=60, input=text)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each program."""
+        return {row["name"]: row["pid"] for row in self.status()["processes"]}
 
     def status(self) -> dict:
         done = self.do("botctl status --json")
@@ -108,6 +175,34 @@ def test_operator_without_root_looks_halts_and_resumes_and_reads_no_key(host):
     assert host.do("cat /etc/bot/keys/api.secret", user=OPERATOR).returncode != 0
     assert host.do("echo x >> /etc/bot/bot.toml", user=OPERATOR).returncode != 0
     host.wait_running()
+
+
+def test_strategy_with_hostile_code_is_refused_everything_but_the_bus(host):
+    before = host.pids()
+    tries = f"{PYTHON} - {shlex.quote(json.dumps(before))} sr"
+    done = host.do(tries, user="bot-s-sr", text=TRIES)
+    print(done.stdout)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 23 and "DONE" not in done.stdout, done.stdout + done.stderr
+    assert lines[-1].endswith("SENT"), "its own socket is open, and who it says it is does not count"
+    dropped = json.loads(host.do("cat /var/lib/bot/run/executor.json").stdout)["dropped"]
+    assert dropped["impostor"] == 1, dropped
+    assert "impostor" not in host.do("botctl signals --json").stdout and host.pids() == before
+    # The tries were real: who may, does.
+    connect = f"{PYTHON} -c \"import socket; socket.create_connection(('127.0.0.1', 5560), 3)\""
+    assert host.do(connect, user="bot-feed").returncode == 0
+    assert host.do("cat /etc/bot/keys/api.key", user="bot-trade").stdout
+    assert host.do("cat /etc/bot/keys/api.key", user="bot-feed").returncode != 0
+    assert host.do("echo >> /var/lib/bot/journal/journal.db", user="bot-feed").returncode != 0
+
+
+@pytest.mark.parametrize("name", ["executor", "strategy-sr", "health"])
+def test_process_of_another_user_that_hangs_is_killed_and_started_again(host, name):
+    pid = host.pids()[name]
+    assert host.do(f"kill -STOP {pid}").returncode == 0
+    wait_until(lambda: host.pids()[name] not in (None, pid), 40)
+    status = host.wait_running()
+    assert not status["locked_symbols"] and not status["halted"]
 
 
 def test_supervisord_that_is_killed_comes_back_trading(host):

@@ -14,7 +14,9 @@ ETH = {"class": "a.b:C", "symbols": ["ETH/USDT:USDT"]}
 def beat_of(tmp_path, **fields):
     folder = tmp_path / "var" / "run"
     folder.mkdir(parents=True)
-    beat = {"name": "executor", "pid": 0, "ended": False, "owners": {"ETH/USDT:USDT": "eth"}} | fields
+    beat = {"name": "executor", "pid": 1, "ended": False, "run": 1, "mono_ns": 1, "version": "", "config": "",
+            "crash_starts": [], "descriptors": 1, "descriptors_max": 9,
+            "owners": {"ETH/USDT:USDT": "eth"}} | fields
     (folder / "executor.json").write_bytes(msgspec.json.encode(beat))
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import socket
+import stat
 import time
 from collections.abc import Callable, Coroutine
 
@@ -442,6 +443,17 @@ def test_ipc_with_a_folder_open_to_others_is_refused(tmp_path):
         subscriber.close()
         source.publisher.close()
     play(scenario)
+
+
+def test_ipc_with_any_umask_is_open_to_all_who_may_enter_its_folder(tmp_path):
+    tmp_path.chmod(0o710)
+    before = os.umask(0o077)
+    try:
+        publisher = ZmqPublisher(channel(endpoint=f"ipc://{tmp_path}/ticks"), BUS)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "ticks").stat().st_mode) == 0o770
+    publisher.close()
 
 
 def test_ipc_with_a_folder_that_is_not_there_is_a_config_error(tmp_path):

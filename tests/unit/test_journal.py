@@ -309,6 +309,14 @@ def test_checkpoint_with_events_behind_it_folds_as_the_whole(path):
     assert sql(path, "SELECT count(*) FROM events") == [(37,)]
 
 
+def test_reader_that_may_not_write_reads_a_journal_closed_in_order_and_leaves_no_file(path, monkeypatch):
+    books, before = written(path, history(6)), set(path.parent.iterdir())
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may anything
+    reader = JournalReader(path)
+    assert reader.books().encode() == books.encode() and set(path.parent.iterdir()) == before
+    reader.close()
+
+
 def test_checkpoint_with_restarts_in_between_is_still_written_in_time(path):
     for seq in (1, 3, 5):  # three short runs together reach the number
         journal = opened(path, checkpoint_events=5, load=False)

@@ -5,7 +5,11 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
+import psutil
+
+from bot import probe
 from bot.probe import Supervisor, descendants, kill
 from tests.harness import wait_until
 
@@ -71,3 +75,15 @@ def test_supervisor_with_a_peer_that_hangs_or_babbles_has_no_programs(tmp_path):
     assert Supervisor(path).programs() == []
     server.shutdown(socket.SHUT_RDWR)
     server.close()
+
+
+def test_kill_with_another_users_process_asks_supervisord(tmp_path, monkeypatch):
+    def deny(pid):
+        raise psutil.AccessDenied(pid)
+
+    supervisor, asked = Supervisor(tmp_path / "none.sock"), []
+    monkeypatch.setattr(probe, "kill_pid", deny)
+    assert not supervisor.kill("executor", 7), "supervisord does not answer either"
+    monkeypatch.setattr(supervisor, "_proxy", SimpleNamespace(supervisor=SimpleNamespace(
+        signalProcess=lambda *words: asked.append(words) or True)))
+    assert supervisor.kill("executor", 7) and asked == [("executor", "KILL")]

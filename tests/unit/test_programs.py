@@ -87,3 +87,18 @@ def test_find_config_with_one_noted_finds_it_from_anywhere(tmp_path, monkeypatch
 def test_find_config_with_nothing_started_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match="give --config FILE"):
         find_config(root=tmp_path)
+
+
+def test_write_sections_with_users_says_who_runs_what(tmp_path):
+    users = {"feed": "bot-feed", "trade": "bot-trade", "strategy": "bot-s-{strategy}"}
+    config = load(write_config(tmp_path, strategy={"eth": ETH}, users=users, bus={
+        "signals": {"endpoint": f"ipc://{tmp_path}/{{strategy}}/socket"}}))
+    write_sections(config)
+    parser = fixed()
+    parser.read(sorted(config.path("supervisor.d").glob("*.conf")))
+    made = {s.removeprefix("program:"): parser[s]["user"] for s in parser.sections() if "user" in parser[s]}
+    assert made == {
+        "supervisord": "root", "gateway": "bot-feed", "health": "bot-feed", "executor": "bot-trade",
+        "guard": "bot-trade", "paper": "bot-trade", "strategy-levels": "bot-s-levels",
+        "strategy-eth": "bot-s-eth"}
+    assert all(parser[f"program:{name}"]["command"] for name in names(config)), "merged, not replaced"

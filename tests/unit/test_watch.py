@@ -25,14 +25,15 @@ class World:
         self.config = load(write_config(tmp_path, health={"restarts_max": 2, "restart_window_s": 60}))
         self.clock, self.out, self.killed = HandClock(), io.StringIO(), Counter()
         self.halts = HaltFiles(tmp_path / "halt")
-        self.used = {100 + n: Vitals(50 * MB, 0.0, 10, 1_000, 3) for n in range(len(NAMES))}
+        self.used = {100 + n: Vitals(50 * MB, 0.0, 3) for n in range(len(NAMES))}
         self.pids = {name: 100 + n for n, name in enumerate(NAMES)}
         self.silent, self.crashes, self.programs = set(), {}, {}
-        self.last_beat = {}
+        self.last_beat, self.descriptors = {}, 10
         self.watch = Watch(self.config, self.clock, Log("health", self.clock, stream=self.out),
                            halts=self.halts, vitals=lambda pid: self.used.get(pid), kill=self._kill)
 
-    def _kill(self, pid):
+    def _kill(self, name, pid):
+        assert self.pids[name] == pid or self.programs[name].pid == pid
         self.killed[pid] += 1
         return True
 
@@ -42,7 +43,9 @@ class World:
             for name in NAMES:
                 if name not in self.silent:
                     self.last_beat[name] = {"pid": self.pids[name], "mono_ns": self.clock.mono,
-                                            "crash_starts": self.crashes.get(name, [])}
+                                            "crash_starts": self.crashes.get(name, []),
+                                            "descriptors": self.descriptors if name == "executor" else 9,
+                                            "descriptors_max": 1_000}
             self.watch.look(NAMES, self.last_beat, self.programs)
             self.watch.tell()
 
@@ -101,7 +104,7 @@ def test_watch_that_slept_itself_kills_nobody(world):
 
 
 def test_watch_with_a_memory_hog_kills_it(world):
-    world.used[101] = Vitals(1_001 * MB, 0.0, 10, 1_000, 3)
+    world.used[101] = Vitals(1_001 * MB, 0.0, 3)
     world.pass_seconds(1)
     assert world.killed == {101: 1} and ("memory_high", "strategy-levels") in world.rules()
 
@@ -109,7 +112,7 @@ def test_watch_with_a_memory_hog_kills_it(world):
 def test_watch_with_memory_that_grows_tells_of_it_after_half_an_hour(world):
     for minute in range(31):
         assert not world.rules()
-        world.used[100] = Vitals((100 + 2 * minute) * MB, 0.0, 10, 1_000, 3)
+        world.used[100] = Vitals((100 + 2 * minute) * MB, 0.0, 3)
         world.pass_seconds(60)
     assert world.rules() == {("memory_growing", "executor")} and not world.killed
     assert 30_000 < world.watch.vitals["executor"]["growth_bytes_per_s"] < 37_000
@@ -117,7 +120,7 @@ def test_watch_with_memory_that_grows_tells_of_it_after_half_an_hour(world):
 
 def test_watch_with_a_busy_process_tells_of_it_and_of_its_end(world):
     for second in range(45):
-        world.used[100] = Vitals(50 * MB, 0.95 * second, 10, 1_000, 3)
+        world.used[100] = Vitals(50 * MB, 0.95 * second, 3)
         world.pass_seconds(1)
     assert world.rules() == {("cpu_busy", "executor")}
     world.pass_seconds(45)
@@ -125,7 +128,7 @@ def test_watch_with_a_busy_process_tells_of_it_and_of_its_end(world):
 
 
 def test_watch_with_descriptors_running_out_tells_of_it(world):
-    world.used[100] = Vitals(50 * MB, 0.0, 801, 1_000, 3)
+    world.descriptors = 801
     world.pass_seconds(1)
     assert world.rules() == {("descriptors_high", "executor")}
 
