@@ -72,6 +72,8 @@ class ExchangeConfig(Table, kw_only=True, frozen=True):
     rest_url: Annotated[str, Meta(description="base of every REST endpoint, without a path: the exchange, "
                                   "its testnet, a proxy, or the paper exchange")]
     ws_url: Annotated[str, Meta(description="base of every websocket endpoint, without a path")]
+    sapi_url: Annotated[str, Meta(description="base of the spot API, the only one that tells a key's rights: "
+                                  "https://api.binance.com in live; empty: they are not looked at")] = ""
     account: Annotated[
         Name, Meta(description="a name of yours; the journal is stamped with exchange, URL and account, and "
                    "refuses another")] = "main"

@@ -189,8 +189,11 @@ def _check_bus(config: Config) -> None:
 
 
 def _check_urls(config: Config) -> None:
-    for key, schemes in (("rest_url", ("http", "https")), ("ws_url", ("ws", "wss"))):
+    for key, schemes in (("rest_url", ("http", "https")), ("ws_url", ("ws", "wss")),
+                         ("sapi_url", ("http", "https"))):
         value = getattr(config.exchange, key)
+        if key == "sapi_url" and not value and config.mode != "live":
+            continue
         url = urlsplit(value)
         if url.scheme not in schemes or not url.hostname or url.path not in ("", "/") or _port(url) == 0:
             raise ConfigError(f"exchange.{key}: must be {' or '.join(schemes)}://HOST without a path; "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 import h11
+import msgspec
 
 from bot.clock import Clock
 from bot.config import ExchangeConfig
@@ -136,6 +137,13 @@ class RestPool:
         """Close all connections."""
         for connection in self._connections:
             await connection.close()
+
+
+def rights_pool(config: ExchangeConfig, clock: Clock) -> RestPool | None:
+    """Return a connection to where a key's rights are told, None when it is not configured."""
+    return (
+        pool(msgspec.structs.replace(config, rest_url=config.sapi_url), clock, 1) if config.sapi_url else None
+    )
 
 
 def pool(config: ExchangeConfig, clock: Clock, connections: int = 2) -> RestPool:

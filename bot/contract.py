@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from bot.clock import Clock
 from bot.config import Config
-from bot.errors import ConfigError
+from bot.errors import ConfigError, ExchangeError
 from bot.exchange import Exchange
 from bot.rows import AccountSettings, SymbolSettings
 
@@ -20,7 +20,9 @@ class Contract:
         self._account, self._reread_ns = config.account, config.exchange.instruments_s * 1_000_000_000
         self._clock, self._exchange, self._lock, self._unlock = clock, exchange, lock, unlock
         self._read_ns = clock.mono_ns()
-        self._has_held = False
+        self._has_held, self._rights_read_ns = False, -self._reread_ns
+        self._key_troubles: list[str] = []
+        self._has_rights = False
         self.trouble = ""  # of the whole account; while it lasts nothing opens
 
     def doubt(self) -> None:
@@ -33,7 +35,8 @@ class Contract:
             raise ConfigError("exchange: the account is in hedge mode, tradehost needs one-way mode; switch "
                               "it in the exchange's settings (no open position or order may be left)")
         self._has_held = True
-        self.trouble = "; ".join(self._account_differences(account))
+        await self._check_key()
+        self.trouble = "; ".join(self._account_differences(account) + self._key_troubles)
         if self._clock.mono_ns() - self._read_ns >= self._reread_ns:
             await self._exchange.refresh(symbols)
             self._read_ns = self._clock.mono_ns()
@@ -47,6 +50,19 @@ class Contract:
                 else:
                     self._unlock(symbol, cause, "as it should be")
         return differences
+
+    async def _check_key(self) -> None:
+        # Asked elsewhere than all the rest: when that is away, what it said last goes on to count.
+        if self._clock.mono_ns() - self._rights_read_ns < self._reread_ns:
+            return
+        try:
+            rights = await self._exchange.key_rights()
+        except ExchangeError as error:
+            if not self._has_rights:
+                self._key_troubles = [f"the key's rights are not known: {error}"]
+            return
+        self._has_rights, self._rights_read_ns = True, self._clock.mono_ns()
+        self._key_troubles = rights.troubles() if rights is not None else []
 
     def _account_differences(self, account: AccountSettings) -> list[str]:
         wanted = self._account.is_multi_asset

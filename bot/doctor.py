@@ -15,7 +15,7 @@ from bot import __version__, probe
 from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import read_secret
-from bot.connection import pool
+from bot.connection import pool, rights_pool
 from bot.errors import ConfigError, ExchangeError, JournalError
 from bot.exchange import Exchange
 from bot.journal import JournalReader
@@ -127,7 +127,8 @@ async def _exchange(config: Config, clock: Clock) -> list[Check]:
         keys = [read_secret(config.path(getattr(config.exchange, key)), f"exchange.{key}")
                 for key in ("api_key_file", "api_secret_file")]
         queries = pool(config.exchange, clock)
-        exchange = Exchange(config.exchange, clock, orders=queries, queries=queries, keys=(keys[0], keys[1]))
+        exchange = Exchange(config.exchange, clock, orders=queries, queries=queries, keys=(keys[0], keys[1]),
+                            rights=rights_pool(config.exchange, clock))
         await exchange.load()
         await exchange.measure_clock()
     except (ConfigError, ExchangeError) as error:
@@ -141,8 +142,19 @@ async def _exchange(config: Config, clock: Clock) -> list[Check]:
               _check("symbols", not missing,
                      f"not listed: {', '.join(missing)}" if missing else "all are listed")]
     return [*checks, await _asked("account", exchange.account), await _asked("positions", exchange.positions),
-            Check("key rights", "unknown", "the futures API does not tell withdrawal rights and IP list: "
-                  "look at the key in the exchange's settings: futures trading alone, from this address")]
+            await _key_rights(exchange)]
+
+
+async def _key_rights(exchange: Exchange) -> Check:
+    try:
+        rights = await exchange.key_rights()
+    except ExchangeError as error:
+        return Check("key rights", "bad", str(error))
+    if rights is None:
+        return Check("key rights", "unknown", "exchange.sapi_url is empty: look at the key in the exchange's "
+                     "settings: futures trading, no withdrawals, from this address alone")
+    return _check("key rights", not rights.troubles(),
+                  "; ".join(rights.troubles()) or "futures, no withdrawals, from listed addresses alone")
 
 
 async def _asked(name: str, question: Callable[[], Awaitable]) -> Check:

@@ -27,6 +27,7 @@ from bot.rows import (
     UNREADABLE,
     AccountSettings,
     ExchangePosition,
+    KeyRights,
     PrivateEvent,
     SymbolSettings,
     money,
@@ -61,6 +62,7 @@ class Rest(Protocol):
 class Exchange:
     """One account at one exchange. keys: (API key, secret), None for market data alone.
 
+    rights: the lane to sapi_url, where a key's rights are told.
     is_urgent: its questions may use what the request limits keep for cancels and closes, and are asked
     again at once when an answer says nothing.
     Raises ConfigError for an exchange outside the tested table. Queries raise ExchangeError (status,
@@ -68,16 +70,18 @@ class Exchange:
     """
 
     def __init__(self, config: ExchangeConfig, clock: Clock, *, orders: Rest, queries: Rest,
-                 keys: tuple[str, str] | None, is_urgent: bool = False) -> None:
+                 keys: tuple[str, str] | None, rights: Rest | None = None, is_urgent: bool = False) -> None:
         if config.id not in TRADABLE:
             raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.id}"')
         self._config, self._clock, self._orders, self._queries = config, clock, orders, queries
+        self._rights = rights
         api_key, secret = keys or ("", "")
         self._ccxt = TRADABLE[config.id]({"apiKey": api_key, "secret": secret, "maxRetriesOnFailure": 0})
         self._ccxt.number = str  # money never becomes a float
         base = config.rest_url.rstrip("/")
-        self._ccxt.urls["api"] = {section: base + urlsplit(url).path
-                                  for section, url in self._ccxt.urls["api"].items()}
+        self._ccxt.urls["api"] = {
+            section: (config.sapi_url.rstrip("/") if section == "sapi" else base) + urlsplit(url).path
+            for section, url in self._ccxt.urls["api"].items()}
         self._ahead_ns = clock.wall_ns() - clock.mono_ns()  # exchange time minus the monotonic clock
         self._symbols: dict[str, str] = {}
         self._markets: dict[str, dict[str, Any]] = {}
@@ -270,6 +274,20 @@ class Exchange:
                 is_hedge_mode=modes["dualSidePosition"], is_multi_asset=modes["multiAssetsMargin"],
                 can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
                 available_balance=money(row.get("availableBalance", 0)))
+
+    async def key_rights(self) -> KeyRights | None:
+        """Return what the key may do, None where nobody tells it. Raises ExchangeError."""
+        if self._rights is None:
+            return None
+        answer = await self._rights.request("GET", **self._sign("GET", "sapi", "account/apiRestrictions", {}))
+        if answer.status != 200 or answer.error:
+            raise ExchangeError(
+                f"apiRestrictions: {answer.error or error_of(answer)[1]}", status=answer.status
+            )
+        with _reading("apiRestrictions"):
+            row = msgspec.json.decode(answer.body)
+            return KeyRights(can_withdraw=row["enableWithdrawals"], can_trade_futures=row["enableFutures"],
+                             is_ip_restricted=row["ipRestrict"])
 
     async def symbol_settings(self) -> dict[str, SymbolSettings]:
         """Return margin mode and leverage, by symbol."""

@@ -17,7 +17,7 @@ from bot.clock import Clock
 from bot.commands import CommandFiles
 from bot.config import Config
 from bot.config_file import read_secret
-from bot.connection import pool
+from bot.connection import pool, rights_pool
 from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
@@ -341,7 +341,8 @@ async def main(daemon: Daemon) -> None:
         },
     )
     exchange = Exchange(config.exchange, clock, orders=pool(config.exchange, clock),
-                        queries=pool(config.exchange, clock), keys=(secret[0], secret[1]))
+                        queries=pool(config.exchange, clock), keys=(secret[0], secret[1]),
+                        rights=rights_pool(config.exchange, clock))
     publisher = ZmqPublisher(bus.reports, bus)
     halts = HaltFiles(config.state_path / "halt")
     try:

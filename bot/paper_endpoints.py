@@ -353,6 +353,11 @@ ROUTES: dict[str, Route] = {
     "POST /fapi/v1/listenKey": Route(lambda p: {"listenKey": p.engine.listen_key(p.account)}, 1, "key"),
     "PUT /fapi/v1/listenKey": Route(keep_listen_key, 1, "key"),
     "DELETE /fapi/v1/listenKey": Route(drop_listen_key, 1, "key"),
+    "GET /sapi/v1/account/apiRestrictions": Route(fixed({
+        "ipRestrict": True, "createTime": 0, "enableReading": True, "enableFutures": True,
+        "enableWithdrawals": False, "enableInternalTransfer": False, "permitsUniversalTransfer": False,
+        "enableSpotAndMarginTrading": False, "enableMargin": False, "enableVanillaOptions": False,
+        "enablePortfolioMarginTrading": False}), 1, "signed"),
     # What ccxt asks of the spot side when it loads markets with a key.
     "GET /sapi/v1/capital/config/getall": Route(fixed([]), 10, "signed"),
     "GET /sapi/v1/margin/allPairs": Route(fixed([]), 1, "key"),

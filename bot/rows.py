@@ -57,6 +57,22 @@ class AccountSettings(msgspec.Struct, frozen=True, kw_only=True):
     available_balance: Decimal
 
 
+class KeyRights(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API key may do (GET /sapi/v1/account/apiRestrictions)."""
+
+    can_withdraw: bool
+    can_trade_futures: bool
+    is_ip_restricted: bool
+
+    def troubles(self) -> list[str]:
+        """Return what a key of this appliance must not be, in words."""
+        return [text for text, is_wrong in {
+            "the API key may withdraw: take that right away at the exchange": self.can_withdraw,
+            "the API key may not trade futures: allow it at the exchange": not self.can_trade_futures,
+            "the API key works from any address: restrict it to this host's at the exchange":
+                not self.is_ip_restricted}.items() if is_wrong]
+
+
 class SymbolSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the account trades one symbol. margin_mode: cross or isolated."""
 

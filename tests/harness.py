@@ -58,7 +58,8 @@ def write_config(tmp_path: Path, **overrides: Any) -> Path:
     tables = {
         "mode": "paper",
         "state_dir": str(tmp_path / "var"),
-        "exchange": {"rest_url": f"http://127.0.0.1:{port}", "ws_url": f"ws://127.0.0.1:{port}", **keys},
+        "exchange": {"rest_url": f"http://127.0.0.1:{port}", "ws_url": f"ws://127.0.0.1:{port}",
+                     "sapi_url": f"http://127.0.0.1:{port}", **keys},
         "limits": {"order_notional_max": 20_000, "position_notional_max": 40_000,
                    "price_collar_pct": 2, "orders_per_minute_max": 60},
         "strategy": {"levels": {"class": "bot.support_resistance:SupportResistanceStrategy",

@@ -1,6 +1,7 @@
 """What others do to the account, and what the private stream does not tell: seen, classified, mended."""
 
 import http.client
+import json
 import subprocess
 import sys
 import time
@@ -167,6 +168,18 @@ def test_symbol_that_was_delisted_is_locked_alone_also_through_restarts(tmp_path
         signaler.close()
 
 
+def test_key_that_may_withdraw_lets_nothing_open(running: Appliance, signaler: Signaler) -> None:
+    rights = {"enableWithdrawals": True, "enableFutures": True, "ipRestrict": True}
+    fault = {"match": "GET /sapi/v1/account/apiRestrictions", "do": "answer", "status": 200,
+             "body": json.dumps(rights)}
+    running.control("POST", "/paper/faults", fault | {"times": 100})
+    wait_until(lambda: "may withdraw" in running.status()["state_reason"], SEEN_S)
+    assert running.status()["state"] == "REDUCING"
+    assert "key rights" in _botctl(running, "doctor")[1]
+    running.control("DELETE", "/paper/faults")
+    wait_until(lambda: running.status()["state"] == "RUNNING", SEEN_S)
+
+
 def test_key_that_is_refused_halts(running: Appliance, signaler: Signaler) -> None:
     running.control("POST", "/paper/faults", {
         "match": "POST /fapi/v1/order", "do": "answer", "status": 401,
@@ -186,7 +199,8 @@ def test_private_stream_that_keeps_silent_is_renewed_and_no_fill_is_lost(running
     def downs(word: str) -> int:
         return sum(line["event"] == "private_stream_down" and word in line["error"]
                    for line in running.log("executor"))
-    for number, fault in enumerate(({"do": "gap", "count": 50}, {"do": "freeze", "duration_ms": 600_000}), 1):
+    faults = {"do": "gap", "count": 50}, {"do": "freeze", "duration_ms": 600_000}, {"do": "half_open"}
+    for number, fault in enumerate(faults, 1):
         running.control("POST", "/paper/stream", {"match": "user:main", **fault})
         _reach(running, signaler, f"0.0{number}0")
         wait_until(lambda number=number: downs("lossy or frozen") == number, 5 + SEEN_S)
@@ -197,13 +211,13 @@ def test_private_stream_that_keeps_silent_is_renewed_and_no_fill_is_lost(running
     connection.request("DELETE", "/fapi/v1/listenKey", headers={"X-MBX-APIKEY": API_KEY})
     assert connection.getresponse().status == 200  # dead, and nobody is told
     wait_until(lambda: downs("listen key is dead") == 1, SEEN_S)
-    wait_up(4)
+    wait_up(5)
     running.control("POST", "/paper/stream", {"match": "user:main", "do": "expire"})
     wait_until(lambda: downs("listen key expired") == 1)
-    wait_up(5)
+    wait_up(6)
     _reconciled(running, 1)
     running.wait_running()
-    _reach(running, signaler, "0.030")
+    _reach(running, signaler, "0.040")
 
 
 def test_fill_after_the_operator_declared_absence_is_booked_and_its_excess_closed(running: Appliance,

@@ -80,8 +80,12 @@ BROKEN = {
                                  ["exchange.rest_url: mode paper", "was https://fapi.binance.com"]),
     "live_mode_on_loopback": ({"mode": "live", "paper": None}, ["exchange.rest_url: mode live"]),
     "live_mode_with_paper": ({"mode": "live", "exchange": {"rest_url": "https://fapi.binance.com",
-                                                           "ws_url": "wss://fstream.binance.com"}},
+                                                           "ws_url": "wss://fstream.binance.com",
+                                                           "sapi_url": "https://api.binance.com"}},
                              ["paper: mode live has no paper exchange"]),
+    "live_mode_without_key_rights": ({"mode": "live", "paper": None, "exchange": {
+        "rest_url": "https://fapi.binance.com", "ws_url": "wss://fstream.binance.com"}},
+        ["exchange.sapi_url: "]),
     "url_with_path": ({"exchange": {"rest_url": "http://127.0.0.1:5560/fapi"}}, ["exchange.rest_url: "]),
     "url_of_wrong_kind": ({"exchange": {"ws_url": "http://127.0.0.1:5560"}}, ["exchange.ws_url: ", "ws"]),
     "url_with_bad_port": ({"exchange": {"rest_url": "http://127.0.0.1:99999"}}, ["exchange.rest_url: "]),

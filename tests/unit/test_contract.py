@@ -7,8 +7,8 @@ import pytest
 
 from bot.config import AccountConfig
 from bot.contract import Contract
-from bot.errors import ConfigError
-from bot.rows import AccountSettings, SymbolSettings
+from bot.errors import ConfigError, ExchangeError
+from bot.rows import AccountSettings, KeyRights, SymbolSettings
 from tests.factory import BTC, ETH, HandClock, instrument
 
 
@@ -20,11 +20,17 @@ class Bench:
     def __init__(self, **account):
         self.clock, self.locks, self.refreshed = HandClock(), {}, []
         self.instruments = {BTC: instrument(), ETH: instrument(symbol=ETH)}
+        self.rights = KeyRights(can_withdraw=False, can_trade_futures=True, is_ip_restricted=True)
         self.settings = {symbol: set_to() for symbol in (BTC, ETH)}
         self.account = {"is_hedge_mode": False, "is_multi_asset": False, "can_trade": True}
         timer = SimpleNamespace(instruments_s=300)
         config = SimpleNamespace(account=AccountConfig(**account), exchange=timer)
         self.contract = Contract(config, self.clock, exchange=self, lock=self.lock, unlock=self.unlock)
+
+    async def key_rights(self):
+        if isinstance(self.rights, Exception):
+            raise self.rights
+        return self.rights
 
     async def symbol_settings(self):
         return self.settings
@@ -99,3 +105,25 @@ def test_check_reads_the_rules_again_on_the_timer_and_after_doubt():
     bench.contract.doubt()
     bench.check()
     assert len(bench.refreshed) == 2
+
+
+def test_check_with_a_key_that_may_withdraw_lets_nothing_open_until_it_is_mended():
+    bench = Bench()
+    bench.rights = KeyRights(can_withdraw=True, can_trade_futures=True, is_ip_restricted=False)
+    assert "may withdraw" in bench.check()[0] and "any address" in bench.contract.trouble
+    bench.rights = KeyRights(can_withdraw=False, can_trade_futures=True, is_ip_restricted=True)
+    bench.clock.step(299)
+    assert bench.check(), "asked again each instruments_s only"
+    bench.clock.step(1)
+    assert bench.check() == [] and bench.contract.trouble == ""
+
+
+def test_check_with_rights_that_cannot_be_read_keeps_what_was_known():
+    bench = Bench()
+    bench.rights = ExchangeError("away")
+    assert "not known: away" in bench.check()[0]
+    bench.rights = None  # nobody is asked
+    assert bench.check() == []
+    bench.rights = ExchangeError("away")
+    bench.clock.step(301)
+    assert bench.check() == [] and bench.contract.trouble == ""

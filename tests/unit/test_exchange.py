@@ -451,6 +451,30 @@ def test_account_tells_modes_and_the_settlement_balance():
     assert [path for _, path, _, _ in lane.asked] == ["/fapi/v1/accountConfig", "/fapi/v3/balance"]
 
 
+def test_key_rights_are_asked_of_the_spot_api_alone_and_may_be_unknown():
+    clock, said = FakeClock(), {"enableWithdrawals": False, "enableFutures": True, "ipRestrict": True}
+    lane, spot = Lane(clock), Lane(clock, apiRestrictions=said)
+    config = msgspec.structs.replace(CONFIG, sapi_url="https://spot.example")
+    exchange = Exchange(config, clock, orders=lane, queries=lane, keys=(API_KEY, API_SECRET), rights=spot)
+    rights = asyncio.run(exchange.key_rights())
+    assert rights.troubles() == [] and lane.asked == []
+    method, path, params, _ = spot.asked[0]
+    assert (method, path) == ("GET", "/sapi/v1/account/apiRestrictions") and params["signature"]
+    for name, word in (
+        ("enableWithdrawals", "withdraw"),
+        ("enableFutures", "futures"),
+        ("ipRestrict", "any address"),
+    ):
+        spot.answers["apiRestrictions"] = said | {name: not said[name]}
+        (text,) = asyncio.run(exchange.key_rights()).troubles()
+        assert word in text
+    for broken in ({"ipRestrict": True}, refusal(-2015, status=401)):
+        spot.answers["apiRestrictions"] = broken
+        with pytest.raises(ExchangeError):
+            asyncio.run(exchange.key_rights())
+    assert asyncio.run(loaded()[0].key_rights()) is None
+
+
 def test_candles_with_an_open_one_at_the_end_leave_it_out():
     def row(n):
         start = START_MS - (5 - n) * 60_000

@@ -131,6 +131,9 @@ class Bench:
             (BTC, ETH), SymbolSettings(margin_mode="cross", leverage=AccountConfig().leverage)
         )
 
+    async def key_rights(self):
+        return None
+
     async def listen_key(self):
         return "key"
 
