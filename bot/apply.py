@@ -21,18 +21,23 @@ REREADERS = ("executor", "gateway", "health")
 UPDATE_S = 60  # supervisord ends one program after the other, each within its stopwaitsecs
 
 
-def apply(path: Path, new_path: Path, books: Books, *, way_out: str = "") -> dict[str, Any]:
+def apply(path: Path, new_path: Path, books: Books, *, heir: str = "") -> dict[str, Any]:
     """Put new_path in force as path; return what came, changed and went.
 
-    way_out: --flatten or --adopt, where it was given. Raises ConfigError for a wrong file, RefusedError
-    when a strategy that goes still holds something, or when supervisord does not do its part.
+    heir: the strategy that may take over what one that goes holds. Raises ConfigError for a wrong file,
+    RefusedError when something is held and not inherited, or when supervisord does not do its part.
     """
     new = load(new_path)
     beats = read_beats(new)
     executor = beats.get("executor", {"ended": True})
     if executor["ended"]:
         raise RefusedError("the executor does not run in this state_dir: start with make run CONFIG=FILE")
-    _check_held(new, executor["owners"], books, way_out)
+    for held in leaving(new, books, heir).values():
+        raise RefusedError(
+            f"{held}: it is not removed, and its symbol gets no other owner. Nothing was changed: "
+            f"wait until it is flat, close it with --flatten, or name its heir with --adopt "
+            f"(strategy.{heir or 'NAME'}.symbols must list it)"
+        )
     folder = new.path("supervisor.d")
     before = _sections(folder)
     if new_path.resolve() != path.resolve():
@@ -50,17 +55,16 @@ def apply(path: Path, new_path: Path, books: Books, *, way_out: str = "") -> dic
             "changed": sorted(n for n in after.keys() & before.keys() if after[n] != before[n])}
 
 
-def _check_held(new: Config, owners: dict[str, str], books: Books, way_out: str) -> None:
+def leaving(new: Config, books: Books, heir: str = "") -> dict[str, str]:
+    """Return the strategies that hold something in a symbol that leaves them, and what, in words."""
+    owners = read_beats(new).get("executor", {}).get("owners", {})
+    found = {}
     for symbol, owner in owners.items():
         book = books.book(symbol)
-        if new.owner_of(symbol) == owner or not (book.position_qty or book.live_orders()):
-            continue
-        held = f"strategy.{owner} holds {book.position_qty:f} {symbol} and {len(book.live_orders())} orders"
-        if way_out:
-            raise RefusedError(f"{held}; {way_out} does not exist in this version. Nothing was changed: wait "
-                               "until the strategy is flat, and apply then")
-        raise RefusedError(f"{held}: it is not removed, and {symbol} gets no other owner. Nothing was "
-                           "changed: wait until the strategy is flat, and apply then")
+        if new.owner_of(symbol) not in (owner, heir or owner) and (book.position_qty or book.live_orders()):
+            found[owner] = (f"strategy.{owner} holds {book.position_qty:f} {symbol} and "
+                            f"{len(book.live_orders())} orders")
+    return found
 
 
 def _sections(folder: Path) -> dict[str, str]:

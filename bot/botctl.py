@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from bot import __version__
-from bot.apply import apply
+from bot.apply import apply, leaving
 from bot.clock import Clock
 from bot.commands import Answered, Command, CommandFiles
 from bot.config import Config
@@ -25,6 +25,7 @@ from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError, RefusedE
 from bot.explain import clock_text
 from bot.flatten import flatten_here
 from bot.halt import HaltFiles
+from bot.journal import JournalReader
 from bot.page import table_lines
 from bot.probe import Supervisor
 from bot.programs import find_config, find_state_path
@@ -86,13 +87,47 @@ def _doctor(args: argparse.Namespace, config: Config) -> int:
 def _config_apply(args: argparse.Namespace) -> int:
     path = args.config or find_config()
     config = load(args.file or path)
-    way_out = "--flatten" if args.flatten else f"--adopt {args.adopt}" if args.adopt else ""
-    done = apply(path, args.file or path, open_reader(config).books(), way_out=way_out)
+    reader = open_reader(config)
+    closed = _flatten_leaving(args, config, reader) if args.flatten else []
+    done = apply(path, args.file or path, reader.books(), heir=args.adopt or "")
+    for scope in closed:  # the halt that kept it flat until it was gone
+        HaltFiles(config.path("halt")).clear(scope)
     if args.json:
         return print_json(done, True)
     print("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
           or "no program changed; executor, gateway and health have read the file again")
     return EXIT_OK
+
+
+def _flatten_leaving(args: argparse.Namespace, config: Config, reader: JournalReader) -> list[str]:
+    # Halt and close each strategy that goes; return the halts. Their exits follow within seconds.
+    halts: list[str] = []
+    for _ in range(ANSWER_TURNS):
+        left = leaving(config, reader.books())
+        for name in left.keys() - {scope.partition(":")[2] for scope in halts}:
+            _say(args, f"{left[name]}: closing")
+            halts.append(f"strategy:{name}")
+            _close_leaving(config, name)
+        if not left:
+            return halts
+        asyncio.run(Clock().sleep(0.1))
+    raise RefusedError(
+        f"{'; '.join(left.values())} still; halted, not removed: botctl resume --strategy NAME"
+    )
+
+
+def _close_leaving(config: Config, name: str) -> None:
+    who, why = getpass.getuser(), "config apply --flatten"
+    HaltFiles(config.path("halt")).set(f"strategy:{name}", who=who, why=why, clock=Clock())
+    files = CommandFiles(config.state_path / "commands")
+    answered = asyncio.run(
+        _answer(files, files.put("flatten", strategy=name, who=who, why=why, clock=Clock()))
+    )
+    if answered is None or not answered.is_done:
+        raise RefusedError(
+            f"{name} is not flat: {answered.text if answered else 'no answer from the executor'}; "
+            f"halted, not removed. Undo: botctl resume --strategy {name}"
+        )
 
 
 def _config_check(args: argparse.Namespace) -> int:
@@ -345,8 +380,10 @@ def _add_config(verbs: Any, shared: argparse.ArgumentParser) -> None:
     added.add_argument("file", type=Path, nargs="?", metavar="FILE",
                        help="replaces the running one; default: that one, as it is now")
     ways = added.add_mutually_exclusive_group()
-    ways.add_argument("--flatten", action="store_true", help="close what a removed strategy holds (not yet)")
-    ways.add_argument("--adopt", metavar="NAME", help="give what it holds to this strategy (not yet)")
+    ways.add_argument(
+        "--flatten", action="store_true", help="halt and close what a strategy that goes holds, first"
+    )
+    ways.add_argument("--adopt", metavar="NAME", help="let this strategy take over what one that goes holds")
     check = checks.add_parser("check", help="check a configuration file; exit 78 when it is wrong",
                               epilog="example: botctl config check ops/bot.example.toml")
     check.set_defaults(run=_config_check)

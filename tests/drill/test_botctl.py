@@ -18,6 +18,8 @@ import pytest
 from tests.faults import FaultyRun
 from tests.harness import API_KEY, API_SECRET, ROOT, wait_until, write_config
 
+ETH = "ETH/USDT:USDT"
+
 Number = int | float
 
 
@@ -345,31 +347,56 @@ def test_logs_journal_beats_and_metrics_hold_no_secret(run):
         assert API_KEY.encode() not in text and API_SECRET.encode() not in text, where
 
 
-# Stumbled once on a busy machine, for a reason not found yet: in the long form until it is.
-@pytest.mark.drill
+HOLDER = """
+from decimal import Decimal
+from bot.model import Target
+
+class Holder:
+    def __init__(self, settings, instruments):
+        pass
+
+    def on_tick(self, tick):
+        return Target(tick.symbol, Decimal("0.050"), stop_loss=Decimal(int(tick.price * 0.9)), reason="hold")
+"""
+
+
 def test_config_apply_with_a_strategy_added_changed_and_removed_restarts_nothing_else(run):
+    (run.folder / "holder.py").write_text(HOLDER)
     before = {p["name"]: p["pid"] for p in run.status()["processes"]}
-    good = run.path.read_text().split("\n[strategy.second]")[0]
-    more = good + ('\n[strategy.second]\nclass = "restless:Restless"\nsymbols = ["ETH/USDT:USDT"]\n'
-                   'signals_per_s_max = 5\nsettings = { qty = 0.050 }\n')
-    new = run.folder / "new.toml"
-    new.write_text(more)
-    assert botctl(run.path, "config", "apply", str(new), schema=Applied).added == ["strategy-second"]
-    assert run.path.read_text() == more
-    wait_until(lambda: run.appliance.journal().books().book("ETH/USDT:USDT").intents >= 1, 40, 0.2)
+    good, new = run.path.read_text(), run.folder / "new.toml"
+    table = '\n[strategy.{}]\nclass = "holder:Holder"\nsymbols = ["{}"]\n'
+
+    def apply(text, *words):
+        new.write_text(text)
+        return botctl(run.path, "config", "apply", str(new), *words, schema=Applied)
+
+    def held():
+        return run.appliance.journal().books().book(ETH).position_qty
+
+    assert apply(good + table.format("second", ETH)).added == ["strategy-second"]
+    assert run.path.read_text() == good + table.format("second", ETH)
+    wait_until(lambda: held() and run.appliance.open_stops("ETHUSDT"), 40, 0.2)
     assert {p: pid for p, pid in _pids(run).items() if p != "strategy-second"} == before
 
-    new.write_text(more.replace("signals_per_s_max = 5\n", "signals_per_s_max = 4\n", 1))
-    changed = botctl(run.path, "config", "apply", str(new), schema=Applied).changed
+    changed = apply(
+        run.path.read_text().replace("signals_per_s_max = 5\n", "signals_per_s_max = 4\n", 1)
+    ).changed
     assert changed == ["strategy-levels"]
     wait_until(lambda: _pids(run).get("strategy-levels") not in (None, before["strategy-levels"]), 20)
     assert _others(run, "strategy-levels") == {k: v for k, v in before.items() if k != "strategy-levels"}
 
-    new.write_text(new.read_text().split("\n[strategy.second]")[0])
-    done = _apply_until_flat(run, new)
-    assert done.removed == ["strategy-second"]
-    assert "strategy-second" not in _pids(run)
-    run.wait_trading()
+    now = run.path.read_text()
+    new.write_text(good)
+    assert "strategy.second holds 0.050" in botctl(run.path, "config", "apply", str(new), code=1)
+    assert run.path.read_text() == now and "strategy-second" in _pids(run)
+    assert apply(good + table.format("third", ETH), "--adopt", "third").removed == ["strategy-second"]
+    status = botctl(run.path, "status", schema=Status)
+    assert [p.strategy for p in status.positions] == ["levels", "third"] and not status.locked_symbols
+    assert held() == Decimal("0.050") and len(run.appliance.open_stops("ETHUSDT")) == 1
+
+    assert apply(good, "--flatten").removed == ["strategy-third"]
+    assert held() == 0 and not run.appliance.open_stops("ETHUSDT") and not run.status()["halted"]
+    assert "strategy-third" not in _pids(run)
     executor = json.loads((run.appliance.config.path("run/executor.json")).read_text())
     assert executor["owners"] == {"BTC/USDT:USDT": "levels"} and executor["pid"] == before["executor"]
 
@@ -382,25 +409,3 @@ def _pids(run) -> dict[str, int]:
 
 def _others(run, *without: str) -> dict[str, int]:
     return {k: v for k, v in _pids(run).items() if k not in (*without, "strategy-second")}
-
-
-def _apply_until_flat(run, new: Path) -> Applied:
-    # It holds something half of the time: then it must be refused, and nothing may have changed.
-    refused = False
-    before = run.path.read_text()
-    deadline = time.monotonic() + 40
-    while time.monotonic() < deadline:
-        command = [sys.executable, "-m", "bot.botctl", "config", "apply", str(new), "--config", str(run.path),
-                   "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-        if done.returncode == 0 and refused:
-            return msgspec.json.decode(done.stdout, type=Applied)
-        if done.returncode == 0:  # flat at the first try: put it back, and meet it holding something
-            run.path.write_text(before)
-            botctl(run.path, "config", "apply", schema=Applied)
-            time.sleep(2)
-            continue
-        assert done.returncode == 1 and "strategy.second holds" in done.stderr, done.stderr
-        assert run.path.read_text() == before and "strategy-second" in _pids(run)
-        refused = True
-    raise AssertionError("never flat")

@@ -28,19 +28,27 @@ def held() -> Books:
     return books
 
 
-@pytest.mark.parametrize(("change", "way_out", "said"), [
+@pytest.mark.parametrize(("change", "heir", "said"), [
     ({"eth": None}, "", "strategy.eth holds 1 ETH/USDT:USDT and 0 orders: it is not removed"),
-    ({"eth": None}, "--flatten", "--flatten does not exist in this version"),
-    ({"eth": None, "other": ETH}, "--adopt other", "--adopt other does not exist in this version")])
-def test_apply_with_a_position_left_behind_is_refused_and_changes_nothing(tmp_path, change, way_out, said):
+    ({"eth": None}, "levels", "strategy.levels.symbols must list it"),
+    ({"eth": None, "other": ETH}, "", "its symbol gets no other owner"),
+    ({"eth": None, "other": ETH}, "levels", "its symbol gets no other owner")])
+def test_apply_with_a_position_left_behind_is_refused_and_changes_nothing(tmp_path, change, heir, said):
     beat_of(tmp_path)
     path = write_config(tmp_path, strategy={k: v for k, v in change.items() if v})
     new = tmp_path / "new.toml"
     new.write_text(path.read_text())
     path.write_text("as it was")
     with pytest.raises(RefusedError, match=said):
-        apply(path, new, held(), way_out=way_out)
+        apply(path, new, held(), heir=heir)
     assert path.read_text() == "as it was" and not (tmp_path / "var" / "supervisor.d").exists()
+
+
+def test_apply_with_an_heir_who_gets_the_symbol_goes_on(tmp_path):
+    beat_of(tmp_path)
+    path = write_config(tmp_path, strategy={"other": ETH})
+    with pytest.raises(RefusedError, match="supervisorctl signal HUP"):  # none runs here: behind the check
+        apply(path, path, held(), heir="other")
 
 
 def test_apply_with_a_wrong_file_is_refused_and_changes_nothing(tmp_path):
