@@ -84,8 +84,8 @@ BROKEN = {
                                                            "sapi_url": "https://api.binance.com"}},
                              ["paper: mode live has no paper exchange"]),
     "live_mode_without_key_rights": ({"mode": "live", "paper": None, "exchange": {
-        "rest_url": "https://fapi.binance.com", "ws_url": "wss://fstream.binance.com"}},
-        ["exchange.sapi_url: "]),
+        "rest_url": "https://fapi.binance.com", "ws_url": "wss://fstream.binance.com", "sapi_url": ""}},
+        ["exchange.sapi_url: must be", "was "]),
     "url_with_path": ({"exchange": {"rest_url": "http://127.0.0.1:5560/fapi"}}, ["exchange.rest_url: "]),
     "url_of_wrong_kind": ({"exchange": {"ws_url": "http://127.0.0.1:5560"}}, ["exchange.ws_url: ", "ws"]),
     "url_with_bad_port": ({"exchange": {"rest_url": "http://127.0.0.1:99999"}}, ["exchange.rest_url: "]),

@@ -52,7 +52,8 @@ def test_point_with_a_stop_freezes_until_continued(tmp_path):
 @pytest.mark.parametrize("module", ["executor", "gateway"])
 def test_process_with_a_crash_plan_in_mode_live_is_refused(tmp_path, module):
     path = write_config(tmp_path, mode="live", paper=None,
-                        exchange={"rest_url": "https://fapi.example.com", "ws_url": "wss://fapi.example.com"})
+                        exchange={"rest_url": "https://fapi.example.com", "ws_url": "wss://fapi.example.com",
+                                  "sapi_url": "https://api.example.com"})
     ended = subprocess.run([sys.executable, "-m", f"bot.{module}", "--config", str(path)], cwd=ROOT,
                            capture_output=True, text=True, timeout=20,
                            env=os.environ | {"TRADEHOST_CRASH": str(tmp_path / "plan")})
