@@ -11,7 +11,8 @@ from tests.harness import ROOT, write_config
 
 ETH = {"class": "a.b:C", "symbols": ["ETH/USDT:USDT"]}
 LIVE = {"mode": "live", "paper": None,
-        "exchange": {"rest_url": "https://x.example", "ws_url": "wss://x.example"}}
+        "exchange": {"rest_url": "https://x.example", "ws_url": "wss://x.example",
+                     "sapi_url": "https://api.example.com"}}
 
 
 def read(text: str) -> configparser.SectionProxy:
