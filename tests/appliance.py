@@ -56,6 +56,11 @@ class Appliance:
             process.send_signal(signal.SIGCONT)
         return stop_process(process)
 
+    def beats(self) -> dict[str, dict[str, Any]]:
+        """Return the beat files that are there by name, also those of a strategy that is not configured."""
+        files = [*self.config.path("run").glob("*.json"), *self.config.path("strategy").glob("*/*.json")]
+        return {path.stem: json.loads(path.read_text()) for path in files}
+
     def kill(self, name: str) -> None:
         """kill -9, and wait until it is gone."""
         process = self.processes.pop(name)

@@ -292,7 +292,7 @@ class Lane(Appliance):
             self.signal("executor", signal.SIGCONT)
 
     def _beat(self, name: str) -> dict[str, Any]:
-        return json.loads((self.config.state_path / "run" / f"{name}.json").read_text())
+        return json.loads((self.config.run_path(name) / f"{name}.json").read_text())
 
     def _control(self, method: str, path: str, body: Any = None) -> None:
         wait_until(lambda: self._is_done(method, path, body), 20)

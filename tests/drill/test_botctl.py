@@ -1,6 +1,5 @@
 """botctl as people and scripts use it, against an appliance that trades."""
 
-import json
 import os
 import pty
 import select
@@ -397,14 +396,12 @@ def test_config_apply_with_a_strategy_added_changed_and_removed_restarts_nothing
     assert apply(good, "--flatten").removed == ["strategy-third"]
     assert held() == 0 and not run.appliance.open_stops("ETHUSDT") and not run.status()["halted"]
     assert "strategy-third" not in _pids(run)
-    executor = json.loads((run.appliance.config.path("run/executor.json")).read_text())
+    executor = run.appliance.beats()["executor"]
     assert executor["owners"] == {"BTC/USDT:USDT": "levels"} and executor["pid"] == before["executor"]
 
 
 def _pids(run) -> dict[str, int]:
-    beats = run.appliance.config.path("run").glob("*.json")
-    rows = [json.loads(path.read_text()) for path in beats]
-    return {row["name"]: row["pid"] for row in rows if not row["ended"]}
+    return {name: beat["pid"] for name, beat in run.appliance.beats().items() if not beat["ended"]}
 
 
 def _others(run, *without: str) -> dict[str, int]:

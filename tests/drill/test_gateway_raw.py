@@ -278,13 +278,13 @@ def test_gateway_with_marks_frozen_on_a_living_connection_is_stale_and_connects_
     perform(tmp_path, story, gateway={"stale_ms": 2_000})
 
 
-def test_gateway_with_a_symbol_the_exchange_does_not_list_ends_with_78(tmp_path):
+def test_gateway_with_no_symbol_that_the_exchange_lists_ends_with_78(tmp_path):
     async def story(stage):
         stage.start("paper")
         (elsewhere := tmp_path / "gateway").mkdir()
         urls = load(stage.config).exchange
         gateway = start_process("bot.gateway", write_config(
-            elsewhere, mode="testnet", paper=None, gateway={"symbols": ["DOGE/USDT:USDT"]},
+            elsewhere, mode="testnet", paper=None, strategy={"levels": {"symbols": ["DOGE/USDT:USDT"]}},
             exchange={"rest_url": urls.rest_url, "ws_url": urls.ws_url}))
         try:
             assert await asyncio.to_thread(gateway.wait, 20) == 78

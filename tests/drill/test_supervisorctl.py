@@ -1,6 +1,5 @@
 """What each supervisorctl verb does to orders and positions: RUNBOOK.md's table, line by line."""
 
-import json
 import os
 import random
 import signal
@@ -167,8 +166,8 @@ def test_supervisorctl_shutdown_ends_the_run_and_the_next_one_goes_on(run):
     ctl(run, "shutdown")
     assert run.process.wait(30) != 0, "make run says that supervisord ended"
     assert executors(run) == []
-    beats = [json.loads(p.read_text()) for p in (run.folder / "var" / "run").glob("*.json")]
-    assert all(beat["ended"] for beat in beats)
+    beats = run.appliance.beats()
+    assert "strategy-levels" in beats and all(beat["ended"] for beat in beats.values())
     with run:
         run.wait_trading()
         assert_one_truth(run)
