@@ -396,8 +396,9 @@ def test_config_apply_with_a_strategy_added_changed_and_removed_restarts_nothing
     assert apply(good, "--flatten").removed == ["strategy-third"]
     assert held() == 0 and not run.appliance.open_stops("ETHUSDT") and not run.status()["halted"]
     assert "strategy-third" not in _pids(run)
-    executor = run.appliance.beats()["executor"]
-    assert executor["owners"] == {"BTC/USDT:USDT": "levels"} and executor["pid"] == before["executor"]
+    # The executor tells it with its next beat.
+    wait_until(lambda: run.appliance.beats()["executor"]["owners"] == {"BTC/USDT:USDT": "levels"}, 5)
+    assert run.appliance.beats()["executor"]["pid"] == before["executor"]
 
 
 def _pids(run) -> dict[str, int]:
