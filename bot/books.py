@@ -36,6 +36,7 @@ ZERO = Decimal(0)
 SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in the journal
 SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
+DAY_NS = 86_400_000_000_000  # a UTC day
 NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
 
 
@@ -67,6 +68,12 @@ class Order(msgspec.Struct, kw_only=True):
     def is_settled(self) -> bool:
         """Nothing more is expected: closed, and every fill the exchange spoke of is booked."""
         return self.state in CLOSED and self.filled_qty >= self.executed_qty
+
+    @property
+    def rests(self) -> bool:
+        """A conditional order at rest, not triggered: asked for by the reconciliation only."""
+        return (self.request.is_conditional and self.state == "ACCEPTED" and not self.triggered_id
+                and self.executed_qty <= self.filled_qty)
 
     @property
     def signed_leaves_qty(self) -> Decimal:
@@ -124,8 +131,21 @@ class SymbolBook(msgspec.Struct, kw_only=True):
         return [o for o in self.orders.values() if o.state == "UNKNOWN"]
 
 
+class DayBook(msgspec.Struct, kw_only=True):
+    """One UTC day of the account, by the exchange's clock. equity: at since_ns, when we began to count."""
+
+    number: int  # days since 1970
+    since_ns: int
+    equity: Decimal
+    transfers: Decimal = ZERO  # since then
+
+
 class Books(msgspec.Struct, kw_only=True):
-    """All symbols, and what was counted."""
+    """All symbols, and what was counted.
+
+    booked_pnl: realized less fees, of all fills; reconciled_pnl: of those that wallet_balance holds.
+    equity: wallet and unrealized, as the last comparison saw them.
+    """
 
     epoch: str = ""
     symbols: dict[str, SymbolBook] = {}
@@ -135,6 +155,10 @@ class Books(msgspec.Struct, kw_only=True):
     fills: int = 0
     outcomes: dict[str, int] = {}
     wallet_balance: Decimal | None = None
+    equity: Decimal | None = None
+    booked_pnl: Decimal = ZERO
+    reconciled_pnl: Decimal = ZERO
+    day: DayBook | None = None
     reconciled: int = 0
 
     def book(self, symbol: str) -> SymbolBook:
@@ -258,6 +282,7 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
     book.position_qty, book.entry_price = position_qty, entry_price
     book.realized_pnl, book.fees = realized_pnl, fees
     book.version += event.cause != "signal"
+    books.booked_pnl += event.realized_pnl - event.fee
     books.fills += 1
 
 
@@ -310,11 +335,27 @@ def _resumed(books: Books, event: Resumed) -> None:
 
 
 def _reconciled(books: Books, event: Reconciled) -> None:
-    books.wallet_balance = event.wallet_balance
+    if event.exchange_ns:
+        _turn_day(books, event)
+    books.wallet_balance, books.reconciled_pnl = event.wallet_balance, books.booked_pnl
+    books.equity = event.wallet_balance + event.unrealized_pnl
     books.reconciled += 1
     for symbol, cursor in event.cursors.items():
         book = books._own(symbol)
         book.last_trade_id = max(book.last_trade_id, cursor)
+
+
+def _turn_day(books: Books, event: Reconciled) -> None:
+    # What happened between the last comparison of a day and the first of the next counts for the next;
+    # after more than a day nobody can tell whose loss it was.
+    number, day = event.exchange_ns // DAY_NS, books.day
+    if day is not None and number <= day.number:
+        day.transfers = event.transfers
+        return
+    equity = event.wallet_balance + event.unrealized_pnl
+    if day is not None and books.equity is not None and number == day.number + 1:
+        equity = books.equity + event.transfers - day.transfers
+    books.day = DayBook(number=number, since_ns=event.exchange_ns, equity=equity)
 
 
 def _told(books: Books, event: Commanded | OrderAnswered) -> None:

@@ -181,6 +181,12 @@ class ExecutorConfig(Table, kw_only=True, frozen=True):
     unprotected_s_max: Annotated[
         Seconds, Meta(description="a position that should have a stop and has none is closed after "
                       "this")] = 10
+    recover_s: Annotated[
+        Seconds, Meta(description="after the last sign of a cause of REDUCING nothing opens for this long, "
+                      "nor before the books were compared once more")] = 5
+    canary_s: Annotated[
+        Seconds, Meta(description="how often it is proven that the exchange takes a stop: an order far away, "
+                      "canceled at once; while it is refused nothing opens")] = 300
     snapshot_ms: Annotated[
         Milliseconds, Meta(description="positions are reported this often, for late joiners")] = 1_000
     clock_check_s: Annotated[
@@ -188,23 +194,56 @@ class ExecutorConfig(Table, kw_only=True, frozen=True):
 
 
 class LimitsConfig(Table, kw_only=True, frozen=True):
-    """Hard limits, per order and per symbol. None has an unlimited default: four must be given."""
+    """Hard limits, per order, per symbol and of all. None is unlimited by default: six must be given.
+
+    SIGHUP takes in what became tighter at once; what became looser waits for the next start.
+    """
 
     order_notional_max: Annotated[
         Decimal, Meta(description="size of one order at the mark price, in the settlement currency")]
     position_notional_max: Annotated[
         Decimal, Meta(description="size of a symbol's position with all open and unknown orders, likewise")]
+    exposure_notional_max: Annotated[
+        Decimal, Meta(description="size of all symbols' positions together, with all open and unknown "
+                      "orders, long and short added up")]
+    day_loss_max: Annotated[
+        Decimal, Meta(description="loss of the UTC day that halts everything: realized, unrealized, fees and "
+                      "funding, without what was paid in or out; a resume does not forget it")]
+    leverage_max: Annotated[
+        Decimal, Meta(description="all positions, counted like exposure_notional_max, over the account's "
+                      "equity; at 5 a move of some 19 % against them all is the end")] = Decimal(5)
+    liquidation_distance_pct_min: Annotated[
+        Decimal, Meta(description="no entry while the exchange would liquidate the symbol's position at a "
+                      "price nearer to the mark than this, in percent; the worst day moved BTC by 40")
+    ] = Decimal(10)
     price_collar_pct: Annotated[
         Decimal, Meta(description="no entry when the best price is further from the mark than this, in "
                       "percent: then one of the two is wrong")]
     orders_per_minute_max: Annotated[
         Annotated[int, Meta(ge=1, le=1_200)],
         Meta(description="entries per minute over all symbols; the exchange allows 1,200 orders")]
+    repeats_per_minute_max: Annotated[
+        Annotated[int, Meta(ge=1, le=1_200)],
+        Meta(description="entries of one symbol in the same direction per minute: a strategy that repeats "
+             "itself is held up before it adds up")] = 10
+    open_orders_max: Annotated[
+        Annotated[int, Meta(ge=1, le=200)],
+        Meta(description="orders of ours that are not settled, exits included; a symbol needs up to four, "
+             "the exchange bears 200")] = 40
+    mark_jump_pct_max: Annotated[
+        Decimal, Meta(description="a mark price further than this from the one before, in percent, lets "
+                      "nothing open in its symbol for recover_s: one of the two is wrong")] = Decimal(3)
     signal_age_ms_max: Annotated[
         Milliseconds, Meta(description="since the signal was made; a healthy path takes a few ms")] = 2_000
     tick_age_ms_max: Annotated[
         Milliseconds, Meta(description="of the Tick decided on, and of the mark, by the exchange's clock; "
                            "the mark comes once a second")] = 3_000
+
+
+def tightened(old: LimitsConfig, new: LimitsConfig) -> LimitsConfig:
+    """Return the tighter of each limit: names end in _max, or in _min where more is tighter."""
+    pairs = {name: (getattr(old, name), getattr(new, name)) for name in LimitsConfig.__struct_fields__}
+    return LimitsConfig(**{n: max(pair) if n.endswith("_min") else min(pair) for n, pair in pairs.items()})
 
 
 class JournalConfig(Table, kw_only=True, frozen=True):

@@ -250,6 +250,8 @@ def _check_budgets(config: Config) -> None:
          config.health.stuck_ms // 1_000 + 20),
         ("limits.position_notional_max", limits.position_notional_max, "limits.order_notional_max",
          limits.order_notional_max),
+        ("limits.exposure_notional_max", limits.exposure_notional_max, "limits.position_notional_max",
+         limits.position_notional_max),
     ]
     for name, strategy in config.strategy.items():
         rules.append((f"strategy.{name}.signal_ttl_ms", strategy.signal_ttl_ms,

@@ -21,7 +21,7 @@ import msgspec
 
 from bot import __version__
 from bot.clock import Clock
-from bot.config import Config
+from bot.config import Config, tightened
 from bot.config_file import load
 from bot.crash import PLAN
 from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
@@ -98,10 +98,13 @@ class Daemon:
             self.log.error("config_refused", error=str(error))
             return
         waiting = [name for name in new.__struct_fields__
-                   if name != "strategy" and getattr(new, name) != getattr(self.config, name)]
+                   if name not in ("strategy", "limits") and getattr(new, name) != getattr(self.config, name)]
         # In place: whoever was given the config, or this table of it, sees the change.
         self.config.strategy.clear()
         self.config.strategy.update(new.strategy)
+        limits = tightened(self.config.limits, new.limits)
+        msgspec.structs.force_setattr(self.config, "limits", limits)
+        waiting += ["limits that became looser"] if limits != new.limits else []
         self.reread()
         self.log.info("config_reread", strategies=sorted(new.strategy), waits_for_restart=waiting)
 

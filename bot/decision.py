@@ -12,6 +12,7 @@ import msgspec
 
 from bot.books import OpenSignal, Order, SymbolBook
 from bot.config import LimitsConfig
+from bot.exposure import Exposure
 from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_sender, check_signal
 from bot.model import Instrument, Outcome, TradingSignal
 from bot.orders import Leg, Side
@@ -32,7 +33,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     prices: Prices
     now_ns: int
     exchange_now_ns: int
-    entries_last_minute: int
+    exposure: Exposure
     rate_refusal: str = ""  # why the exchange's request limits let no entry leave
 
 
@@ -184,7 +185,7 @@ def _open(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
         assert context.prices.mark is not None
         denial = check_entry(book, context.instrument, context.limits, side=side, qty=abs(add),
                              mark=context.prices.mark, checks=checks,
-                             entries_last_minute=context.entries_last_minute)
+                             exposure=context.exposure, now_ns=context.now_ns)
     if denial is not None:
         return _deny(signal, denial)
     return SendOrder(signal, "open", side, abs(add), checks, set_exits=True)

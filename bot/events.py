@@ -225,6 +225,8 @@ class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
     """Books and exchange were compared. positions: as the exchange says, signed contracts.
 
     cursors: by symbol, the trade id up to which all trades were read from the exchange's own list.
+    transfers: what was paid in, less what was taken out, since the day of the books began.
+    exchange_ns: when, by the exchange's clock; 0 in journals older than the day's loss.
     """
 
     trigger: str
@@ -232,6 +234,9 @@ class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
     positions: dict[str, Decimal]
     wallet_balance: Decimal
     cursors: dict[str, int] = {}
+    unrealized_pnl: Decimal = Decimal(0)
+    transfers: Decimal = Decimal(0)
+    exchange_ns: int = 0
 
 
 class Commanded(Event, frozen=True, kw_only=True, tag="commanded"):

@@ -7,6 +7,7 @@ ccxt's own network code, rate limiter and exception classes are not used (exchan
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -73,8 +74,8 @@ class Exchange:
                  keys: tuple[str, str] | None, rights: Rest | None = None, is_urgent: bool = False) -> None:
         if config.id not in TRADABLE:
             raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.id}"')
-        self._config, self._clock, self._orders, self._queries = config, clock, orders, queries
-        self._rights = rights
+        self._config, self._clock = config, clock
+        self._orders, self._queries, self._rights = orders, queries, rights
         api_key, secret = keys or ("", "")
         self._ccxt = TRADABLE[config.id]({"apiKey": api_key, "secret": secret, "maxRetriesOnFailure": 0})
         self._ccxt.number = str  # money never becomes a float
@@ -275,15 +276,20 @@ class Exchange:
                 can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
                 available_balance=money(row.get("availableBalance", 0)))
 
+    async def transfers(self, start_ns: int) -> Decimal:
+        """Return what was paid in, less what was taken out, since start_ns (exchange clock)."""
+        rows = await self._query("GET", "fapiPrivate", "income", incomeType="TRANSFER", limit=PAGE_ROWS,
+                                 startTime=start_ns // 1_000_000)
+        with _reading("income"):
+            return sum((money(row["income"]) for row in rows), money(0))
+
     async def key_rights(self) -> KeyRights | None:
         """Return what the key may do, None where nobody tells it. Raises ExchangeError."""
         if self._rights is None:
             return None
         answer = await self._rights.request("GET", **self._sign("GET", "sapi", "account/apiRestrictions", {}))
         if answer.status != 200 or answer.error:
-            raise ExchangeError(
-                f"apiRestrictions: {answer.error or error_of(answer)[1]}", status=answer.status
-            )
+            raise ExchangeError(f"apiRestrictions: {answer.error or error_of(answer)[1]}")
         with _reading("apiRestrictions"):
             row = msgspec.json.decode(answer.body)
             return KeyRights(can_withdraw=row["enableWithdrawals"], can_trade_futures=row["enableFutures"],
@@ -394,10 +400,9 @@ class Exchange:
         if answer.status == 200 and not answer.error:
             with _reading(path):
                 return msgspec.json.decode(answer.body)
-        code, text = error_of(answer)
-        if code == CLOCK_REFUSED:
+        if (code := error_of(answer)[0]) == CLOCK_REFUSED:
             await self.measure_clock()
-        raise ExchangeError(f"{path}: {answer.error or text}", status=answer.status, code=code)
+        raise ExchangeError(f"{path}: {answer.error or error_of(answer)[1]}", status=answer.status, code=code)
 
     def _sign(self, method: str, section: str, path: str, params: dict[str, Any]) -> dict[str, Any]:
         if section != "fapiPublic" and path != "listenKey":

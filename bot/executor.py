@@ -13,6 +13,7 @@ from bot import __version__
 from bot.bookkeeper import Bookkeeper
 from bot.books import Books, Order, SymbolBook
 from bot.bus import ZmqPublisher, ZmqPuller, ZmqSubscriber, signal_endpoint
+from bot.canary import Canary
 from bot.clock import Clock
 from bot.commands import CommandFiles
 from bot.config import Config
@@ -34,7 +35,7 @@ from bot.orders import Leg, OrderRequest, OrderType, Side, client_order_id, new_
 from bot.protector import Protector
 from bot.reconciler import Reconciler
 from bot.sender import OrderSender
-from bot.status import read_usage
+from bot.status import read_beats, read_usage
 from bot.stream import open_stream
 from bot.trading_state import TradingState
 from bot.wire import (
@@ -51,7 +52,6 @@ SEIZED_S = 0.5  # between looks at whether a flatten has let go
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
 STOP_TURNS_PER_S = 20
 TEXT_MAX = 300  # of a dropped message's description in the log
-MINUTE_NS = 60_000_000_000
 
 
 class OrderExecutor:
@@ -70,7 +70,10 @@ class OrderExecutor:
         self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
                                      open_stream=open_stream, wake=self.cycle, halt=self.halt_all)
         self.trading_state = TradingState(config, clock, exchange=exchange, halts=halts, books=self.books,
-                                          reconciler=self.reconciler)
+                                          reconciler=self.reconciler, canary=self._canary_told)
+        self.canary = Canary(clock, log, period_s=config.executor.canary_s, exchange=exchange,
+                             books=self.books, symbols=lambda: self.reconciler.traded,
+                             mark_of=self.trading_state.mark_of)
         self.sender = OrderSender(log, exchange=exchange, keeper=self.keeper, halts=halts,
                                   reconciler=self.reconciler, wake=self.cycle, halt=self.halt_all)
         self.desk = Desk(config, clock, log, files=CommandFiles(config.state_path / "commands"),
@@ -128,6 +131,7 @@ class OrderExecutor:
 
     def cycle(self) -> None:
         """Do what follows from the books, now."""
+        self._check_day()
         self._journal_halts()
         orders, cancels = [], []
         asked = {symbol for symbol, book in self.books.symbols.items() if book.signals}
@@ -227,16 +231,23 @@ class OrderExecutor:
         strategy = name if signal else self._config.owner_of(symbol) or "none"
         return self.keeper.intend(request, strategy=strategy, signal=signal, leg=leg, checks=checks)
 
+    def _canary_told(self) -> tuple[str, bool]:
+        return self.canary.trouble, self.canary.has_answered
+
+    def _check_day(self) -> None:
+        pnl, most = self.trading_state.day_pnl(), self._config.limits.day_loss_max
+        if pnl is not None and -pnl >= most and not any(h.scope == "all" for h in self._halts.list()):
+            self.halt_all("executor", f"day_loss: limit {most}, was {-pnl:.2f} since 00:00 UTC, unrealized "
+                          "included; the positions keep their stops")
+
     def _context(self, symbol: str) -> Context:
         state, why = self.trading_state.of_symbol(symbol)
         now_ns = self._clock.wall_ns()
-        entries = sum(o.leg == "open" and 0 <= now_ns - o.intended_ns < MINUTE_NS
-                      for b in self.books.symbols.values() for o in b.orders.values())
         return Context(
             owner=self._config.owner_of(symbol), state=state, state_reason=why, limits=self._config.limits,
             instrument=self._exchange.instruments.get(symbol), prices=self.trading_state.prices(symbol),
             now_ns=now_ns, exchange_now_ns=now_ns + self._exchange.clock_offset_ns,
-            entries_last_minute=entries, rate_refusal=self._exchange.refusal("entry"))
+            exposure=self.trading_state.exposure(symbol), rate_refusal=self._exchange.refusal("entry"))
 
     def _journal_halts(self) -> None:
         halts = {h.scope: h for h in self._halts.list()}
@@ -308,6 +319,12 @@ class OrderExecutor:
                 for b in books
             },
             "wallet_balance": self.books.wallet_balance,
+            "equity": self.trading_state.equity(),
+            "day_pnl": (day_pnl := self.trading_state.day_pnl()),
+            "day_loss_ratio": None if day_pnl is None else round(
+                max(-day_pnl, Decimal(0)) / self._config.limits.day_loss_max, 4),
+            "canary": self.canary.trouble,
+            "canary_red": int(bool(self.canary.trouble) or not self.canary.has_answered),
             "tick_to_order": self.sender.tick_to_order.status(),
             "order_round_trip": self.sender.round_trip.status(),
             "owners": {s: name for name, table in self._config.strategy.items() for s in table.symbols},
@@ -362,6 +379,9 @@ async def main(daemon: Daemon) -> None:
     daemon.every(CYCLE_S, executor.cycle)
     daemon.every(CYCLE_S, executor.desk.work)
     daemon.every(bus.heartbeat_ms / 1_000, lambda: exchange.hear_usage(read_usage(config, "gateway")))
+    daemon.every(bus.heartbeat_ms / 1_000, lambda: executor.trading_state.hear_health(
+        read_beats(config).get("health", {})))
+    daemon.every(bus.heartbeat_ms / 1_000, executor.canary.work)
     daemon.every(bus.heartbeat_ms / 1_000, executor.beat)
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
     daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))

@@ -10,10 +10,11 @@ import msgspec
 
 from bot.books import CLOCK_SLACK_NS, SymbolBook
 from bot.config import LimitsConfig
+from bot.exposure import Exposure, entries_since, worst_qty
 from bot.model import Instrument, TradingSignal
 from bot.orders import Side
 
-MS = 1_000_000  # nanoseconds
+MS, MINUTE_NS = 1_000_000, 60_000_000_000  # nanoseconds
 Action = Literal["entry", "reduce", "protect", "close", "operator"]
 
 # DESIGN 5, second table. RECONCILING protects once the symbol's position was read.
@@ -140,7 +141,7 @@ def check_prices(prices: Prices, limits: LimitsConfig, side: Side, *, exchange_n
 
 
 def check_entry(book: SymbolBook, instrument: Instrument, limits: LimitsConfig, *, side: Side, qty: Decimal,
-                mark: Decimal, entries_last_minute: int, checks: dict[str, str]) -> Denial | None:
+                mark: Decimal, exposure: Exposure, now_ns: int, checks: dict[str, str]) -> Denial | None:
     """Return why a quantity (unsigned, a multiple of the increment) may not be added."""
     if instrument.status != "TRADING":
         return Denial("not_trading", f"{instrument.symbol} has status {instrument.status}")
@@ -155,15 +156,56 @@ def check_entry(book: SymbolBook, instrument: Instrument, limits: LimitsConfig, 
     if worst_notional > limits.position_notional_max:
         return Denial("position_notional", f"limit {limits.position_notional_max}, would be "
                       f"{worst_notional:.2f} with all open and unknown orders")
-    checks["orders_per_minute"] = f"{entries_last_minute + 1} of {limits.orders_per_minute_max}"
-    if entries_last_minute >= limits.orders_per_minute_max:
-        return Denial("order_rate", f"limit {limits.orders_per_minute_max} entries per minute")
+    worst_notional = max(abs(worst), worst_qty(book)) * instrument.contract_size * mark
+    denial = (_check_rates(book, limits, side, exposure, now_ns, checks)
+              or _check_account(limits, worst_notional, exposure, checks))
+    if denial is not None:
+        return denial
     if qty < instrument.qty_min or notional < instrument.notional_min:
         return Denial("too_small", f"{qty} ({notional:.2f}) is below the exchange's minimum "
                       f"{instrument.qty_min} or {instrument.notional_min}")
     if max(qty, abs(worst)) > instrument.qty_max:  # more could not be closed, or stopped, by one order
         return Denial("too_large", f"{qty}, making {abs(worst)}, is above the exchange's maximum "
                       f"{instrument.qty_max} of one order: it could not be closed or stopped by one")
+    return None
+
+
+def _check_rates(book: SymbolBook, limits: LimitsConfig, side: Side, exposure: Exposure, now_ns: int,
+                 checks: dict[str, str]) -> Denial | None:
+    entries, repeats_max = exposure.entries_last_minute, limits.repeats_per_minute_max
+    checks["orders_per_minute"] = f"{entries + 1} of {limits.orders_per_minute_max}"
+    if entries >= limits.orders_per_minute_max:
+        return Denial("order_rate", f"limit {limits.orders_per_minute_max} entries per minute")
+    repeats = sum(o.request.side == side for o in entries_since([book], now_ns - MINUTE_NS, now_ns))
+    checks["repeats_per_minute"] = f"{repeats + 1} of {repeats_max}"
+    if repeats >= repeats_max:
+        return Denial("repeats", f"limit {repeats_max} entries to the same side per minute in one symbol")
+    checks["open_orders"] = f"{exposure.open_orders + 1} of {limits.open_orders_max}"
+    if exposure.open_orders >= limits.open_orders_max:
+        return Denial("open_orders", f"limit {limits.open_orders_max}, there are {exposure.open_orders} that "
+                      "are not settled")
+    return None
+
+
+def _check_account(limits: LimitsConfig, worst_notional: Decimal, exposure: Exposure,
+                   checks: dict[str, str]) -> Denial | None:
+    gross, equity = exposure.others_notional + worst_notional, exposure.equity
+    checks["exposure_notional"] = f"{gross:.2f} of {limits.exposure_notional_max}"
+    if gross > limits.exposure_notional_max:
+        return Denial("exposure_notional", f"limit {limits.exposure_notional_max}, would be {gross:.2f} with "
+                      "all symbols' open and unknown orders")
+    if equity is None or not equity > 0:
+        return Denial("no_equity", f"the account's worth is {'not known yet' if equity is None else equity}")
+    checks["leverage"] = f"{gross / equity:.3f} of {limits.leverage_max}"
+    if gross > limits.leverage_max * equity:
+        return Denial("leverage", f"limit {limits.leverage_max}, would be {gross / equity:.3f}: {gross:.2f} "
+                      f"over an equity of {equity:.2f}")
+    distance_pct, least_pct = exposure.liquidation_distance_pct, limits.liquidation_distance_pct_min
+    checks["liquidation_distance_pct"] = f"{'none' if distance_pct is None else f'{distance_pct:.2f}'}, " \
+                                         f"least {least_pct}"
+    if distance_pct is not None and distance_pct < least_pct:
+        return Denial("liquidation_distance", f"limit {least_pct} %, the exchange would liquidate "
+                      f"{distance_pct:.2f} % from the mark")
     return None
 
 

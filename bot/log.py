@@ -43,6 +43,7 @@ EVENTS = {
     "signal": "a new signal was journaled",
     "outcome": "a signal got its one outcome",
     "flattening": "a step of flatten: halt, kill, cancel, close, flat",
+    "canary": "whether the exchange takes a stop changed; while it does not, nothing opens",
     "dead_man": "the executor is silent for too long; our entries at the exchange are canceled, stops stay",
     "dead_man_failed": "the dead-man's switch could not ask the exchange; it tries again",
     "command_unanswered": "an operator's command was done, its answer could not be written",
@@ -74,7 +75,7 @@ MONEY = frozenset((
     "signal", "signal_sent", "signal_outcome", "outcome", "order_answered", "cancel_answered", "order_absent",
     "order_missed", "fill", "halted", "resumed", "commanded", "adopted", "position_unprotected",
     "symbol_locked", "symbol_unlocked", "flattening", "dead_man", "dead_man_failed", "command_unanswered",
-    "reconciled", "account_changed", "status_unrecognized", "crashed", "killed"))
+    "reconciled", "canary", "account_changed", "status_unrecognized", "crashed", "killed"))
 BURST = 100  # lines of one event at once; a start of ten strategies logs fewer
 PER_S = 1.0  # then; 40 events of 300 bytes at this rate are 1 GB a day, and supervisord rotates at 20 MB
 SECRET_CHARS_MIN = 8  # shorter ones would blot out words

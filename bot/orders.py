@@ -61,7 +61,8 @@ CLOSED = frozenset({"FILLED", "CANCELED", "EXPIRED", "REJECTED", "ABSENT"})
 # ("autoclose-", "adl_", "settlement_", "delivery_").
 PREFIX = "th"
 GUARD_PREFIX = "tg"
-OUR_PREFIXES = (PREFIX, GUARD_PREFIX)
+CANARY_PREFIX = "tc"
+OUR_PREFIXES = (PREFIX, GUARD_PREFIX, CANARY_PREFIX)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _LEG_LETTER = {"open": "o", "reduce": "r", "stop": "s", "take_profit": "t", "close": "c", "flatten": "f"}
 

@@ -20,8 +20,8 @@ from bot.errors import ExchangeError
 from bot.events import FillCause, OrderIntended, Reconciled
 from bot.exchange import Exchange
 from bot.log import Log
-from bot.orders import GUARD_PREFIX, PREFIX, ExchangeFill, OrderStatus
-from bot.rows import AccountChanged, ListenKeyExpired, Unrecognized
+from bot.orders import CANARY_PREFIX, GUARD_PREFIX, PREFIX, ExchangeFill, OrderStatus
+from bot.rows import AccountChanged, ExchangePosition, ListenKeyExpired, Unrecognized
 from bot.stream import StreamClosed
 
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
@@ -37,6 +37,7 @@ RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minut
 FRAME_BYTES_MAX = 1_048_576
 CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
 EXPLAINS = ("foreign_fill", "liquidation", "adl", "late_fill")  # locks that tell why positions differ
+NOT_OF_THE_BOOKS = (GUARD_PREFIX, CANARY_PREFIX)  # ours, and no intent of the journal's
 # Client order ids the exchange itself makes (exchange-facts 1.1).
 EXCHANGE_MADE: dict[str, FillCause] = {
     "autoclose-": "liquidation", "adl_autoclose": "adl", "settlement_autoclose-": "operator",
@@ -73,6 +74,7 @@ class Reconciler:
         self.sending: set[str] = set()  # orders and cancels whose answer is awaited right now
         self.fences: dict[str, int] = {}  # client order id -> server time after which it cannot arrive
         self._is_compared = False  # since the stream came up
+        self.told: dict[str, ExchangePosition] = {}  # positions, as the exchange said last
         self.read: set[str] = set()  # symbols whose position the exchange has told since our start
         self.last_mono_ns, self.differences = 0, 0  # of the last comparison
 
@@ -184,12 +186,16 @@ class Reconciler:
             differences += await self._compare_orders()
             cursors = {symbol: await self.fetch_fills(symbol) for symbol in self.traded}
             positions = await self._positions()
+            day = self._books.day
+            transfers = await self._exchange.transfers(day.since_ns) if day else Decimal(0)
             for symbol in self.traded:
                 differences += await self._compare_position(symbol, positions)
             point("reconciler.compared")
             self._keeper.record(Reconciled(
                 trigger=trigger, differences=tuple(differences), positions=positions,
-                wallet_balance=account.wallet_balance, cursors=cursors))
+                wallet_balance=account.wallet_balance, cursors=cursors, transfers=transfers,
+                unrealized_pnl=sum((p.unrealized_pnl for p in self.told.values()), Decimal(0)),
+                exchange_ns=self._exchange.server_ns()))
             self._keeper.commit()
             self._is_compared = up_ns is not None and self._stream_up_ns == up_ns
             self.last_mono_ns, self.differences = self._clock.mono_ns(), len(differences)
@@ -231,7 +237,7 @@ class Reconciler:
             await self._check_stream()
             now_ns = self._clock.mono_ns()
             unsettled = {o.id: o for b in self._books.symbols.values() for o in b.live_orders()
-                         if o.id not in self.sending and not _rests(o) and self._is_listed(b.symbol)}
+                         if o.id not in self.sending and not o.rests and self._is_listed(b.symbol)}
             self._chases = {name: self._chases.get(name) or Chase(now_ns, self._config.executor.resolve_ms)
                             for name in unsettled}
             for name, chase in self._chases.items():
@@ -301,7 +307,8 @@ class Reconciler:
         return (await self._positions()).get(symbol, Decimal(0)) == self._books.book(symbol).position_qty
 
     async def _positions(self) -> dict[str, Decimal]:
-        return {symbol: p.qty for symbol, p in (await self._exchange.positions()).items()}
+        self.told = await self._exchange.positions()
+        return {symbol: position.qty for symbol, position in self.told.items()}
 
     async def _compare_orders(self) -> list[str]:
         differences = []
@@ -317,7 +324,7 @@ class Reconciler:
                 self._learn(order, status)
             elif status.client_order_id.startswith(PREFIX):
                 self._unknown_of_ours(status.client_order_id)
-            elif status.symbol in self.traded and not status.client_order_id.startswith(GUARD_PREFIX):
+            elif status.symbol in self.traded and not status.client_order_id.startswith(NOT_OF_THE_BOOKS):
                 evidence = f"order {status.client_order_id} {status.side} {status.qty} is not ours"
                 differences.append(f"{status.symbol} foreign_order: {evidence}")
                 self._lock(status.symbol, "foreign_order", evidence)
@@ -416,7 +423,7 @@ class Reconciler:
         intent = self._keeper.journal.find("intent", name) if name else None
         if isinstance(intent, OrderIntended):
             return self._keeper.book_fill(fill, None, CAUSE_OF_LEG[intent.leg])
-        if name.startswith(GUARD_PREFIX):
+        if name.startswith(NOT_OF_THE_BOOKS):
             return self._keeper.book_fill(fill, None, "operator")
         if made is not None:
             self._lock(fill.symbol, made, f"the exchange closed {fill.qty} at {fill.price} ({name})")
@@ -440,9 +447,3 @@ class Reconciler:
     def _unlock(self, symbol: str, cause: str, evidence: str) -> None:
         if self._keeper.unlock(symbol, cause, evidence):
             self._log.info("symbol_unlocked", symbol=symbol, cause=cause, evidence=evidence)
-
-
-def _rests(order: Order) -> bool:
-    # A conditional order at rest is asked for by the reconciliation only, until it was triggered.
-    return (order.request.is_conditional and order.state == "ACCEPTED" and not order.triggered_id
-            and order.executed_qty <= order.filled_qty)

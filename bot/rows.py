@@ -45,6 +45,11 @@ class ExchangePosition(msgspec.Struct, frozen=True, kw_only=True):
     mark_price: Decimal
     liquidation_price: Decimal | None
 
+    @property
+    def unrealized_pnl(self) -> Decimal:
+        """Return what closing at the mark would bring, fees left out."""
+        return self.qty * (self.mark_price - self.entry_price)
+
 
 class AccountSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The account's modes, and its balances in the settlement currency."""

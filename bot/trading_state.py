@@ -1,26 +1,47 @@
 """TradingState: what may pass just now, for all and for each symbol, and why."""
 
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 from bot.books import Books
 from bot.clock import Clock
 from bot.config import Config
 from bot.exchange import Exchange
+from bot.exposure import Exposure, day_pnl, distance_pct, entries_since, equity, gross_notional
 from bot.halt import HaltFiles
-from bot.limits import Prices
+from bot.limits import MS, Prices
 from bot.model import Tick
 from bot.reconciler import Reconciler
 
+# What health finds on the host that must end before anything opens (DESIGN 5).
+REDUCING_RULES = frozenset({"disk_low", "host_memory_low", "clock_offset"})
+SECOND_NS, MINUTE_NS = 1_000_000_000, 60_000_000_000
+
 
 class TradingState:
-    """Derives RUNNING, REDUCING, HALTED, RECONCILING, LOCKED from what is known; remembers prices only."""
+    """Derives RUNNING, REDUCING, HALTED, RECONCILING, LOCKED from what is known.
+
+    Remembers prices, and when it last saw a cause of REDUCING: that has to be over for recover_s.
+    canary: its trouble in words, and whether it has flown.
+    """
 
     def __init__(self, config: Config, clock: Clock, *, exchange: Exchange, halts: HaltFiles, books: Books,
-                 reconciler: Reconciler) -> None:
+                 reconciler: Reconciler, canary: Callable[[], tuple[str, bool]]) -> None:
         self._config, self._clock, self._exchange = config, clock, exchange
-        self._halts, self._books, self._reconciler = halts, books, reconciler
+        self._halts, self._books, self._reconciler, self._canary = halts, books, reconciler, canary
         self._prices: dict[str, Prices] = {}
         self._gateway_ns = 0  # monotonic time of the last sign of life on the ticks channel
+        self._findings: list[str] = []
+        self._jumps: dict[str, tuple[int, str]] = {}  # symbol -> monotonic time, what
+        self._trouble, self._trouble_ns = "", 0
+        self._has_run = False
+
+    def hear_health(self, beat: dict[str, Any]) -> None:
+        """Take in what health finds on the host; an old beat says nothing of now."""
+        is_old = self._clock.mono_ns() - beat.get("mono_ns", 0) > self._config.health.stuck_ms * MS
+        found = [] if is_old else beat.get("findings", [])
+        self._findings = [f"{f['rule']}: {f['text']}" for f in found if f.get("rule") in REDUCING_RULES]
 
     def hear_gateway(self) -> None:
         """Take a sign of life on the ticks channel."""
@@ -34,6 +55,7 @@ class TradingState:
         """Take a mark or a quote in."""
         old = self.prices(tick.symbol)
         if tick.kind == "mark":
+            self._check_jump(tick, old.mark)
             self._prices[tick.symbol] = Prices(
                 mark=Decimal(repr(tick.price)), mark_ns=tick.exchange_ns, bid=old.bid, ask=old.ask,
                 quote_ns=old.quote_ns)
@@ -49,15 +71,37 @@ class TradingState:
             return "HALTED", f"{halt.who}: {halt.why}"
         if not self._reconciler.is_ready:
             return "RECONCILING", "the books are not compared with the exchange yet"
-        if self._clock.mono_ns() - self._gateway_ns > self._config.bus.silence_ms * 1_000_000:
-            return "REDUCING", "the gateway is silent"
-        trouble = self._reconciler.contract.trouble or self._exchange.refusal("rest")
+        trouble, has_flown = self._find_trouble(), self._canary()[1]
+        now_ns = self._clock.mono_ns()
         if trouble:
+            # Before it ran once there is nothing to recover from: a start waits for its first price.
+            self._trouble, self._trouble_ns = (trouble, now_ns) if self._has_run else ("", 0)
             return "REDUCING", trouble
-        stale = [s for s in self._reconciler.traded if not self._is_fresh(s)]
-        if len(stale) == len(self._reconciler.traded):
-            return "REDUCING", "no symbol has a fresh mark price"
+        if self._trouble and self._recovers(now_ns):
+            return "REDUCING", f"recovering from: {self._trouble}"
+        if not has_flown:
+            return "RECONCILING", "it is not proven yet that the exchange takes a stop"
+        self._trouble, self._has_run = "", True
         return "RUNNING", ""
+
+    def _find_trouble(self) -> str:
+        offset_ms, most_ms = self._exchange.clock_offset_ns // MS, self._config.health.clock_offset_ms_max
+        if self._clock.mono_ns() - self._gateway_ns > self._config.bus.silence_ms * MS:
+            return "the gateway is silent"
+        if abs(offset_ms) > most_ms:
+            return f"clock_offset: {offset_ms} ms from the exchange's, limit {most_ms}"
+        told = self._reconciler.contract.trouble or self._exchange.refusal("rest") or self._canary()[0]
+        if told or self._findings:
+            return told or self._findings[0]
+        is_stale = not any(map(self._is_fresh, self._reconciler.traded))
+        return "no symbol has a fresh mark price" if is_stale else ""
+
+    def _recovers(self, now_ns: int) -> bool:
+        healthy_ns = now_ns - self._trouble_ns
+        if self._reconciler.last_mono_ns <= self._trouble_ns:
+            self._reconciler.request("recovered")
+            return True
+        return healthy_ns < self._config.executor.recover_s * SECOND_NS
 
     def of_symbol(self, symbol: str) -> tuple[str, str]:
         """Return the state that counts for one symbol, and why."""
@@ -72,9 +116,44 @@ class TradingState:
             return "LOCKED", "; ".join(causes + [f"order {o.id} is unknown" for o in unknown])
         if state == "RUNNING" and not self._is_fresh(symbol):
             return "REDUCING", "stale_mark: its mark price makes no progress"
+        jumped_ns, jump = self._jumps.get(symbol, (0, ""))
+        if (state == "RUNNING" and jump
+                and self._clock.mono_ns() - jumped_ns < self._config.executor.recover_s * SECOND_NS):
+            return "REDUCING", f"mark_jump: {jump}"
         return state, why
+
+    def exposure(self, symbol: str) -> Exposure:
+        """Return what an entry in the symbol has to look at beside its own book."""
+        books, told = self._books.symbols.values(), self._reconciler.told.get(symbol)
+        now_ns = self._clock.wall_ns()
+        return Exposure(
+            others_notional=gross_notional((b for b in books if b.symbol != symbol), self.mark_of,
+                                           self._exchange.instruments),
+            equity=self.equity(), open_orders=sum(len(b.live_orders()) for b in books),
+            entries_last_minute=len(entries_since(books, now_ns - MINUTE_NS, now_ns)),
+            liquidation_distance_pct=distance_pct(
+                self.mark_of(symbol), told.liquidation_price if told else None))
+
+    def mark_of(self, symbol: str) -> Decimal | None:
+        """Return the newest mark price, None when there was none."""
+        return self.prices(symbol).mark
+
+    def equity(self) -> Decimal | None:
+        """Return what the account is worth at the newest marks; None before the first comparison."""
+        return equity(self._books, self.mark_of, self._exchange.instruments)
+
+    def day_pnl(self) -> Decimal | None:
+        """Return what the UTC day has brought, transfers left out; None before it is known."""
+        return day_pnl(self._books, self.equity())
+
+    def _check_jump(self, tick: Tick, old: Decimal | None) -> None:
+        limit_pct, new = self._config.limits.mark_jump_pct_max, Decimal(repr(tick.price))
+        if old is None or not (old.is_finite() and new.is_finite() and old > 0):
+            return  # no price at all: check_prices says no to it
+        if abs(new / old - 1) * 100 > limit_pct:
+            self._jumps[tick.symbol] = (self._clock.mono_ns(), f"from {old} to {new}, limit {limit_pct} %")
 
     def _is_fresh(self, symbol: str) -> bool:
         now_ns = self._clock.wall_ns() + self._exchange.clock_offset_ns
         age_ns = now_ns - self.prices(symbol).mark_ns
-        return age_ns <= self._config.limits.tick_age_ms_max * 1_000_000
+        return age_ns <= self._config.limits.tick_age_ms_max * MS

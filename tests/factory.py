@@ -5,6 +5,7 @@ from decimal import Decimal as D
 from bot.books import Books
 from bot.config import LimitsConfig
 from bot.events import FillBooked, OrderChanged, OrderIntended, SignalReceived
+from bot.exposure import Exposure
 from bot.limits import Prices
 from bot.model import Instrument, TradingSignal
 from bot.orders import OrderRequest
@@ -55,12 +56,24 @@ def limits(**changes):
     fields = {
         "order_notional_max": D(1_000),
         "position_notional_max": D(2_000),
+        "exposure_notional_max": D(5_000),
+        "day_loss_max": D(500),
+        "leverage_max": D(5),
+        "liquidation_distance_pct_min": D(10),
+        "repeats_per_minute_max": 8,
+        "open_orders_max": 12,
+        "mark_jump_pct_max": D(3),
         "price_collar_pct": D(1),
         "orders_per_minute_max": 10,
         "signal_age_ms_max": 2_000,
         "tick_age_ms_max": 3_000,
     }
     return LimitsConfig(**{**fields, **changes})
+
+
+def exposure(**changes):
+    """All is well beside the symbol's own book."""
+    return Exposure(**{"equity": D(10_000), **changes})
 
 
 def prices(now_ns=NOW, **changes):

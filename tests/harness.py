@@ -61,7 +61,9 @@ def write_config(tmp_path: Path, **overrides: Any) -> Path:
         "exchange": {"rest_url": f"http://127.0.0.1:{port}", "ws_url": f"ws://127.0.0.1:{port}",
                      "sapi_url": f"http://127.0.0.1:{port}", **keys},
         "limits": {"order_notional_max": 20_000, "position_notional_max": 40_000,
-                   "price_collar_pct": 2, "orders_per_minute_max": 60},
+                   "exposure_notional_max": 80_000, "day_loss_max": 9_000, "leverage_max": 100,
+                   "price_collar_pct": 2, "orders_per_minute_max": 60, "repeats_per_minute_max": 60},
+        "executor": {"recover_s": 1},
         "strategy": {"levels": {"class": "bot.support_resistance:SupportResistanceStrategy",
                                 "symbols": ["BTC/USDT:USDT"], "settings": {"notional": 1_000}}},
         "bus": {name: {"endpoint": f"tcp://127.0.0.1:{free_port()}", "hwm": 100_000, "linger_ms": 0}

@@ -26,6 +26,7 @@ from tests.factory import (
     SECOND,
     D,
     changed,
+    exposure,
     filled,
     instrument,
     intended,
@@ -92,7 +93,7 @@ class Table:
             prices=self.prices or prices(self.now),
             now_ns=self.now,
             exchange_now_ns=self.now,
-            entries_last_minute=self.entries,
+            exposure=exposure(entries_last_minute=self.entries),
             rate_refusal=self.rate_refusal,
         )
 

@@ -152,6 +152,7 @@ class World:
             exchange=ExchangeConfig(rest_url="http://x", ws_url="ws://x", api_key_file="k",
                                     api_secret_file="s"),
             limits=LimitsConfig(order_notional_max=Decimal(1), position_notional_max=Decimal(1),
+                                exposure_notional_max=Decimal(1), day_loss_max=Decimal(1),
                                 price_collar_pct=Decimal(1), orders_per_minute_max=1),
             strategy={"levels": StrategyConfig(class_path="a:B", symbols=tuple(traded))})
         self.clock, self.text, self.beat_s = VirtualClock(), io.StringIO(), beat_s

@@ -25,6 +25,7 @@ from tests.factory import (
     SECOND,
     D,
     changed,
+    exposure,
     filled,
     folded,
     holding,
@@ -58,7 +59,7 @@ def priced(side="buy", *, now_ns=NOW, limit=None, **changes):
     return rule(denial)
 
 
-def entered(qty, *, side="buy", book=EMPTY, mark="100", entries=0, limit=None, **changes):
+def entered(qty, *, side="buy", book=EMPTY, mark="100", limit=None, beside=None, **changes):
     return rule(
         check_entry(
             book,
@@ -67,7 +68,8 @@ def entered(qty, *, side="buy", book=EMPTY, mark="100", entries=0, limit=None, *
             side=side,
             qty=D(qty),
             mark=D(mark),
-            entries_last_minute=entries,
+            exposure=exposure(**(beside or {})),
+            now_ns=NOW,
             checks={},
         )
     )
@@ -222,7 +224,8 @@ def test_signal_with_any_fields_is_judged_without_raising(target, stop, take, pr
             side="buy",
             qty=abs(target),
             mark=D(100),
-            entries_last_minute=0,
+            exposure=exposure(),
+            now_ns=NOW,
             checks={},
         )
 
@@ -326,7 +329,7 @@ def test_entry_with_quantity_at_the_limit_passes_and_one_step_beyond_not(qty, fi
     ("entries", "expected"), [(0, None), (9, None), (10, "order_rate"), (10**6, "order_rate")]
 )
 def test_entry_with_rate_at_the_limit_passes_and_beyond_not(entries, expected):
-    assert entered("1", entries=entries) == expected
+    assert entered("1", beside={"entries_last_minute": entries}) == expected
 
 
 @pytest.mark.parametrize(("side", "held"), [("buy", "12"), ("sell", "-12")])
@@ -405,14 +408,112 @@ def test_entry_with_all_checks_leaves_their_evidence():
         side="buy",
         qty=D(2),
         mark=D(100),
-        entries_last_minute=3,
+        exposure=exposure(
+            entries_last_minute=3, others_notional=D(800), open_orders=2, liquidation_distance_pct=D(40)
+        ),
+        now_ns=NOW,
         checks=checks,
     )
     assert checks == {
         "order_notional": "200.00 of 1000",
         "position_notional": "700.00 of 2000",
         "orders_per_minute": "4 of 10",
+        "repeats_per_minute": "1 of 8",
+        "open_orders": "3 of 12",
+        "exposure_notional": "1500.00 of 5000",
+        "leverage": "0.150 of 5",
+        "liquidation_distance_pct": "40.00, least 10",
     }
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"others_notional": D(4_900)}, None),
+        ({"others_notional": D("4900.01")}, "exposure_notional"),
+        ({"equity": D(20)}, None),
+        ({"equity": D("19.99")}, "leverage"),
+        ({"equity": D(0)}, "no_equity"),
+        ({"equity": D(-1)}, "no_equity"),
+        ({"equity": None}, "no_equity"),
+        ({"open_orders": 11}, None),
+        ({"open_orders": 12}, "open_orders"),
+        ({"liquidation_distance_pct": D(10)}, None),
+        ({"liquidation_distance_pct": D("9.999")}, "liquidation_distance"),
+        ({"liquidation_distance_pct": D(0)}, "liquidation_distance"),
+    ],
+)
+def test_entry_with_the_account_at_a_limit_passes_and_one_step_beyond_not(beside, expected):
+    assert entered("1", beside=beside) == entered("1", side="sell", beside=beside) == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(7, None), (8, "repeats")])
+def test_entry_that_repeats_itself_is_held_up_by_direction_and_only_for_a_minute(count, expected):
+    tries = [
+        event
+        for n in range(count)
+        for event in (intended(f"o{n}", now_ns=NOW - 59 * SECOND), changed(f"o{n}", "reject"))
+    ]
+    book = folded(received(signal()), *tries).book(BTC)
+    assert entered("1", book=book) == expected
+    assert entered("1", side="sell", book=book) is None
+    for order in book.orders.values():
+        order.intended_ns -= SECOND
+    assert entered("1", book=book) is None
+
+
+def test_entry_counts_the_other_way_an_unknown_order_may_end_in_the_exposure():
+    books = holding("-5", received(signal()), intended("o1", "10", "sell"), changed("o1", "lose"))
+    beside = {"others_notional": D(3_500)}
+    assert entered("9", book=books.book(BTC), beside=beside) is None
+    assert entered("9", book=books.book(BTC), beside={"others_notional": D("3500.01")}) == "exposure_notional"
+
+
+@settings(max_examples=1_500)
+@given(
+    held=st.integers(-30, 30),
+    qty=st.integers(1, 30),
+    unknown=st.integers(-12, 12),
+    mark=st.integers(1, 200),
+    others=st.integers(0, 6_000),
+    equity=st.integers(-100, 3_000),
+    counts=st.tuples(st.integers(0, 12), st.integers(0, 14), st.integers(0, 9)),
+    distance=st.none() | st.integers(0, 30),
+)
+def test_entry_with_anything_passes_exactly_when_an_independent_model_lets_it(
+    held, qty, unknown, mark, others, equity, counts, distance
+):
+    assume(held >= 0)  # what goes against a position is no entry
+    entries, orders, repeats = counts
+    tries = [e for n in range(repeats) for e in (intended(f"r{n}", now_ns=NOW), changed(f"r{n}", "reject"))]
+    lost = [intended("o", str(abs(unknown)), "buy" if unknown > 0 else "sell", leg="flatten")]
+    lost = [*lost, changed("o", "lose")] if unknown else []
+    events = [received(signal()), *tries, *lost]
+    beside = {
+        "others_notional": D(others),
+        "equity": D(equity),
+        "entries_last_minute": entries,
+        "open_orders": orders,
+        "liquidation_distance_pct": None if distance is None else D(distance),
+    }
+    book = holding(str(held), *events).book(BTC)
+    passed = entered(str(qty), book=book, mark=str(mark), beside=beside) is None
+    # The model: every way it may end, each rule in one line, whole numbers.
+    ends = {held + a * qty + b * unknown for a in (0, 1) for b in (0, 1)}
+    mine = held + qty + max(unknown, 0)
+    gross = others + mark * max(map(abs, ends))
+    assert passed == (
+        qty * mark <= 1_000
+        and mine * mark <= 2_000
+        and qty * mark >= 5
+        and gross <= 5_000
+        and equity > 0
+        and gross <= 5 * equity
+        and entries < 10
+        and orders < 12
+        and repeats < 8
+        and (distance is None or distance >= 10)
+    )
 
 
 def test_may_pass_with_each_state_and_action_is_the_table_of_the_design():

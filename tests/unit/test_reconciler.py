@@ -114,7 +114,10 @@ class Bench:
         return self.trades
 
     async def positions(self):
-        return {BTC: SimpleNamespace(qty=self.held)}
+        return {BTC: SimpleNamespace(qty=self.held, unrealized_pnl=D(0), liquidation_price=None)}
+
+    async def transfers(self, start_ns):
+        return D(0)
 
     async def account(self):
         return AccountSettings(

@@ -4,14 +4,28 @@ from types import SimpleNamespace
 
 import pytest
 
-from bot.config import BusConfig
+from bot.config import BusConfig, HealthConfig
 from bot.events import SymbolLocked
 from bot.halt import HaltFiles
 from bot.model import Tick
 from bot.trading_state import TradingState
-from tests.factory import BTC, ETH, MS, SECOND, HandClock, changed, folded, intended, limits, received, signal
+from tests.factory import (
+    BTC,
+    ETH,
+    MS,
+    SECOND,
+    D,
+    HandClock,
+    changed,
+    folded,
+    instrument,
+    intended,
+    limits,
+    received,
+    signal,
+)
 
-SILENCE_MS = BusConfig().silence_ms
+SILENCE_MS, RECOVER_S = BusConfig().silence_ms, 5
 
 
 def tick(clock, symbol=BTC, kind="mark", **changes):
@@ -40,14 +54,31 @@ class Bench:
         self.clock, self.refused, self.clock_offset_ns = HandClock(), "", 0
         self.halts = HaltFiles(path / "halt")
         self.contract = SimpleNamespace(trouble="")
-        self.reconciler = SimpleNamespace(is_ready=True, contract=self.contract, traded=(BTC, ETH))
-        config = SimpleNamespace(bus=BusConfig(), limits=limits(), owner_of=lambda symbol: "levels")
-        self.it = TradingState(config, self.clock, exchange=self, halts=self.halts, books=folded(*events),
-                               reconciler=self.reconciler)
+        self.canary, self.asked, self.instruments = ("", True), [], {BTC: instrument()}
+        self.reconciler = SimpleNamespace(
+            is_ready=True, contract=self.contract, traded=(BTC, ETH), told={}, last_mono_ns=0,
+            request=self.asked.append,
+        )
+        config = SimpleNamespace(
+            bus=BusConfig(),
+            limits=limits(),
+            owner_of=lambda symbol: "levels",
+            health=HealthConfig(),
+            executor=SimpleNamespace(recover_s=RECOVER_S),
+        )
+        self.books = folded(*events)
+        self.it = TradingState(config, self.clock, exchange=self, halts=self.halts, books=self.books,
+                               reconciler=self.reconciler, canary=lambda: self.canary)
         self.feed()
 
     def refusal(self, action):
         return self.refused
+
+    def recover(self):
+        """Let the time to recover pass, with the books compared and prices coming."""
+        self.clock.step(RECOVER_S)
+        self.reconciler.last_mono_ns = self.clock.mono
+        self.feed()
 
     def feed(self, *symbols):
         self.it.hear_gateway()
@@ -69,7 +100,7 @@ def test_state_with_a_silent_gateway_is_reducing_until_it_is_heard(bench):
     assert bench.it.of_all()[0] == "RUNNING"
     bench.clock.step(0.001)
     assert bench.it.of_all() == ("REDUCING", "the gateway is silent")
-    bench.feed()
+    bench.recover()
     assert bench.it.of_all()[0] == "RUNNING"
 
 
@@ -113,9 +144,11 @@ def test_state_with_a_quote_alone_is_not_fresh(bench):
 
 
 def test_freshness_with_this_hosts_clock_off_goes_by_the_exchanges(bench):
-    bench.clock_offset_ns = 10 * SECOND
-    assert bench.it.of_symbol(BTC)[0] == "REDUCING"
-    bench.it.see_price(tick(bench.clock, exchange_ns=bench.clock.wall + 10 * SECOND - 100 * MS))
+    bench.clock_offset_ns = 400 * MS
+    bench.clock.step(2.8)
+    bench.it.see_price(tick(bench.clock, ETH))
+    assert bench.it.of_symbol(BTC) == ("REDUCING", "stale_mark: its mark price makes no progress")
+    bench.it.see_price(tick(bench.clock, exchange_ns=bench.clock.wall + 300 * MS))
     assert bench.it.of_symbol(BTC)[0] == "RUNNING"
 
 
@@ -134,3 +167,99 @@ def test_state_of_a_symbol_with_an_unknown_order_is_locked(tmp_path):
 def test_halt_of_a_strategy_or_symbol_halts_what_it_names(bench, scope):
     bench.halts.set(scope, who="op", why="odd", clock=bench.clock)
     assert bench.it.of_symbol(BTC) == ("HALTED", "op: odd") and bench.it.of_all()[0] == "RUNNING"
+
+
+def finding(rule, clock, age_s=0):
+    return {"mono_ns": clock.mono - int(age_s * SECOND),
+            "findings": [{"rule": rule, "text": "1 MB, limit 2"}]}
+
+
+TROUBLES = [
+    ("silence", lambda b: b.clock.step(4), lambda b: b.feed(), "the gateway is silent"),
+    ("clock", lambda b: setattr(b, "clock_offset_ns", -501 * MS), lambda b: setattr(b, "clock_offset_ns", 0),
+     "clock_offset: -501 ms"),
+    ("ban", lambda b: setattr(b, "refused", "banned"), lambda b: setattr(b, "refused", ""), "banned"),
+    ("canary", lambda b: setattr(b, "canary", ("-4120 refused", True)),
+     lambda b: setattr(b, "canary", ("", True)), "-4120 refused"),
+    *((rule, lambda b, r=rule: b.it.hear_health(finding(r, b.clock)), lambda b: b.it.hear_health({}),
+       f"{rule}: 1 MB") for rule in ("disk_low", "host_memory_low", "clock_offset")),
+]
+
+
+@pytest.mark.parametrize(("spoil", "mend", "why"), [row[1:] for row in TROUBLES],
+                         ids=[row[0] for row in TROUBLES])
+def test_state_after_a_trouble_recovers_by_itself_after_some_healthy_seconds_and_a_comparison(
+        bench, spoil, mend, why):
+    assert bench.it.of_all()[0] == "RUNNING"
+    spoil(bench)
+    state, told = bench.it.of_all()
+    assert state == "REDUCING" and told.startswith(why)
+    mend(bench)
+    bench.feed()
+    state, told = bench.it.of_all()
+    assert state == "REDUCING" and told.startswith(f"recovering from: {why}"), "not at once"
+    bench.clock.step(RECOVER_S - 0.001)
+    bench.feed()
+    bench.reconciler.last_mono_ns = bench.clock.mono
+    assert bench.it.of_all()[0] == "REDUCING", "not before its seconds are over"
+    bench.clock.step(0.001)
+    assert bench.it.of_all()[0] == "RUNNING"
+
+
+def test_state_after_a_trouble_asks_for_a_comparison_and_waits_for_it(bench):
+    bench.it.of_all()
+    bench.refused = "banned"
+    bench.it.of_all()
+    bench.refused = ""
+    bench.clock.step(60)
+    bench.feed()
+    assert bench.it.of_all()[0] == "REDUCING" and bench.asked == ["recovered"]
+    bench.reconciler.last_mono_ns = bench.clock.mono
+    assert bench.it.of_all()[0] == "RUNNING"
+
+
+def test_state_with_a_trouble_at_the_start_has_nothing_to_recover_from(bench):
+    bench.refused = "banned"
+    assert bench.it.of_all()[0] == "REDUCING"
+    bench.refused = ""
+    assert bench.it.of_all()[0] == "RUNNING"
+
+
+def test_state_before_the_canary_has_flown_is_reconciling(bench):
+    bench.canary = ("", False)
+    assert bench.it.of_all() == ("RECONCILING", "it is not proven yet that the exchange takes a stop")
+    bench.refused = "banned"
+    assert bench.it.of_all()[0] == "REDUCING", "what reduces must not wait for it"
+
+
+@pytest.mark.parametrize("beat", [
+    finding("disk_low", HandClock(), age_s=11), {"findings": []}, {}, {"mono_ns": 10**30},
+    finding("cpu_busy", HandClock()), {"mono_ns": 10**30, "findings": [{"text": "no rule"}]},
+])
+def test_state_with_an_old_beat_of_health_or_other_findings_is_running(bench, beat):
+    bench.it.hear_health(beat)
+    assert bench.it.of_all()[0] == "RUNNING"
+
+
+@pytest.mark.parametrize(("price", "state"), [
+    (103.0, "RUNNING"), (103.1, "REDUCING"), (97.0, "RUNNING"), (96.9, "REDUCING"), (0.0, "REDUCING"),
+    (float("nan"), "RUNNING"), (1e300, "REDUCING"), (-1.0, "REDUCING")])
+def test_state_of_a_symbol_whose_mark_jumped_is_reducing_for_a_while(bench, price, state):
+    bench.it.see_price(tick(bench.clock, price=price))
+    assert bench.it.of_symbol(BTC)[0] == state and bench.it.of_symbol(ETH)[0] == "RUNNING"
+    bench.clock.step(RECOVER_S)
+    bench.it.hear_gateway()
+    bench.it.see_price(tick(bench.clock, ETH))
+    bench.it.see_price(tick(bench.clock, price=price))
+    assert bench.it.of_symbol(BTC)[0] == "RUNNING"
+
+
+def test_exposure_of_a_symbol_is_what_lies_beside_its_own_book(tmp_path):
+    bench = Bench(
+        tmp_path, received(signal(symbol=ETH)), intended("o1", "10", symbol=ETH), changed("o1", "lose"))
+    bench.books.wallet_balance = D(1_000)
+    bench.reconciler.told[ETH] = SimpleNamespace(liquidation_price=D(80))
+    there, here = bench.it.exposure(ETH), bench.it.exposure(BTC)
+    assert (there.others_notional, here.others_notional) == (0, 1_000)
+    assert (there.liquidation_distance_pct, here.liquidation_distance_pct) == (20, None)
+    assert here.equity == 1_000 and here.open_orders == here.entries_last_minute == 1
