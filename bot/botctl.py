@@ -41,6 +41,7 @@ from bot.views import (
     show_report,
     show_status,
     tell_story,
+    verify_journal,
 )
 
 EXIT_PENDING = 3
@@ -327,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("health", show_health, "show what is wrong, and what each process uses", "health --json")
     verb("doctor", _doctor, "examine host, files, ports, journal, exchange and account", "doctor")
     _add_config(verbs, shared)
+    _add_journal(verbs, shared)
     for name, run, text in (
             ("halt", _halt, "let no entry and no reducing order leave; stops stay"),
             ("cancel", _command, "cancel our open orders that are not exits; stops stay"),
@@ -389,6 +391,16 @@ def _add_config(verbs: Any, shared: argparse.ArgumentParser) -> None:
     check.set_defaults(run=_config_check)
     check.add_argument("file", type=Path, metavar="FILE")
     check.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def _add_journal(verbs: Any, shared: argparse.ArgumentParser) -> None:
+    journal = verbs.add_parser("journal", help="prove that the journal is whole",
+                               description="Prove that the journal is whole: every event and its hash.",
+                               epilog="example: botctl journal verify")
+    verify = journal.add_subparsers(dest="what", required=True, metavar="verify").add_parser(
+        "verify", parents=[shared], help="fold it from its first event on; exit 1 when it is damaged",
+        epilog="example: botctl journal verify --json")
+    verify.set_defaults(run=verify_journal)
 
 
 if __name__ == "__main__":

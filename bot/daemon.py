@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import sys
 import traceback
@@ -30,6 +31,9 @@ from bot.metrics import serve
 
 CRASHES_KEPT = 50  # more than health counts in its window
 PR_SET_PDEATHSIG = 1  # prctl(2): be told when the parent dies, also by SIGKILL
+
+DISK_FREE_BYTES_MIN = 16_000_000  # a checkpoint and the write-ahead log take at most about half of it
+DISK_LOOK_S = 1.0
 
 
 class Daemon:
@@ -60,6 +64,17 @@ class Daemon:
                     await result
                 await self.clock.sleep(seconds)
         return self.spawn(repeat())
+
+    async def wait_for_disk(self) -> None:
+        """Wait until there is room to write below state_dir; the beat says so. A stop ends it."""
+        while (free := shutil.disk_usage(self.config.state_path).free) < DISK_FREE_BYTES_MIN:
+            if self.stopping.is_set():
+                return
+            text = f"the disk is full: {free} bytes are free, {DISK_FREE_BYTES_MIN} are needed"
+            told = {"state": "REDUCING", "state_reason": text}
+            self.status = told.copy
+            self.log.error("disk_full", text=text)
+            await self.clock.sleep(DISK_LOOK_S)
 
     def stop(self, why: str) -> None:
         """Ask the process to end."""

@@ -346,6 +346,7 @@ async def main(daemon: Daemon) -> None:
         if daemon.stopping.is_set():
             return
         await clock.sleep(SEIZED_S)
+    await daemon.wait_for_disk()
     journal = Journal(
         config.path(config.journal.path),
         clock,

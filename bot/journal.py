@@ -197,8 +197,18 @@ class JournalReader:
 
     def verify(self) -> Books:
         """Return the books folded from the first event on. Raises JournalError on damage anywhere."""
+        return self.verified()[0]
+
+    def verified(self) -> tuple[Books, int, str]:
+        """Return them with the last event's number and hash, which stands for the whole chain."""
         with _damage("journal"):
-            return _fold(self._db, from_checkpoint=False)[1]
+            self._db.execute("BEGIN")  # both folds see the same moment of a journal that grows
+            _, books, seq, row_hash = _fold(self._db, from_checkpoint=False)
+            if _fold(self._db)[1].encode() != books.encode():
+                raise JournalError("the checkpoint and the events before it say different things: the "
+                                   "journal is damaged; restore a backup and reconcile")
+            self._db.rollback()
+            return books, seq, row_hash.hex()
 
     def find(self, kind: str, key: str) -> JournalEvent | None:
         """Return the event of a kind in ONCE with this key."""

@@ -64,6 +64,7 @@ EVENTS = {
     "config_reread": "the file was read again on SIGHUP; what is in force now, and what waits for a restart",
     "symbol_unlisted": "the exchange does not list a symbol of the config: it is locked, the others go on",
     "config_refused": "the file was to be read again and is wrong; nothing changed",
+    "disk_full": "there is no room to write below state_dir: the process waits for it",
     "beat_unwritten": "the beat could not be written anew; the old file is overwritten in place",
     "page_unavailable": "the status page's port could not be bound; health works without",
     "metrics_unavailable": "the metrics port could not be bound; the process works without",

@@ -75,6 +75,19 @@ def show_health(args: argparse.Namespace, config: Config) -> int:
     return EXIT_NO if found else EXIT_OK
 
 
+def verify_journal(args: argparse.Namespace, config: Config) -> int:
+    """Fold the whole journal anew, from its first event, and print what its chain ends with."""
+    reader = open_reader(config)
+    books, seq, last_hash = reader.verified()
+    told = {"is_whole": True, "events": seq, "hash": last_hash, "epoch": books.epoch,
+            "signals": books.signals, "orders": books.orders, "fills": books.fills}
+    if args.json:
+        return print_json(told, is_yes=True)
+    print(f"whole: {seq} events, {books.signals} signals, {books.orders} orders, {books.fills} fills\n"
+          f"the chain ends with {last_hash}")
+    return EXIT_OK
+
+
 def list_orders(args: argparse.Namespace, config: Config) -> int:
     """Print the open orders, or all that the books keep, the newest first."""
     rows = order_rows(open_reader(config).books(), is_all=args.all)[:args.count]

@@ -3,10 +3,12 @@
 import os
 import pty
 import select
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,16 @@ class Applied(Strict):
     changed: list[str]
 
 
+class Verified(Strict):
+    is_whole: bool
+    events: int
+    hash: str
+    epoch: str
+    signals: int
+    orders: int
+    fills: int
+
+
 class PnlRow(Strict):
     of: str
     net: Decimal
@@ -293,6 +305,21 @@ def test_wrong_usage_says_what_is_right(run):
         assert said in botctl(run.path, *words, code=code), words
 
 
+def test_journal_verify_says_whole_while_it_grows_and_finds_one_flipped_byte(run, tmp_path):
+    first = botctl(run.path, "journal", "verify", schema=Verified)
+    assert first.is_whole and first.events > first.orders and first.fills and len(first.hash) == 64
+    assert "whole: " in botctl(run.path, "journal", "verify")
+    copy = tmp_path / "bot.toml"
+    copy.write_text(run.path.read_text().replace(str(run.appliance.config.state_path), str(tmp_path)))
+    source = sqlite3.connect(run.appliance.config.path("journal.db"))
+    with closing(source), closing(sqlite3.connect(tmp_path / "journal.db")) as target:
+        source.backup(target)
+        seq, body = target.execute("SELECT seq, body FROM events WHERE kind = 'fill' LIMIT 1").fetchone()
+        with target:
+            target.execute("UPDATE events SET body = ? WHERE seq = ?", (body.replace(b"BTC", b"BTB"), seq))
+    assert "breaks the hash chain" in botctl(copy, "journal", "verify", code=1)
+
+
 def test_help_of_every_verb_has_an_example():
     def text(*words: str) -> str:
         return subprocess.run([sys.executable, "-m", "bot.botctl", *words, "--help"], text=True,
@@ -300,7 +327,7 @@ def test_help_of_every_verb_has_an_example():
     verbs = text().split("VERB")[-1]
     names = [line.split()[0] for line in verbs.splitlines() if line.startswith("    ") and line[4] != " "]
     assert {"status", "health", "doctor", "config", "halt", "resume", "explain"} <= set(names)
-    for name in [*names, "config check", "config apply"]:
+    for name in [*names, "config check", "config apply", "journal verify"]:
         assert f"example: botctl {name}" in text(*name.split()), name
     assert "exit codes: 0 done" in text()
 

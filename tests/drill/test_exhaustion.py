@@ -1,0 +1,177 @@
+"""What runs out while a position is open: the stop stays, nothing wrong is sent, all goes on by itself."""
+
+import os
+import resource
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tests.faults import FaultyRun, table
+from tests.harness import wait_until
+
+# In at once, and then for good: what is open is there when things run out.
+HOLDER = '''
+from decimal import Decimal
+from bot.model import Target
+
+class Holder:
+    def __init__(self, settings, instruments):
+        pass
+
+    def on_history(self, symbol, candles):
+        pass
+
+    def on_tick(self, tick):
+        if tick.kind != "quote":
+            return None
+        stop_loss = Decimal(round(tick.price * 0.9))
+        return Target(tick.symbol, Decimal("0.010"), stop_loss=stop_loss, reason="hold")
+'''
+TABLES = {
+    "strategy": {"levels": {"class": "holder:Holder", "signals_per_s_max": 1}},
+    "health": {"stuck_ms": 6_000, "restarts_max": 4, "restart_window_s": 40, "disk_free_mb_min": 20},
+    "executor": {"reconcile_s": 2, "absent_after_s": 5, "recover_s": 1},
+}
+BACK_S_MAX = 40.0
+
+
+@contextmanager
+def full_disk(run: FaultyRun) -> Iterator[None]:
+    ballast = run.appliance.config.state_path / "ballast"
+    filling = threading.Event()
+    filling.set()
+
+    def fill() -> None:  # and again whatever is given back meanwhile
+        with open(ballast, "wb", buffering=0) as file:
+            while filling.is_set():
+                try:
+                    file.write(bytes(4_096))
+                except OSError:
+                    time.sleep(0.01)
+    writer = threading.Thread(target=fill)
+    writer.start()
+    try:
+        yield
+    finally:
+        filling.clear()
+        writer.join()
+        ballast.unlink()
+
+
+@contextmanager
+def no_descriptors(run: FaultyRun) -> Iterator[None]:
+    pid = run.pid("executor")
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = len(os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, before[1]))
+    run.appliance.control("POST", "/paper/stream", {"match": "user:main", "do": "close"})
+    try:
+        yield
+    finally:
+        if run.pid("executor") == pid:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
+def starved(run: FaultyRun) -> Iterator[None]:
+    # One part in ten of a processor, as a host with noisy neighbours gives it.
+    pid, on = run.pid("executor"), threading.Event()
+    on.set()
+
+    def pulse() -> None:
+        while on.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.9)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.1)
+    puller = threading.Thread(target=pulse)
+    puller.start()
+    try:
+        yield
+    finally:
+        on.clear()
+        puller.join()
+
+
+@contextmanager
+def clock_step(run: FaultyRun) -> Iterator[None]:
+    # What the host's clock and the exchange's differ by is all that anybody can see.
+    run.appliance.control("POST", "/paper/clock", {"offset_ms": 5_000})
+    try:
+        yield
+    finally:
+        run.appliance.control("POST", "/paper/clock", {"offset_ms": 0})
+
+
+@contextmanager
+def no_network(run: FaultyRun) -> Iterator[None]:
+    # The exchange's host is there and says nothing: connections hang, as with lost packets.
+    pid = run.pid("paper")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+ROWS: list[tuple[Callable[[FaultyRun], object], float]] = [
+    (full_disk, 12), (no_descriptors, 8), (starved, 12), (clock_step, 8), (no_network, 5)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+def test_exhaustion_of_the_disk_leaves_the_stop_and_goes_on_by_itself(tmp_path: Path) -> None:
+    hold(tmp_path, ROWS[:1])
+
+
+@pytest.mark.drill
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+def test_exhaustion_of_each_kind_leaves_the_stop_and_goes_on_by_itself(tmp_path: Path) -> None:
+    hold(tmp_path, ROWS)
+
+
+def hold(tmp_path: Path, rows: list[tuple[Callable[[FaultyRun], object], float]]) -> None:
+    """Let one thing after the other run out, on an appliance that holds a position; print the table."""
+    (tmp_path / "holder.py").write_text(HOLDER)
+    disk = tmp_path / "var"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)], check=True)
+    try:
+        paper = {"latency_ms": 1, "state": str(tmp_path / "paper.db")}  # an exchange has a disk of its own
+        with FaultyRun(tmp_path, paper=paper, **TABLES) as run:
+            run.wait_trading()
+            said = [exhaust(run, fault, lasts_s) for fault, lasts_s in rows]
+        print(table(said))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def exhaust(run: FaultyRun, fault: Callable, lasts_s: float) -> tuple[str, str, str]:
+    """Let something run out for a while with a position open; return what was seen, in words."""
+    wait_until(lambda: run.is_settled() and len(run.appliance.open_stops()) == 1, 60)
+    before = run.appliance.exchange_orders()
+    states, began, left_s = [], time.monotonic(), None
+    with fault(run):
+        while time.monotonic() - began < lasts_s:
+            state = run.status()["state"]
+            if state != "RUNNING" and left_s is None:
+                left_s = time.monotonic() - began
+            states += [state] if states[-1:] != [state] else []
+            time.sleep(0.2)
+    ended = time.monotonic()
+    wait_until(lambda: run.is_settled() and len(run.appliance.open_stops()) == 1, BACK_S_MAX)
+    back_s = time.monotonic() - ended
+    name = fault.__name__
+    assert not run.status()["halted"], (name, run.status()["halted"])
+    assert run.appliance.exchange_position() == Decimal("0.010") == run.appliance.our_position(), name
+    assert [o["clientOrderId"] for o in run.appliance.exchange_orders()] == [
+        o["clientOrderId"] for o in before], f"{name}: nothing was to be sent"
+    assert fault is starved or left_s is not None, f"{name}: the state said RUNNING all the time"
+    left = "RUNNING all along" if left_s is None else f"{' '.join(states)}, after {left_s:.1f} s"
+    return name, "executor", f"{left}; RUNNING again {back_s:.1f} s after it ended; the stop stayed"
