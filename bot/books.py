@@ -28,6 +28,7 @@ from bot.events import (
     Started,
     SymbolLocked,
     SymbolUnlocked,
+    Unprotected,
 )
 from bot.model import TradingSignal, signal_id
 from bot.orders import CLOSED, IN_FLIGHT, OrderRequest, next_state
@@ -111,6 +112,7 @@ class SymbolBook(msgspec.Struct, kw_only=True):
     stop_loss: Decimal | None = None
     take_profit: Decimal | None = None
     exits_signal: str = ""
+    unprotected_ns: int = 0  # since when the position lacks its stop, host's clock; 0: it does not
     signals: list[OpenSignal] = []
     orders: dict[str, Order] = {}
     intents: int = 0  # made so far in this symbol; names the next attempt
@@ -318,6 +320,10 @@ def _exits_set(books: Books, event: ExitsSet) -> None:
     book.exits_signal = event.signal
 
 
+def _unprotected(books: Books, event: Unprotected) -> None:
+    books._own(event.symbol).unprotected_ns = event.since_ns
+
+
 def _locked(books: Books, event: SymbolLocked) -> None:
     books._own(event.symbol).locks[event.cause] = event.evidence
 
@@ -382,5 +388,5 @@ _APPLY: dict[type, Callable[[Books, Any], None]] = {
     OrderIntended: _order_intended, OrderChanged: _order_changed, FillBooked: _fill_booked,
     ExitsSet: _exits_set, SymbolLocked: _locked, SymbolUnlocked: _unlocked, Halted: _halted,
     Resumed: _resumed, Reconciled: _reconciled, Commanded: _told, Adopted: _adopted,
-    OrderAnswered: _told,
+    OrderAnswered: _told, Unprotected: _unprotected,
 }

@@ -183,6 +183,17 @@ class ExitsSet(Event, frozen=True, kw_only=True, tag="exits"):
         return self.signal
 
 
+class Unprotected(Event, frozen=True, kw_only=True, tag="unprotected"):
+    """A position lacks its stop since then, by the host's clock; 0: no more. A restart counts on from it."""
+
+    symbol: str
+    since_ns: int
+
+    @property
+    def story(self) -> str:
+        return self.symbol
+
+
 class SymbolLocked(Event, frozen=True, kw_only=True, tag="locked"):
     """No new risk in this symbol until the cause is gone. evidence: what was seen, for a person."""
 
@@ -274,7 +285,7 @@ class Adopted(Event, frozen=True, kw_only=True, tag="adopted"):
 
 JournalEvent = (Started | SignalReceived | SignalClosed | OrderIntended | OrderChanged | FillBooked
                 | ExitsSet | SymbolLocked | SymbolUnlocked | Halted | Resumed | Reconciled | Commanded
-                | Adopted | OrderAnswered)
+                | Adopted | OrderAnswered | Unprotected)
 
 # Kinds whose key may stand in the journal only once; the journal itself refuses a second one.
 ONCE = ("signal", "outcome", "intent", "fill")

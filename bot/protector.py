@@ -7,6 +7,7 @@ from bot.bookkeeper import Bookkeeper
 from bot.books import Order, SymbolBook
 from bot.clock import Clock
 from bot.config import ExecutorConfig
+from bot.events import Unprotected
 from bot.limits import MAY_PASS
 from bot.log import Log
 from bot.orders import Side
@@ -39,10 +40,7 @@ class Protector:
         book = self._keeper.books.book(symbol)
         if "protect" not in MAY_PASS[state] and not (state == "RECONCILING" and is_read):
             return [], []
-        if is_protected(book):
-            self._unprotected_ns.pop(symbol, None)
-        else:
-            self._unprotected_ns.setdefault(symbol, self._clock.mono_ns())
+        self._count(book)
         settles = any(o.state != "UNKNOWN" for o in book.working())
         if settles and self.unprotected_s(symbol) <= SETTLE_S_MAX:
             return [], []  # its fills, a moment away, decide how much there is to protect
@@ -53,6 +51,19 @@ class Protector:
         placed = [self._place(exit_, book) for exit_ in steps.place
                   if not self._waits(refusals(book, exit_)) and not self._moved_lately(book, exit_)]
         return placed, self._cancel(book, steps.cancel)
+
+    def _count(self, book: SymbolBook) -> None:
+        # In the journal too: an executor that dies again and again must not begin anew each time.
+        symbol, wall_ns = book.symbol, self._clock.wall_ns()
+        if is_protected(book):
+            self._unprotected_ns.pop(symbol, None)
+            if book.unprotected_ns:
+                self._keeper.record(Unprotected(symbol=symbol, since_ns=0))
+        elif symbol not in self._unprotected_ns:
+            age_ns = max(0, wall_ns - book.unprotected_ns) if book.unprotected_ns else 0
+            self._unprotected_ns[symbol] = self._clock.mono_ns() - age_ns
+            if not book.unprotected_ns:
+                self._keeper.record(Unprotected(symbol=symbol, since_ns=wall_ns))
 
     def unprotected_s(self, symbol: str) -> float:
         """Return for how long the symbol's position has lacked the stop it should have."""

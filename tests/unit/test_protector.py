@@ -126,6 +126,25 @@ def test_late_fill_beyond_the_target_is_closed_once_and_told(bench):
     assert bench.act("LOCKED", newest_target=D(4)) == (["stop sell 4 90"], [])
 
 
+def test_seconds_without_a_stop_go_on_through_restarts_and_end_with_the_stop(bench):
+    bench.enter()
+    bench.act()
+    bench.answer("lose")
+    for _ in range(int(BUDGET_S) + 1):  # an executor that dies again and again
+        assert bench.act()[0] == []
+        bench.clock.step(1)
+        bench.restart()
+    assert bench.act() == (["close sell 10"], [])
+    bench.fill("10", "sell", cause="close")
+    bench.act()
+    assert bench.book.unprotected_ns == 0
+    bench.enter()
+    bench.restart()
+    bench.clock.step(3_600)
+    bench.act()
+    assert bench.protector.unprotected_s(BTC) == 0, "nobody saw it before"
+
+
 def test_entry_without_a_stop_needs_none(bench):
     bench.enter(stop=None)
     bench.clock.step(60)
