@@ -32,7 +32,8 @@ run: $(VENV)/.run
 install: $(VENV)/.run
 
 test: $(VENV)/.dev
-	@$(PYTEST) -m "not drill and not bench and not host" -n 3 --dist loadfile --durations=10 $(ARGS)
+	@$(PYTEST) -m "not drill and not bench and not host" -n 3 --dist loadfile --durations=10 \
+	  -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true $(ARGS)
 
 check: $(VENV)/.dev
 	@$(PYTHON) -m ruff check .

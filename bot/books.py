@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from bot.config import SETTLE
 from bot.errors import InvariantError
 from bot.events import (
     Adopted,
@@ -145,8 +146,8 @@ class DayBook(msgspec.Struct, kw_only=True):
 class Books(msgspec.Struct, kw_only=True):
     """All symbols, and what was counted.
 
-    booked_pnl: realized less fees, of all fills; reconciled_pnl: of those that wallet_balance holds.
-    equity: wallet and unrealized, as the last comparison saw them.
+    wallet_ns: when the exchange told wallet_balance, by its clock; since_wallet: what our fills since then
+    realized, less fees, by their time. equity: wallet and unrealized, as the last comparison saw them.
     """
 
     epoch: str = ""
@@ -158,8 +159,8 @@ class Books(msgspec.Struct, kw_only=True):
     outcomes: dict[str, int] = {}
     wallet_balance: Decimal | None = None
     equity: Decimal | None = None
-    booked_pnl: Decimal = ZERO
-    reconciled_pnl: Decimal = ZERO
+    wallet_ns: int = 0
+    since_wallet: list[tuple[int, Decimal]] = []
     day: DayBook | None = None
     reconciled: int = 0
 
@@ -284,7 +285,9 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
     book.position_qty, book.entry_price = position_qty, entry_price
     book.realized_pnl, book.fees = realized_pnl, fees
     book.version += event.cause != "signal"
-    books.booked_pnl += event.realized_pnl - event.fee
+    if books.wallet_ns and event.exchange_ns > books.wallet_ns:
+        fee = event.fee if event.fee_currency == SETTLE else ZERO  # the balance is told in one currency
+        books.since_wallet.append((event.exchange_ns, event.realized_pnl - fee))
     books.fills += 1
 
 
@@ -343,7 +346,8 @@ def _resumed(books: Books, event: Resumed) -> None:
 def _reconciled(books: Books, event: Reconciled) -> None:
     if event.exchange_ns:
         _turn_day(books, event)
-    books.wallet_balance, books.reconciled_pnl = event.wallet_balance, books.booked_pnl
+    books.wallet_balance, books.wallet_ns = event.wallet_balance, event.exchange_ns
+    books.since_wallet = [(ns, pnl) for ns, pnl in books.since_wallet if ns > event.exchange_ns]
     books.equity = event.wallet_balance + event.unrealized_pnl
     books.reconciled += 1
     for symbol, cursor in event.cursors.items():
@@ -379,6 +383,7 @@ def _adopted(books: Books, event: Adopted) -> None:
         book.exits_signal = ""
     book.position_qty, book.entry_price = after, event.entry_price if after else None
     book.version += 1
+    book.last_trade_id = max(book.last_trade_id, event.cursor)
     for cause in event.causes:
         book.locks.pop(cause, None)
 

@@ -10,7 +10,7 @@ from decimal import ROUND_FLOOR, Decimal
 
 from bot.books import Books
 from bot.clock import Clock
-from bot.errors import ExchangeError
+from bot.errors import ExchangeError, InvariantError
 from bot.exchange import Exchange
 from bot.log import Log
 from bot.model import Instrument
@@ -32,23 +32,35 @@ class Canary:
         self._exchange, self._books, self._symbols, self._mark_of = exchange, books, symbols, mark_of
         self._due_ns = self._made = self._silent = 0
         self._run = clock.token(4)
-        self.trouble, self.has_answered = "", False
+        self._troubles: dict[str, str] = {}  # by symbol: only its own flight ends it
+        self.has_answered = False
+
+    @property
+    def trouble(self) -> str:
+        """Return why stops are not proven to be taken, "" while they are."""
+        return "; ".join(self._troubles.values())
 
     async def work(self) -> None:
         """Fly once, if it is due and anything can be said of a symbol's price."""
-        symbols = [s for s in self._symbols() if s in self._exchange.instruments and self._mark_of(s)]
+        symbols = [s for s in self._symbols() if s in self._exchange.instruments and self._price(s) > 0]
         if self._clock.mono_ns() < self._due_ns or not symbols or self._exchange.refusal("entry"):
             return
         self._made += 1
-        symbol = symbols[self._made % len(symbols)]  # in turn: one symbol's rules may differ
+        # In turn, as one symbol's rules may differ; a red one until it is green.
+        red = [s for s in symbols if s in self._troubles] or symbols
+        symbol, before = red[self._made % len(red)], self.trouble
+        self._troubles = {s: text for s, text in self._troubles.items() if s in symbols}
         try:
             trouble = await self._fly(symbol)
-        except ExchangeError as error:
-            trouble = self._no_word(f"{symbol}: {error}")
-        if trouble != self.trouble:
-            self._log.warning("canary", symbol=symbol, is_green=not trouble, text=trouble)
-        self.trouble = trouble
-        wait_s = AGAIN_S if trouble or not self.has_answered else self._period_s
+        except (ExchangeError, InvariantError) as error:
+            trouble = self._no_word(symbol, str(error))
+        if trouble:
+            self._troubles[symbol] = trouble
+        else:
+            self._troubles.pop(symbol, None)
+        if self.trouble != before:
+            self._log.warning("canary", symbol=symbol, is_green=not self.trouble, text=self.trouble)
+        wait_s = AGAIN_S if self.trouble or self._silent or not self.has_answered else self._period_s
         self._due_ns = self._clock.mono_ns() + wait_s * 1_000_000_000
 
     async def _fly(self, symbol: str) -> str:
@@ -59,7 +71,7 @@ class Canary:
         if outcome.kind == "accepted":
             await self._exchange.cancel(symbol, request.client_order_id, is_conditional=True)
         elif outcome.kind != "rejected":
-            return self._no_word(f"{symbol}: {outcome.text or outcome.kind}")
+            return self._no_word(symbol, outcome.text or outcome.kind)
         self._silent, self.has_answered = 0, True
         if outcome.kind == "accepted" or outcome.code == NOTHING_TO_REDUCE:
             return ""
@@ -70,21 +82,31 @@ class Canary:
             if status.client_order_id.startswith(CANARY_PREFIX):
                 await self._exchange.cancel(symbol, status.client_order_id, is_conditional=True)
 
-    def _no_word(self, text: str) -> str:
+    def _no_word(self, symbol: str, text: str) -> str:
         # A lost answer says nothing of stops; many of them say that nobody knows.
         self._silent += 1
         if self._silent < TRIES_MAX:
-            return self.trouble
+            return self._troubles.get(symbol, "")
         self.has_answered = True
-        return f"stops are not proven: {text}"
+        return f"stops are not proven: {symbol}: {text}"
 
     def _request(self, symbol: str) -> OrderRequest:
-        instrument, mark = self._exchange.instruments[symbol], self._mark_of(symbol) or Decimal(0)
-        side: Side = "buy" if self._books.book(symbol).position_qty < 0 else "sell"
-        price = _floor(mark * (1 + AWAY if side == "buy" else 1 - AWAY), instrument.price_increment)
+        instrument, price = self._exchange.instruments[symbol], self._price(symbol)
         return OrderRequest(
-            client_order_id=f"{CANARY_PREFIX}{self._run}{self._made}", symbol=symbol, side=side, type="stop",
-            qty=_smallest_qty(instrument, price), trigger_price=price, reduce_only=True)
+            client_order_id=f"{CANARY_PREFIX}{self._run}{self._made}", symbol=symbol, type="stop",
+            side=self._side(symbol), qty=_smallest_qty(instrument, price), trigger_price=price,
+            reduce_only=True)
+
+    def _side(self, symbol: str) -> Side:
+        return "buy" if self._books.book(symbol).position_qty < 0 else "sell"
+
+    def _price(self, symbol: str) -> Decimal:
+        # On the far side of the mark; 0 where there is none to speak of.
+        mark = self._mark_of(symbol)
+        if mark is None or not mark.is_finite():
+            return Decimal(0)
+        away = 1 + AWAY if self._side(symbol) == "buy" else 1 - AWAY
+        return _floor(mark * away, self._exchange.instruments[symbol].price_increment)
 
 
 def _smallest_qty(instrument: Instrument, price: Decimal) -> Decimal:

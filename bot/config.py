@@ -23,6 +23,9 @@ Leverage = Annotated[int, Meta(ge=1, le=125)]
 Timeframe = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "1d"]
 
 
+SETTLE = "USDT"  # the one currency that balances, limits and the day's loss are in
+
+
 class Table(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Base of all tables: an unknown key is an error."""
 
@@ -416,6 +419,10 @@ class Config(Table, kw_only=True, frozen=True):
         name = process.partition("-")[2]
         return self.strategy[name].metrics_port or base + 10 + zlib.crc32(name.encode()) % 500
 
-    def fingerprint(self) -> str:
-        """Return a short hash of the whole configuration, equal for equal meaning."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:12]
+    def fingerprint(self, *, is_shared: bool = False) -> str:
+        """Return a short hash of the configuration, equal for equal meaning.
+
+        is_shared: of what all processes must have alike; strategies and limits may change while they run.
+        """
+        config = msgspec.structs.replace(self, strategy={}, limits=None) if is_shared else self
+        return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()[:12]

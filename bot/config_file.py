@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from bot.config import Config, Table
+from bot.config import SETTLE, Config, Table
 from bot.errors import ConfigError
 
 
@@ -132,6 +132,9 @@ def _check_names(config: Config) -> None:
             if symbol in symbol_owner:
                 raise ConfigError(f"strategy.{name}.symbols: {symbol} already belongs to "
                                   f"strategy.{symbol_owner[symbol]}; a symbol has exactly one strategy")
+            if not symbol.endswith(f":{SETTLE}"):
+                raise ConfigError(f"strategy.{name}.symbols: must be settled in {SETTLE}, as the limits are; "
+                                  f"was {symbol}")
             symbol_owner[symbol] = name
     _check_symbols("gateway.symbols", config.gateway.symbols)
     users = (config.users.feed, config.users.trade, config.users.strategy)

@@ -129,7 +129,8 @@ class Daemon:
             self.stop("the parent process died")
         self.beat = {"name": self.name, "pid": os.getpid(), "version": __version__, "run": self.run,
                      "mono_ns": self.clock.mono_ns(), "wall_ns": self.clock.wall_ns(),
-                     "config": self.config.fingerprint(), "ended": self._is_ended,
+                     "config": self.config.fingerprint(),
+                     "shared_config": self.config.fingerprint(is_shared=True), "ended": self._is_ended,
                      "crash_starts": self._crash_starts, "suppressed": self.log.suppressed,
                      "descriptors": len(os.listdir("/proc/self/fd")),  # a process tells them to its user only
                      "descriptors_max": resource.getrlimit(resource.RLIMIT_NOFILE)[0], **self.status()}

@@ -16,9 +16,10 @@ from bot.orders import TABLE
 from bot.reconciler import Reconciler
 
 # Locks that an operator's adoption takes away; the others end when the exchange shows that they may.
-ADOPTABLE = ("books_differ", "foreign_fill", "liquidation", "adl", "late_fill")
+ADOPTABLE = ("books_differ", "foreign_fill", "liquidation", "adl", "settlement", "late_fill")
 
 FLATTEN_NS, FLATTEN_TURN_S = 15_000_000_000, 0.2  # botctl waits 20 s for an answer
+FLATTEN_AGAIN_NS = 3_000_000_000  # before a close whose end nobody knows is sent again
 
 
 class Desk:
@@ -50,7 +51,8 @@ class Desk:
             self._files.answer(command, answered)
 
     async def _do(self, command: Command) -> Answered:
-        if command.verb == "adopt" and command.symbol not in self._exchange.instruments:
+        known = self._exchange.instruments.keys() | self._keeper.books.symbols.keys()
+        if command.verb == "adopt" and command.symbol not in known:
             return Answered(False, f"there is no symbol {command.symbol}")
         if command.verb in ("cancel", "flatten"):
             return await (self._cancel_entries if command.verb == "cancel" else self._flatten)(command)
@@ -84,6 +86,9 @@ class Desk:
     async def _flatten(self, command: Command) -> Answered:
         # An operator's target of 0: reduce-only, past the halt that botctl has set. Its exits follow.
         symbols, began_ns = self._symbols(command), self._clock.mono_ns()
+        unlisted = [s for s in symbols if s not in self._exchange.instruments]
+        if unlisted:
+            return Answered(False, f"the exchange does not list {', '.join(unlisted)}: close it in its app")
         if not symbols or not (command.strategy or command.symbol):
             return Answered(False, "the executor flattens one strategy or symbol; everything is guard's")
         while True:
@@ -102,8 +107,11 @@ class Desk:
 
     def _is_flat(self, symbol: str, who: str) -> bool:
         book = self._keeper.books.book(symbol)
-        if book.working():
+        if any(o.state != "UNKNOWN" for o in book.working()):
             return False  # its fills, a moment away, decide how much there is to close
+        lately_ns = self._clock.wall_ns() - FLATTEN_AGAIN_NS
+        if any(o.leg == "flatten" and o.intended_ns > lately_ns for o in book.working()):
+            return False  # reduce-only, it may be sent again, yet not without end
         if book.position_qty:
             self._close(symbol, who)
         return not book.position_qty
@@ -116,7 +124,7 @@ class Desk:
         declared = [o.id for o in unknown if o.state == "ABSENT"]
         before = books.book(symbol).position_qty
         there = (await self._exchange.positions()).get(symbol)
-        await self._reconciler.fetch_fills(symbol)  # what is ours is booked as a fill, never adopted
+        cursor = await self._reconciler.fetch_fills(symbol)  # what is ours is booked as a fill, never adopted
         book = books.book(symbol)
         moving = [o.id for o in book.live_orders() if not o.request.is_conditional
                   or o.is_in_flight or o.id in self._reconciler.sending]
@@ -130,7 +138,7 @@ class Desk:
                             + "".join(f"; still locked, {c}: {text}" for c, text in book.locks.items()))
         self._keeper.record(Adopted(
             symbol=symbol, qty=held - before, entry_price=there.entry_price if there else None,
-            who=command.who, why=command.why, causes=causes), symbol)
+            who=command.who, why=command.why, causes=causes, cursor=cursor), symbol)
         self._keeper.commit()
         self._log.warning("adopted", symbol=symbol, qty=held - before, position_qty=held, who=command.who,
                           why=command.why, causes=causes)

@@ -237,7 +237,7 @@ class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
 
     cursors: by symbol, the trade id up to which all trades were read from the exchange's own list.
     transfers: what was paid in, less what was taken out, since the day of the books began.
-    exchange_ns: when, by the exchange's clock; 0 in journals older than the day's loss.
+    exchange_ns: when the balance was told, by the exchange's clock; 0 in older journals.
     """
 
     trigger: str
@@ -268,7 +268,8 @@ class Commanded(Event, frozen=True, kw_only=True, tag="commanded"):
 class Adopted(Event, frozen=True, kw_only=True, tag="adopted"):
     """An operator took over what the exchange says: a signed quantity that no fill of ours explains.
 
-    entry_price: the exchange's, of the whole position. causes: of the locks that end with it.
+    entry_price: the exchange's, of the whole position. causes: of the locks that end with it. cursor: the
+    trade id up to which all trades are in it, or booked.
     """
 
     symbol: str
@@ -277,6 +278,7 @@ class Adopted(Event, frozen=True, kw_only=True, tag="adopted"):
     who: str
     why: str
     causes: tuple[str, ...]
+    cursor: int = 0
 
     @property
     def story(self) -> str:

@@ -16,7 +16,7 @@ import msgspec
 
 from bot.budget import SLOW_SHARE, Action, Budget, Usage
 from bot.clock import Clock
-from bot.config import ExchangeConfig
+from bot.config import SETTLE, ExchangeConfig
 from bot.errors import ConfigError, ExchangeError
 from bot.model import Candle, Instrument
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
@@ -265,7 +265,7 @@ class Exchange:
             found = [read_position(row, self._symbols) for row in rows]
             return {position.symbol: position for position in found if position.qty}
 
-    async def account(self, settle: str = "USDT") -> AccountSettings:
+    async def account(self, settle: str = SETTLE) -> AccountSettings:
         """Return the account's modes, and its balance in one currency."""
         modes = await self._query("GET", "fapiPrivate", "accountConfig")
         balances = await self._query("GET", "fapiPrivateV3", "balance")
@@ -276,12 +276,12 @@ class Exchange:
                 can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
                 available_balance=money(row.get("availableBalance", 0)))
 
-    async def transfers(self, start_ns: int) -> Decimal:
-        """Return what was paid in, less what was taken out, since start_ns (exchange clock)."""
+    async def transfers(self, start_ns: int, settle: str = SETTLE) -> Decimal:
+        """Return what was paid in of one currency, less what was taken out, since start_ns (its clock)."""
         rows = await self._query("GET", "fapiPrivate", "income", incomeType="TRANSFER", limit=PAGE_ROWS,
                                  startTime=start_ns // 1_000_000)
         with _reading("income"):
-            return sum((money(row["income"]) for row in rows), money(0))
+            return sum((money(row["income"]) for row in rows if row["asset"] == settle), money(0))
 
     async def key_rights(self) -> KeyRights | None:
         """Return what the key may do, None where nobody tells it. Raises ExchangeError."""

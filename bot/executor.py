@@ -155,10 +155,9 @@ class OrderExecutor:
 
     def close_for_operator(self, symbol: str, who: str) -> None:
         """Close what the books hold of the symbol, reduce-only, in the operator's name."""
-        book = self.books.book(symbol)
-        qty, most = abs(book.position_qty), self._exchange.instruments[symbol].qty_max
-        order = self.intend(symbol, "flatten", "sell" if book.position_qty > 0 else "buy", min(qty, most),
-                            reduce_only=True, signal="", checks={"operator": who})
+        held = self.books.book(symbol).position_qty
+        order = self.intend(symbol, "flatten", "sell" if held > 0 else "buy", abs(held), reduce_only=True,
+                            signal="", checks={"operator": who})
         self.keeper.commit()
         self._send(order)
 
@@ -225,6 +224,9 @@ class OrderExecutor:
         name, run_id, seq = signal.rsplit("/", 2) if signal else (symbol, "0", "0")
         order_id = client_order_id(self.books.epoch, strategy=name, run=int(run_id), seq=int(seq), leg=leg,
                                    attempt=self.books.book(symbol).intents)
+        rules = self._exchange.instruments.get(symbol)
+        if rules is not None and leg in ("reduce", "close", "flatten"):  # the rules may be new
+            qty = min(qty // rules.qty_increment * rules.qty_increment or qty, rules.qty_max)
         type_: OrderType = leg if leg == "stop" or leg == "take_profit" else "market"
         request = OrderRequest(client_order_id=order_id, symbol=symbol, side=side, qty=qty, type=type_,
                                reduce_only=reduce_only, trigger_price=trigger_price)
@@ -380,8 +382,7 @@ async def main(daemon: Daemon) -> None:
     daemon.every(CYCLE_S, executor.cycle)
     daemon.every(CYCLE_S, executor.desk.work)
     daemon.every(bus.heartbeat_ms / 1_000, lambda: exchange.hear_usage(read_usage(config, "gateway")))
-    daemon.every(bus.heartbeat_ms / 1_000, lambda: executor.trading_state.hear_health(
-        read_beats(config).get("health", {})))
+    daemon.every(bus.heartbeat_ms / 1_000, lambda: executor.trading_state.hear_beats(read_beats(config)))
     daemon.every(bus.heartbeat_ms / 1_000, executor.canary.work)
     daemon.every(bus.heartbeat_ms / 1_000, executor.beat)
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
@@ -415,6 +416,7 @@ def _open_sockets(daemon: Daemon, executor: OrderExecutor) -> dict[str, ZmqPulle
         for symbol in set(config.symbols()) - executor.subscribed:
             ticks.subscribe(tick_topic(symbol))
         executor.subscribed |= set(config.symbols())
+        executor.reconciler.request("the configuration was read again")
         open_new()
 
     open_new()

@@ -3,13 +3,14 @@
 The money is the exchange's word of the last comparison, carried on with our own fills and marks since.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 
 import msgspec
 
 from bot.books import Books, Order, SymbolBook
 from bot.model import Instrument
+from bot.rows import ExchangePosition
 
 ZERO = Decimal(0)
 MarkOf = Callable[[str], Decimal | None]
@@ -37,29 +38,45 @@ def worst_qty(book: SymbolBook) -> Decimal:
     return max(abs(book.position_qty), abs(bought), abs(sold))
 
 
-def gross_notional(books: Iterable[SymbolBook], mark_of: MarkOf,
-                   instruments: dict[str, Instrument]) -> Decimal:
-    """Return the size of the worst positions together. Without a mark the entry price counts."""
-    total = ZERO
-    for book in books:
-        qty, instrument = worst_qty(book), instruments.get(book.symbol)
-        mark = mark_of(book.symbol)
-        price = mark if _is_price(mark) else book.entry_price
-        total += qty * (instrument.contract_size if instrument else 1) * (price or ZERO)
+def gross_notional(books: Iterable[SymbolBook], told: Mapping[str, ExchangePosition], mark_of: MarkOf,
+                   instruments: Mapping[str, Instrument]) -> Decimal:
+    """Return the size of the worst positions together; the exchange's word counts where it is larger.
+
+    told: positions as the exchange said last, those of others among them. Without a mark their price counts.
+    """
+    by_symbol, total = {book.symbol: book for book in books}, ZERO
+    for symbol in by_symbol.keys() | told.keys():
+        book, there = by_symbol.get(symbol, SymbolBook(symbol=symbol)), told.get(symbol)
+        price = price_of(symbol, told, mark_of) or book.entry_price or ZERO
+        qty = max(worst_qty(book), abs(there.qty) if there else ZERO)
+        total += qty * _size(symbol, instruments) * price
     return total
 
 
-def equity(books: Books, mark_of: MarkOf, instruments: dict[str, Instrument]) -> Decimal | None:
+def equity(books: Books, told: Mapping[str, ExchangePosition], mark_of: MarkOf,
+           instruments: Mapping[str, Instrument]) -> Decimal | None:
     """Return what the account is worth now, in the settlement currency; None before the first comparison."""
     if books.wallet_balance is None:
         return None
-    total = books.wallet_balance + books.booked_pnl - books.reconciled_pnl
-    for book in books.symbols.values():
-        mark, instrument = mark_of(book.symbol), instruments.get(book.symbol)
-        if book.position_qty and book.entry_price is not None and mark is not None and _is_price(mark):
-            size = instrument.contract_size if instrument else Decimal(1)
-            total += book.position_qty * size * (mark - book.entry_price)
+    total = books.wallet_balance + sum((pnl for _, pnl in books.since_wallet), ZERO)
+    for symbol, book in books.symbols.items():
+        price = price_of(symbol, told, mark_of)
+        if book.position_qty and book.entry_price is not None and price is not None:
+            total += book.position_qty * _size(symbol, instruments) * (price - book.entry_price)
     return total
+
+
+def price_of(symbol: str, told: Mapping[str, ExchangePosition], mark_of: MarkOf) -> Decimal | None:
+    """Return the newest mark, the one of the last comparison where no Tick came yet, or None."""
+    there = told.get(symbol)
+    for price in (mark_of(symbol), there.mark_price if there else None):
+        if price is not None and price.is_finite() and price > 0:
+            return price
+    return None
+
+
+def _size(symbol: str, instruments: Mapping[str, Instrument]) -> Decimal:
+    return instruments[symbol].contract_size if symbol in instruments else Decimal(1)
 
 
 def day_pnl(books: Books, worth: Decimal | None) -> Decimal | None:
@@ -77,10 +94,6 @@ def entries_since(books: Iterable[SymbolBook], from_ns: int, now_ns: int) -> lis
 
 def distance_pct(mark: Decimal | None, liquidation_price: Decimal | None) -> Decimal | None:
     """Return how far the mark is from liquidation, in percent of it; None where nothing is to lose."""
-    if mark is None or not _is_price(mark) or liquidation_price is None:
+    if mark is None or not (mark.is_finite() and mark > 0) or liquidation_price is None:
         return None
     return abs(mark - liquidation_price) / mark * 100
-
-
-def _is_price(price: Decimal | None) -> bool:
-    return price is not None and price.is_finite() and price > 0

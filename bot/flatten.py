@@ -16,7 +16,7 @@ from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import read_secret
 from bot.connection import pool
-from bot.errors import ConfigError, ExchangeError
+from bot.errors import ConfigError, ExchangeError, InvariantError
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.orders import GUARD_PREFIX, OrderRequest, OrderStatus, is_ours
@@ -94,16 +94,20 @@ class Flattener:
         return len(orders)
 
     async def _close(self, symbol: str, held: Decimal) -> None:
-        instrument = self._exchange.instruments[symbol]
-        self._made += 1
+        instrument = self._exchange.instruments.get(symbol)
+        if instrument is None:
+            self._tell(f"{held} {symbol}: not listed any more; close it in the exchange's app")
+            return
+        step, self._made = instrument.qty_increment, self._made + 1
+        qty = min(abs(held) // step * step or step, instrument.qty_max)  # the step may be a new one
         request = OrderRequest(
             client_order_id=f"{GUARD_PREFIX}{self._run}{self._made}", symbol=symbol, type="market",
-            side="sell" if held > 0 else "buy", qty=min(abs(held), instrument.qty_max), reduce_only=True)
+            side="sell" if held > 0 else "buy", qty=qty, reduce_only=True)
         try:
             answer = await self._exchange.submit(self._exchange.build(request))
             outcome = classify(answer, request.client_order_id)
             said = f"{outcome.kind} {outcome.text}".strip()
-        except ExchangeError as error:
+        except (ExchangeError, InvariantError) as error:  # one that cannot be built must not keep the others
             said = f"not sent: {error}"
         self._tell(f"close {request.side} {request.qty} of {held} {symbol}: {said}")
 

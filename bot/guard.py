@@ -62,14 +62,20 @@ class Guard:
 
     async def watch_executor(self) -> None:
         """Cancel entries when the executor is silent for cancel_after_s, flatten after flatten_after_s."""
-        now_ns, rules = self._clock.mono_ns(), self._config.guard
+        now_ns = self._clock.mono_ns()
         beats = read_beats(self._config)
         beat_ns = beats.get("executor", {}).get("mono_ns", 0)
         if now_ns - self._looked_ns > PAUSE_NS:
             self._since_ns = now_ns  # we slept, and perhaps all did: nobody is silent for that
-        self._looked_ns = now_ns
-        if beat_ns > self._since_ns:
-            self._since_ns, self._swept_ns, self._is_flat_due = min(beat_ns, now_ns), 0, True
+        try:
+            if beat_ns > self._since_ns:
+                self._since_ns, self._swept_ns, self._is_flat_due = min(beat_ns, now_ns), 0, True
+            await self._act(now_ns)
+        finally:
+            self._looked_ns = self._clock.mono_ns()  # what we do ourselves may take long, and is no sleep
+
+    async def _act(self, now_ns: int) -> None:
+        rules = self._config.guard
         silent_s = (now_ns - self._since_ns) / SECOND_NS
         if self._busy.locked() or silent_s <= rules.cancel_after_s:
             return

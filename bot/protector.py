@@ -45,7 +45,7 @@ class Protector:
         if settles and self.unprotected_s(symbol) <= SETTLE_S_MAX:
             return [], []  # its fills, a moment away, decide how much there is to protect
         excess = late_excess(book, newest_target)
-        if (excess or self._must_close(book)) and self._may_close(book):
+        if (excess or self._must_close(book)) and self._may_close(book, is_excess=bool(excess)):
             return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
         steps = next_steps(book)
         placed = [self._place(exit_, book) for exit_ in steps.place
@@ -74,16 +74,20 @@ class Protector:
         return is_stop_passed(book) or not (
             is_protected(book) or self.unprotected_s(book.symbol) <= self._config.unprotected_s_max)
 
-    def _may_close(self, book: SymbolBook) -> bool:
+    def _may_close(self, book: SymbolBook, *, is_excess: bool) -> bool:
         # A close whose outcome is unknown is tried again too: reduce-only, it cannot turn the position over.
-        closes = [o for o in book.orders.values() if o.leg == "close"]
+        # One of an excess could, with the first, take more than that.
+        closes = [o for o in book.orders.values() if o.leg == "close" and o.signal == book.exits_signal]
+        if is_excess and any(o.state == "UNKNOWN" for o in closes):
+            return False
         fruitless = next((n for n, o in enumerate(reversed(closes)) if o.filled_qty), len(closes))
         return not self._waits(closes[len(closes) - fruitless:])
 
     def _waits(self, tries: list[Order]) -> bool:
         if not tries:
             return False
-        wait_ns = RETRY_WAIT_NS << min(len(tries) - 1, DOUBLINGS_MAX)
+        refused = sum(o.state != "ABSENT" for o in tries)  # one that never left says nothing of the next
+        wait_ns = RETRY_WAIT_NS << min(max(refused - 1, 0), DOUBLINGS_MAX)
         return 0 <= self._clock.wall_ns() - tries[-1].intended_ns < wait_ns  # a clock may step back
 
     def _moved_lately(self, book: SymbolBook, exit_: Exit) -> bool:

@@ -10,17 +10,18 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
-from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
+from bot.bookkeeper import Bookkeeper
 from bot.books import Order
 from bot.clock import Clock
 from bot.config import Config
 from bot.contract import Contract
 from bot.crash import point
 from bot.errors import ExchangeError
-from bot.events import FillCause, OrderIntended, Reconciled
+from bot.events import Reconciled
 from bot.exchange import Exchange
 from bot.log import Log
-from bot.orders import CANARY_PREFIX, GUARD_PREFIX, PREFIX, ExchangeFill, OrderStatus
+from bot.orders import OPEN, PREFIX, ExchangeFill, OrderStatus
+from bot.recorder import NOT_OF_THE_BOOKS, Recorder
 from bot.rows import AccountChanged, ExchangePosition, ListenKeyExpired, Unrecognized
 from bot.stream import StreamClosed
 
@@ -37,11 +38,6 @@ RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minut
 FRAME_BYTES_MAX = 1_048_576
 CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
 EXPLAINS = ("foreign_fill", "liquidation", "adl", "late_fill")  # locks that tell why positions differ
-NOT_OF_THE_BOOKS = (GUARD_PREFIX, CANARY_PREFIX)  # ours, and no intent of the journal's
-# Client order ids the exchange itself makes (exchange-facts 1.1).
-EXCHANGE_MADE: dict[str, FillCause] = {
-    "autoclose-": "liquidation", "adl_autoclose": "adl", "settlement_autoclose-": "operator",
-    "delivery_autoclose-": "operator"}
 
 
 class Chase:
@@ -68,6 +64,7 @@ class Reconciler:
         self._stream_since_ns = 0  # exchange time
         self._untold: dict[tuple[str, str], int] = {}  # fills known from REST alone -> exchange time
         self.contract = Contract(config, clock, exchange=exchange, lock=self._lock, unlock=self._unlock)
+        self.recorder = Recorder(log, keeper=keeper, lock=self._lock, halt=halt, is_traded=self._is_traded)
         self._chases: dict[str, Chase] = {}
         self._turn = asyncio.Lock()  # one comparison at a time
         self._wanted, self._trigger = asyncio.Event(), ""
@@ -75,6 +72,7 @@ class Reconciler:
         self.fences: dict[str, int] = {}  # client order id -> server time after which it cannot arrive
         self._is_compared = False  # since the stream came up
         self.told: dict[str, ExchangePosition] = {}  # positions, as the exchange said last
+        self._gone: dict[str, int] = {}  # orders that rested -> looks in a row that did not find them
         self.read: set[str] = set()  # symbols whose position the exchange has told since our start
         self.last_mono_ns, self.differences = 0, 0  # of the last comparison
 
@@ -91,6 +89,9 @@ class Reconciler:
         held = {b.symbol for b in self._books.symbols.values()
                 if b.position_qty or b.live_orders() or b.locks}
         return tuple(sorted(ours | held))
+
+    def _is_traded(self, symbol: str) -> bool:
+        return symbol in self.traded
 
     def _is_listed(self, symbol: str) -> bool:
         # A question for one that was delisted fails, and all others with it; the contract locks it.
@@ -186,7 +187,8 @@ class Reconciler:
             differences += await self._compare_orders()
             cursors = {symbol: await self.fetch_fills(symbol) for symbol in self.traded}
             positions = await self._positions()
-            day = self._books.day
+            day, told_ns = self._books.day, self._exchange.server_ns()
+            account = await self._exchange.account()  # with the transfers it holds: close to each other
             transfers = await self._exchange.transfers(day.since_ns) if day else Decimal(0)
             for symbol in self.traded:
                 differences += await self._compare_position(symbol, positions)
@@ -194,9 +196,10 @@ class Reconciler:
             self._keeper.record(Reconciled(
                 trigger=trigger, differences=tuple(differences), positions=positions,
                 wallet_balance=account.wallet_balance, cursors=cursors, transfers=transfers,
-                unrealized_pnl=sum((p.unrealized_pnl for p in self.told.values()), Decimal(0)),
-                exchange_ns=self._exchange.server_ns()))
+                unrealized_pnl=sum((p.unrealized_pnl for p in self.told.values() if self._is_booked(p)),
+                                   Decimal(0)), exchange_ns=told_ns))
             self._keeper.commit()
+            self.read &= {*self.traded}  # what comes back one day is compared again first
             self._is_compared = up_ns is not None and self._stream_up_ns == up_ns
             self.last_mono_ns, self.differences = self._clock.mono_ns(), len(differences)
             self._log.info("reconciled", trigger=trigger, differences=differences)
@@ -225,10 +228,14 @@ class Reconciler:
                                       exchange_order_id=fill.exchange_order_id) is None and not names:
                 listed = await self._exchange.orders_since(symbol, fill.exchange_ns - CLOCK_SLACK_NS)
                 names = {o.exchange_order_id: o.client_order_id for o in listed}
-            if (self._book(fill, names.get(fill.exchange_order_id, fill.client_order_id))
+            if (self.recorder.book(fill, names.get(fill.exchange_order_id, fill.client_order_id))
                     and self._stream is not None and fill.exchange_ns > self._stream_since_ns):
                 self._untold[symbol, fill.trade_id] = fill.exchange_ns
         self._keeper.commit()
+        nobodys = [int(fill.trade_id) for fill in fills
+                   if not self._keeper.journal.has("fill", f"{symbol}#{fill.trade_id}")]
+        if nobodys and any(o.is_in_flight or o.executed_qty > o.filled_qty for o in book.orders.values()):
+            return min(nobodys) - 1  # the list of orders may lag: one may be that order's, and is read again
         return max([book.last_trade_id, *(int(fill.trade_id) for fill in fills)])
 
     async def chase(self) -> None:
@@ -257,7 +264,7 @@ class Reconciler:
             if status is None:
                 await self._missed(order, chase)
             else:
-                self._learn(order, status)
+                self.recorder.learn(order, status)
                 if status.executed_qty > order.filled_qty or order.executed_qty > order.filled_qty:
                     await self.fetch_fills(request.symbol)
         except ExchangeError as error:
@@ -306,6 +313,9 @@ class Reconciler:
         await self.fetch_fills(symbol)
         return (await self._positions()).get(symbol, Decimal(0)) == self._books.book(symbol).position_qty
 
+    def _is_booked(self, position: ExchangePosition) -> bool:
+        return position.qty == self._books.book(position.symbol).position_qty
+
     async def _positions(self) -> dict[str, Decimal]:
         self.told = await self._exchange.positions()
         return {symbol: position.qty for symbol, position in self.told.items()}
@@ -321,9 +331,9 @@ class Reconciler:
             order = self._books.find_order(status.symbol, client_order_id=status.client_order_id,
                                            exchange_order_id=status.exchange_order_id)
             if order is not None:
-                self._learn(order, status)
+                self.recorder.learn(order, status)
             elif status.client_order_id.startswith(PREFIX):
-                self._unknown_of_ours(status.client_order_id)
+                self.recorder.unknown_of_ours(status.client_order_id)
             elif status.symbol in self.traded and not status.client_order_id.startswith(NOT_OF_THE_BOOKS):
                 evidence = f"order {status.client_order_id} {status.side} {status.qty} is not ours"
                 differences.append(f"{status.symbol} foreign_order: {evidence}")
@@ -340,9 +350,20 @@ class Reconciler:
                     told = await self._exchange.order(request.symbol, order.id,
                                                         is_conditional=request.is_conditional)
                     if told is not None:
-                        self._learn(order, told)
+                        self._gone.pop(order.id, None)
+                        self.recorder.learn(order, told)
+                    elif order.state in OPEN:
+                        differences += await self._check_gone(order)
         self._keeper.commit()
         return differences
+
+    async def _check_gone(self, order: Order) -> list[str]:
+        # One that rested is in no answer any more: expired days ago, or taken away. Not at the first look.
+        self._gone[order.id] = self._gone.get(order.id, 0) + 1
+        if self._gone[order.id] >= MISSES_MIN and await self._is_nowhere(order):
+            self._keeper.change(order, "expire", text=f"missed {self._gone.pop(order.id)} times, in no list")
+        return [f"{order.request.symbol} order_missing: {order.id} is {order.state} in the books, and the "
+                "exchange does not know it"]
 
     async def _compare_position(self, symbol: str, positions: dict[str, Decimal]) -> list[str]:
         self.read.add(symbol)
@@ -378,13 +399,13 @@ class Reconciler:
                 order = self._books.find_order(said.symbol, client_order_id=said.client_order_id,
                                                exchange_order_id=said.exchange_order_id)
                 if order is not None:
-                    self._learn(order, said)
+                    self.recorder.learn(order, said)
                 if said.event is None:
                     self._log.warning("status_unrecognized", client_order_id=said.client_order_id,
                                       raw_status=said.raw_status)
             elif isinstance(said, ExchangeFill):
                 self._untold.pop((said.symbol, said.trade_id), None)
-                self._book(said, said.client_order_id)
+                self.recorder.book(said, said.client_order_id)
             elif isinstance(said, Unrecognized):
                 self._log.warning("message_dropped", channel="private", reason=said.reason)
             elif isinstance(said, AccountChanged):
@@ -392,53 +413,6 @@ class Reconciler:
         self._keeper.commit()
         self._wake()
         return True
-
-    def _learn(self, order: Order, status: OrderStatus) -> None:
-        is_late = order.state == "ABSENT" and status.event in ("accept", "fill", "complete")
-        if self._keeper.report_status(order, status) and is_late and not order.request.is_conditional:
-            self._lock(status.symbol, "late_fill", f"{order.id} was ABSENT and is {status.raw_status}")
-
-    def _book(self, fill: ExchangeFill, name: str) -> bool:
-        order = self._books.find_order(fill.symbol, client_order_id=name,
-                                       exchange_order_id=fill.exchange_order_id)
-        if order is not None:
-            if order.state in ("ABSENT", "REJECTED"):
-                self._lock(fill.symbol, "late_fill", f"{order.id} was {order.state} and filled {fill.qty}")
-            new = self._keeper.book_fill(fill, order, CAUSE_OF_LEG[order.leg])
-            if new and order.filled_qty > order.request.qty:
-                evidence = f"{order.id} was filled {order.filled_qty} of {order.request.qty}"
-                self._lock(fill.symbol, "overfill", evidence)
-                self._halt("executor", f"the exchange filled more than was ordered: {evidence}")
-        else:
-            new = self._book_without_order(fill, name)
-        if new:
-            point("reconciler.fill_recorded")
-            self._log.info("fill", client_order_id=order.id if order else name, symbol=fill.symbol,
-                           side=fill.side, qty=fill.qty, price=fill.price, fee=fill.fee,
-                           trade_id=fill.trade_id)
-        return new
-
-    def _book_without_order(self, fill: ExchangeFill, name: str) -> bool:
-        made = next((cause for prefix, cause in EXCHANGE_MADE.items() if name.startswith(prefix)), None)
-        intent = self._keeper.journal.find("intent", name) if name else None
-        if isinstance(intent, OrderIntended):
-            return self._keeper.book_fill(fill, None, CAUSE_OF_LEG[intent.leg])
-        if name.startswith(NOT_OF_THE_BOOKS):
-            return self._keeper.book_fill(fill, None, "operator")
-        if made is not None:
-            self._lock(fill.symbol, made, f"the exchange closed {fill.qty} at {fill.price} ({name})")
-            return self._keeper.book_fill(fill, None, made)
-        if name.startswith(PREFIX):
-            self._unknown_of_ours(name)
-        elif fill.symbol in self.traded and int(fill.trade_id) > self._books.book(fill.symbol).last_trade_id:
-            # Not ours: never booked by guess. The position will differ; the operator adopts it.
-            self._lock(fill.symbol, "foreign_fill", f"trade {fill.trade_id}: {fill.side} {fill.qty} at "
-                       f"{fill.price} by order {name or fill.exchange_order_id}")
-        return False
-
-    def _unknown_of_ours(self, name: str) -> None:
-        self._halt("executor", f"order {name} has our prefix and is not in the journal: the journal lost "
-                   "its tail, or a second instance trades this account")
 
     def _lock(self, symbol: str, cause: str, evidence: str) -> None:
         if self._keeper.lock(symbol, cause, evidence):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from bot.bookkeeper import Bookkeeper
 from bot.books import Order
 from bot.crash import point
-from bot.errors import ExchangeError
+from bot.errors import ExchangeError, InvariantError
 from bot.events import OrderAnswered
 from bot.exchange import Exchange
 from bot.halt import HaltFiles
@@ -13,6 +13,7 @@ from bot.log import Log
 from bot.metrics import Histogram
 from bot.outcome import KEY_REFUSED, RULES_REFUSED, classify, classify_cancel
 from bot.reconciler import Reconciler
+from bot.signed_request import SignedRequest
 
 CLOCK_OFF = -1021  # "Timestamp for this request is outside of the recvWindow"
 BODY_BYTES_KEPT = 1_000  # of an answer in the journal; an order's full answer has 600
@@ -33,7 +34,7 @@ class OrderSender:
         try:
             signals = self._keeper.books.book(order.request.symbol).signals
             tick_ns = next((s.signal.tick_receive_ns for s in signals if s.id == order.signal), 0)
-            signed = self._exchange.build(order.request)
+            signed = self._build(order)
             self._reconciler.fences[order.id] = signed.fence_ns
             point("sender.built")
             answer = await self._exchange.submit(signed, may_send=lambda: self._refusal(order))
@@ -98,6 +99,13 @@ class OrderSender:
         finally:
             self._reconciler.sending.discard(order.id)
         self._wake()  # "gone" and "unknown" say nothing of its end: it is asked for
+
+    def _build(self, order: Order) -> SignedRequest:
+        try:
+            return self._exchange.build(order.request)
+        except InvariantError as error:  # the symbol's rules changed, most likely: nothing left
+            self._reconciler.contract.doubt()
+            raise ExchangeError(str(error)) from None
 
     def _refusal(self, order: Order) -> str:
         # Asked immediately before the first byte: "" lets it leave.

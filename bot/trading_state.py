@@ -4,6 +4,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from bot import __version__
 from bot.books import Books
 from bot.clock import Clock
 from bot.config import Config
@@ -16,6 +17,7 @@ from bot.reconciler import Reconciler
 
 # What health finds on the host that must end before anything opens (DESIGN 5).
 REDUCING_RULES = frozenset({"disk_low", "host_memory_low", "clock_offset"})
+OF_ONE_MIND = frozenset({"gateway", "guard", "health"})  # they run our code and this very config
 SECOND_NS, MINUTE_NS = 1_000_000_000, 60_000_000_000
 
 
@@ -33,15 +35,23 @@ class TradingState:
         self._prices: dict[str, Prices] = {}
         self._gateway_ns = 0  # monotonic time of the last sign of life on the ticks channel
         self._findings: list[str] = []
+        self._shared = (__version__, config.fingerprint(is_shared=True))
         self._jumps: dict[str, tuple[int, str]] = {}  # symbol -> monotonic time, what
         self._trouble, self._trouble_ns = "", 0
         self._has_run = False
 
-    def hear_health(self, beat: dict[str, Any]) -> None:
-        """Take in what health finds on the host; an old beat says nothing of now."""
-        is_old = self._clock.mono_ns() - beat.get("mono_ns", 0) > self._config.health.stuck_ms * MS
-        found = [] if is_old else beat.get("findings", [])
+    def hear_beats(self, beats: dict[str, dict[str, Any]]) -> None:
+        """Take in what health finds, and who runs another version or config; old beats say nothing."""
+        oldest_ns = self._clock.mono_ns() - self._config.health.stuck_ms * MS
+        fresh = {name: beat for name, beat in beats.items()
+                 if beat.get("mono_ns", -1) >= oldest_ns and not beat.get("ended")}
+        found = fresh.get("health", {}).get("findings", [])
         self._findings = [f"{f['rule']}: {f['text']}" for f in found if f.get("rule") in REDUCING_RULES]
+        for name in fresh.keys() & OF_ONE_MIND:
+            told = (fresh[name].get("version"), fresh[name].get("shared_config"))
+            if told != self._shared:  # Knight Capital, 2012: old code on one of eight servers
+                self._findings.append(f"start_gate: {name} runs version and config {told}, the executor "
+                                      f"{self._shared}: restart what is older")
 
     def hear_gateway(self) -> None:
         """Take a sign of life on the ticks channel."""
@@ -114,12 +124,12 @@ class TradingState:
         if state == "RUNNING" and (locks or unknown):
             causes = [f"{cause}: {text}" for cause, text in locks.items()]
             return "LOCKED", "; ".join(causes + [f"order {o.id} is unknown" for o in unknown])
+        if state == "RUNNING" and symbol not in self._reconciler.read:
+            return "RECONCILING", "its books are not compared with the exchange yet"
         if state == "RUNNING" and not self._is_fresh(symbol):
             return "REDUCING", "stale_mark: its mark price makes no progress"
-        jumped_ns, jump = self._jumps.get(symbol, (0, ""))
-        if (state == "RUNNING" and jump
-                and self._clock.mono_ns() - jumped_ns < self._config.executor.recover_s * SECOND_NS):
-            return "REDUCING", f"mark_jump: {jump}"
+        if state == "RUNNING" and self._jump(symbol):
+            return "REDUCING", f"mark_jump: {self._jump(symbol)}"
         return state, why
 
     def exposure(self, symbol: str) -> Exposure:
@@ -127,8 +137,10 @@ class TradingState:
         books, told = self._books.symbols.values(), self._reconciler.told.get(symbol)
         now_ns = self._clock.wall_ns()
         return Exposure(
-            others_notional=gross_notional((b for b in books if b.symbol != symbol), self.mark_of,
-                                           self._exchange.instruments),
+            others_notional=gross_notional(
+                (b for b in books if b.symbol != symbol),
+                {s: p for s, p in self._reconciler.told.items() if s != symbol},
+                self.mark_of, self._exchange.instruments),
             equity=self.equity(), open_orders=sum(len(b.live_orders()) for b in books),
             entries_last_minute=len(entries_since(books, now_ns - MINUTE_NS, now_ns)),
             liquidation_distance_pct=distance_pct(
@@ -140,11 +152,23 @@ class TradingState:
 
     def equity(self) -> Decimal | None:
         """Return what the account is worth at the newest marks; None before the first comparison."""
-        return equity(self._books, self.mark_of, self._exchange.instruments)
+        return equity(self._books, self._reconciler.told, self.mark_of, self._exchange.instruments)
 
     def day_pnl(self) -> Decimal | None:
-        """Return what the UTC day has brought, transfers left out; None before it is known."""
+        """Return what the UTC day has brought, transfers left out; None before it is known.
+
+        None too while a position's mark has just jumped: one wrong price must not halt for good.
+        """
+        held = [b.symbol for b in self._books.symbols.values() if b.position_qty]
+        if not self._reconciler.is_ready or any(map(self._jump, held)):
+            return None
         return day_pnl(self._books, self.equity())
+
+    def _jump(self, symbol: str) -> str:
+        # What moved the mark further at once than it may, while that is fresh.
+        jumped_ns, jump = self._jumps.get(symbol, (0, ""))
+        is_over = self._clock.mono_ns() - jumped_ns >= self._config.executor.recover_s * SECOND_NS
+        return "" if is_over else jump
 
     def _check_jump(self, tick: Tick, old: Decimal | None) -> None:
         limit_pct, new = self._config.limits.mark_jump_pct_max, Decimal(repr(tick.price))

@@ -4,7 +4,12 @@ import os
 import re
 
 import pytest
+import zmq
 from hypothesis import settings
+
+# A context that a failing test left open must not be waited for by whoever collects it: a socket with unsent
+# messages would hold it, and all tests after it, for ever.
+zmq.Context.__del__ = lambda self: None
 
 # Promises hold however slow the machine is: a deadline of 200 ms on a shared one proves nothing.
 settings.register_profile("tradehost", deadline=None)

@@ -16,8 +16,9 @@ import pytest
 from tests.faults import FaultyRun, table
 from tests.harness import wait_until
 
-# In at once, and then for good: what is open is there when things run out.
+# In at once, and then for good: what is open is there when things run out. Told to, it prints without end.
 HOLDER = '''
+import os
 from decimal import Decimal
 from bot.model import Target
 
@@ -31,6 +32,8 @@ class Holder:
     def on_tick(self, tick):
         if tick.kind != "quote":
             return None
+        if os.path.exists(os.path.join(os.path.dirname(__file__), "flood")):
+            print("x" * 2_000_000, flush=True)
         stop_loss = Decimal(round(tick.price * 0.9))
         return Target(tick.symbol, Decimal("0.010"), stop_loss=stop_loss, reason="hold")
 '''
@@ -80,6 +83,40 @@ def no_descriptors(run: FaultyRun) -> Iterator[None]:
 
 
 @contextmanager
+def no_memory(run: FaultyRun) -> Iterator[None]:
+    pid = run.pid("executor")
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[0])
+    resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000, -1))
+    run.appliance.control("POST", "/paper/stream", {"match": "user:main", "do": "close"})
+    try:
+        yield
+    finally:
+        if run.pid("executor") == pid:
+            resource.prlimit(pid, resource.RLIMIT_AS, (-1, -1))
+
+
+@contextmanager
+def disk_errors(run: FaultyRun) -> Iterator[None]:
+    # Writes behind the file's present end fail: to SQLite an I/O error, as EIO would be.
+    pid = run.pid("executor")
+    size = run.appliance.config.path("journal.db-wal").stat().st_size
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size + 1, -1))
+    yield
+
+
+@contextmanager
+def log_flood(run: FaultyRun) -> Iterator[None]:
+    (run.folder / "flood").touch()
+    try:
+        yield
+    finally:
+        (run.folder / "flood").unlink()
+    logs = sum(path.stat().st_size for path in run.appliance.config.path("log").glob("strategy-levels.log*"))
+    assert 20_000_000 < logs < 140_000_000, f"logs take {logs} bytes"
+
+
+@contextmanager
 def starved(run: FaultyRun) -> Iterator[None]:
     # One part in ten of a processor, as a host with noisy neighbours gives it.
     pid, on = run.pid("executor"), threading.Event()
@@ -122,7 +159,9 @@ def no_network(run: FaultyRun) -> Iterator[None]:
 
 
 ROWS: list[tuple[Callable[[FaultyRun], object], float]] = [
-    (full_disk, 12), (no_descriptors, 8), (starved, 12), (clock_step, 8), (no_network, 5)]
+    (full_disk, 12), (disk_errors, 8), (no_descriptors, 8), (no_memory, 8), (log_flood, 10), (starved, 12),
+    (clock_step, 8), (no_network, 5)]
+BORNE = (starved, log_flood, no_memory)  # may pass without a change of the state
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
@@ -141,7 +180,7 @@ def hold(tmp_path: Path, rows: list[tuple[Callable[[FaultyRun], object], float]]
     (tmp_path / "holder.py").write_text(HOLDER)
     disk = tmp_path / "var"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(disk)], check=True)
     try:
         paper = {"latency_ms": 1, "state": str(tmp_path / "paper.db")}  # an exchange has a disk of its own
         with FaultyRun(tmp_path, paper=paper, **TABLES) as run:
@@ -172,6 +211,6 @@ def exhaust(run: FaultyRun, fault: Callable, lasts_s: float) -> tuple[str, str, 
     assert run.appliance.exchange_position() == Decimal("0.010") == run.appliance.our_position(), name
     assert [o["clientOrderId"] for o in run.appliance.exchange_orders()] == [
         o["clientOrderId"] for o in before], f"{name}: nothing was to be sent"
-    assert fault is starved or left_s is not None, f"{name}: the state said RUNNING all the time"
+    assert fault in BORNE or left_s is not None, f"{name}: the state said RUNNING all the time"
     left = "RUNNING all along" if left_s is None else f"{' '.join(states)}, after {left_s:.1f} s"
     return name, "executor", f"{left}; RUNNING again {back_s:.1f} s after it ended; the stop stayed"

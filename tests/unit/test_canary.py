@@ -132,3 +132,36 @@ def test_canary_without_a_price_a_symbol_or_a_budget_waits(spoil):
     bench = Bench()
     spoil(bench)
     assert bench.fly() == "" and not bench.sent and not bench.it.has_answered
+
+
+def test_canary_of_one_symbol_says_nothing_of_another():
+    bench = Bench(symbols=(BTC, ETH))
+    bench.fly(REFUSED)
+    red = bench.sent[0].symbol
+    for _ in range(3):
+        assert red in bench.fly(REFUSED), "the red one flies again until it is green"
+    assert {r.symbol for r in bench.sent} == {red} and bench.fly() == ""
+    assert {r.symbol for r in bench.sent[-1:]} == {red}
+    bench.fly()
+    assert bench.sent[-1].symbol != red
+
+
+def test_canary_whose_red_symbol_is_traded_no_more_is_green():
+    bench = Bench(symbols=(BTC, ETH))
+    bench.fly(REFUSED)
+    bench.symbols = tuple({BTC, ETH} - {bench.sent[0].symbol})
+    assert bench.fly() == ""
+
+
+def test_canary_without_a_word_asks_again_soon():
+    bench = Bench()
+    bench.fly()
+    refusal = answer(400, -4999, "a code of tomorrow")
+    said = [bench.fly(refusal, after_s=PERIOD_S), *(bench.fly(refusal, after_s=AGAIN_S) for _ in range(2))]
+    assert said[:2] == ["", ""] and "not proven" in said[2] and "-4999" in said[2]
+
+
+@pytest.mark.parametrize("mark", ["0.05", "0", "-1", "NaN"])
+def test_canary_with_a_mark_that_is_none_does_not_fly(mark):
+    bench = Bench(mark=mark)
+    assert bench.fly() == "" and not bench.sent

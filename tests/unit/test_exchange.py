@@ -451,6 +451,15 @@ def test_account_tells_modes_and_the_settlement_balance():
     assert [path for _, path, _, _ in lane.asked] == ["/fapi/v1/accountConfig", "/fapi/v3/balance"]
 
 
+def test_transfers_count_in_the_settlement_currency_alone():
+    rows = [{"incomeType": "TRANSFER", "income": income, "asset": asset}
+            for income, asset in (("10.5", "USDT"), ("-3", "USDT"), ("10000", "USDC"), ("-5", "BNB"))]
+    exchange, lane, _ = loaded(income=rows)
+    assert asyncio.run(exchange.transfers(7_000_000)) == Decimal("7.5")
+    (asked,) = lane.of("income")
+    assert (asked["startTime"], asked["incomeType"]) == ("7", "TRANSFER")
+
+
 def test_key_rights_are_asked_of_the_spot_api_alone_and_may_be_unknown():
     clock, said = FakeClock(), {"enableWithdrawals": False, "enableFutures": True, "ipRestrict": True}
     lane, spot = Lane(clock), Lane(clock, apiRestrictions=said)

@@ -39,16 +39,39 @@ def marks(**at):
 
 
 def pnl(books, mark="100"):
-    return day_pnl(books, equity(books, marks(btc=mark), INSTRUMENTS))
+    return day_pnl(books, equity(books, {}, marks(btc=mark), INSTRUMENTS))
+
+
+def sold(realized, at_ns, **changes):
+    changes |= {"realized_pnl": D(realized), "exchange_ns": at_ns}
+    return filled("", "2", "sell", trade="2", price="95", **changes)
 
 
 def test_day_with_fills_fees_funding_and_a_moving_mark_adds_them_all_up():
-    books = folded(reconciled(1_000), filled("", "2", fee=D("0.5")))
+    books = folded(reconciled(1_000), filled("", "2", fee=D("0.5"), exchange_ns=NOW + 1))
     assert pnl(books, "90") == D("-20.5"), "the fee, and what the position has lost"
-    books.apply(filled("", "2", "sell", trade="2", price="95", fee=D("0.25"), realized_pnl=D(-10)))
+    books.apply(sold(-10, NOW + 2, fee=D("0.25")))
     assert pnl(books, "80") == D("-10.75"), "realized; nothing is held any more"
     books.apply(reconciled("985.25", NOW + SECOND))
     assert pnl(books) == D("-14.75"), "the exchange's balance knows of the funding too, which counts once"
+
+
+def test_day_with_a_fill_beside_the_comparison_counts_it_once_whenever_it_is_told():
+    before = folded(reconciled(1_000), filled("", "2", fee=D(0), exchange_ns=NOW))
+    for events in (
+        [sold(-10, NOW + 5, fee=D(0)), reconciled(1_000, NOW + 4)],  # told before, traded after the balance
+        [reconciled(990, NOW + 6), sold(-10, NOW + 5, fee=D(0))],  # told after, in the balance already
+        [sold(-10, NOW + 5, fee=D(0)), reconciled(990, NOW + 5)],
+    ):
+        books = Books.decode(before.encode())
+        for event in events:
+            books.apply(event)
+        assert pnl(books) == -10, events
+
+
+def test_day_with_a_fee_in_another_currency_leaves_it_out():
+    books = folded(reconciled(1_000), filled("", "2", fee=D("0.5"), fee_currency="BNB", exchange_ns=NOW + 1))
+    assert pnl(books) == 0
 
 
 def test_day_with_money_paid_in_or_out_has_won_or_lost_nothing():
@@ -124,22 +147,22 @@ def test_exposure_with_any_books_is_never_less_than_any_way_they_may_end(held, o
     for leaves in may_fill:  # each order may fill or not, whatever the others do
         ends |= {end + leaves for end in ends}
     assert worst_qty(book) == max(map(abs, ends))
-    gross = gross_notional([book], lambda symbol: D(mark), INSTRUMENTS)
+    gross = gross_notional([book], {}, lambda symbol: D(mark), INSTRUMENTS)
     assert Fraction(gross) == Fraction(max(map(abs, ends))) * mark
 
 
 def test_exposure_without_a_mark_counts_the_entry_price():
     books = holding("-3", price="50")
     for mark in (None, D(0), D("NaN"), D(-1)):
-        assert gross_notional(books.symbols.values(), lambda symbol, m=mark: m, INSTRUMENTS) == 150
-        assert equity(folded(reconciled(10)), lambda symbol, m=mark: m, INSTRUMENTS) == 10
+        assert gross_notional(books.symbols.values(), {}, lambda symbol, m=mark: m, INSTRUMENTS) == 150
+        assert equity(folded(reconciled(10)), {}, lambda symbol, m=mark: m, INSTRUMENTS) == 10
 
 
 def test_equity_counts_every_position_at_its_mark_and_its_contract_size():
     short = filled("", "5", "sell", trade="e", price="10", fee=D(0), symbol=ETH)
     books = holding("2", reconciled(1_000), short)
     size = INSTRUMENTS | {ETH: instrument(symbol=ETH, contract_size=D(10))}
-    assert equity(books, marks(btc="101", eth="12"), size) == 1_000 + 2 - 100
+    assert equity(books, {}, marks(btc="101", eth="12"), size) == 1_000 + 2 - 100
 
 
 @pytest.mark.parametrize(("mark", "liquidation", "expected"), [

@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from bot.config_file import load
-from bot.errors import ExchangeError
+from bot.errors import ExchangeError, InvariantError
 from bot.flatten import HOLDER, Flattener, is_seized
 from bot.halt import HaltFiles
 from bot.journal import take_lock
@@ -218,3 +218,39 @@ def test_flatten_with_a_halt_that_cannot_be_written_goes_on(tmp_path):
     (tmp_path / "var" / "halt").write_text("in the way")
     _, _, told = flatten(tmp_path, lambda clock: FakeExchange(clock, {}, {}))
     assert "cannot be written" in told[0] and told[-1].startswith("flat after")
+
+
+def test_flatten_with_a_position_that_cannot_be_closed_closes_the_others(tmp_path):
+    class Odd(FakeExchange):
+        def build(self, request):
+            if request.symbol == BTC:
+                raise InvariantError("quantity must be 0.0015; was 0.001")
+            return super().build(request)
+
+        async def positions(self):
+            if self.held[ETH] == 0:  # a person closes the odd ones, in the exchange's app
+                self.held = dict.fromkeys(self.held, Decimal(0))
+            return await super().positions()
+
+    held = {"XYZUSDT": Decimal(3), BTC: Decimal("0.0015"), ETH: Decimal(-3)}
+    exchange, _, told = flatten(tmp_path, lambda clock: Odd(clock, held, {}))
+    assert exchange.log == [("buy", ETH, Decimal(3))]
+    assert any("XYZUSDT: not listed" in text for text in told)
+    assert any("not sent: quantity must be" in text for text in told)
+
+
+def test_flatten_with_a_step_that_became_coarser_closes_what_it_can(tmp_path):
+    def exchange_of(clock):
+        exchange = FakeExchange(clock, {BTC: Decimal("0.0150")}, {})
+        exchange.instruments[BTC] = instrument(qty_increment=Decimal("0.01"))
+        positions = exchange.positions
+
+        async def until_dust():
+            if exchange.held[BTC] < Decimal("0.01"):
+                exchange.held[BTC] = Decimal(0)
+            return await positions()
+        exchange.positions = until_dust
+        return exchange
+
+    exchange, _, _ = flatten(tmp_path, exchange_of)
+    assert exchange.log == [("sell", BTC, Decimal("0.01"))]

@@ -1,6 +1,7 @@
 """The protector over real books, with time moved by hand and refusals."""
 
 import io
+import itertools
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -303,6 +304,44 @@ def test_close_that_is_refused_is_tried_again_with_back_off(bench):
         bench.answer("reject", code=-2021, leg="stop")  # between the closes the stop is tried again
         bench.clock.step(0.25)
     assert tries == [0, 1, 3, 7, 15]
+
+
+def test_exit_that_never_left_is_tried_again_each_second_however_long_the_link_was_down(bench):
+    bench.enter()
+    start, tries = bench.clock.wall, []
+    for _ in range(4 * 70):
+        if bench.act()[0]:
+            tries.append((bench.clock.wall - start) / SECOND)
+        bench.answer("not_sent")
+        bench.clock.step(0.25)
+    assert max(b - a for a, b in itertools.pairwise(tries)) <= 1.25 and tries[-1] > 68
+
+
+def test_close_of_the_next_position_does_not_wait_for_the_back_off_of_the_last(bench):
+    bench.enter()
+    for _ in range(9):
+        bench.act()
+        bench.answer("reject", code=-2021)
+        bench.clock.step(64)
+    bench.fill("10", "sell", cause="operator")
+    bench.act()
+    bench.enter(name="levels/7/2")
+    bench.act()
+    bench.answer("reject", code=-2021)
+    assert bench.act()[0] == ["close sell 10"]
+    bench.answer("reject", code=-2021)
+    bench.clock.step(1)
+    assert "close sell 10" in bench.act()[0]
+
+
+def test_close_of_an_excess_whose_outcome_is_unknown_is_not_repeated(bench):
+    bench.enter()
+    bench.protect()
+    bench.keeper.lock(BTC, "late_fill", "o1 was ABSENT and filled")
+    assert bench.act(newest_target=D(4))[0] == ["close sell 6"]
+    bench.answer("lose", leg="close")
+    bench.clock.step(60)
+    assert "close sell 6" not in bench.act(newest_target=D(4))[0], "both could be executed"
 
 
 def test_close_whose_outcome_is_unknown_is_tried_again_reduce_only(bench):

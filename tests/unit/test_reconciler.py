@@ -8,6 +8,7 @@ import pytest
 from bot.bookkeeper import Bookkeeper
 from bot.config import AccountConfig
 from bot.errors import ExchangeError
+from bot.events import Adopted
 from bot.journal import Journal
 from bot.log import Log
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
@@ -114,7 +115,7 @@ class Bench:
         return self.trades
 
     async def positions(self):
-        return {BTC: SimpleNamespace(qty=self.held, unrealized_pnl=D(0), liquidation_price=None)}
+        return {BTC: SimpleNamespace(symbol=BTC, qty=self.held, unrealized_pnl=D(0), liquidation_price=None)}
 
     async def transfers(self, start_ns):
         return D(0)
@@ -169,6 +170,11 @@ class Bench:
         self.keeper.change(order, "lose", code=code, text="no answer")
         self.it.fences[NAME] = self.clock.wall + WINDOW_MS * 1_000_000
         return order
+
+    def stop(self):
+        request = OrderRequest(client_order_id=NAME, symbol=BTC, side="sell", qty=D(2), type="stop",
+                               trigger_price=D(90), reduce_only=True)
+        return self.keeper.intend(request, strategy="levels", signal="levels/7/1", leg="stop", checks={})
 
     def play(self, loop, for_s):
         self.clock.until = self.clock.wall + for_s * SECOND
@@ -367,3 +373,60 @@ def test_query_that_fails_is_asked_again(bench):
     bench.order = answering
     bench.play(bench.it.chase, 100)
     assert order.state == "ABSENT"
+
+
+def test_fill_whose_order_is_listed_late_is_booked_when_it_is(bench):
+    bench.unknown_order()
+    bench.trades, bench.held = [fill(name="", trade="41")], D(2)
+
+    async def fills_since(symbol, from_trade_id=0, **since):
+        return [t for t in bench.trades if int(t.trade_id) >= from_trade_id]
+    bench.fills_since = fills_since
+    asyncio.run(bench.it.reconcile("test"))
+    book = bench.keeper.books.book(BTC)
+    assert "foreign_fill" in book.locks and book.position_qty == 0, "nobody knows whose it is"
+    listed = status(executed_qty=D(2), event="complete", raw_status="FILLED")
+    bench.found, bench.past = listed, [listed]
+    asyncio.run(bench.it.reconcile("test"))
+    assert book.position_qty == 2 and not book.locks and not book.working() and book.last_trade_id == 41
+
+
+def test_fill_of_somebody_else_that_was_adopted_does_not_come_again(bench):
+    bench.trades, bench.held = [fill(name="web_1", trade="41")], D(2)
+    bench.keeper.record(Adopted(symbol=BTC, qty=D(2), entry_price=D(100), who="op", why="mine",
+                                causes=("foreign_fill",), cursor=41))
+    bench.unknown_order()
+    asyncio.run(bench.it.reconcile("test"))
+    assert not bench.keeper.books.book(BTC).locks
+
+
+@pytest.mark.parametrize("leg", ["stop", "open"])
+def test_order_at_rest_that_no_answer_knows_any_more_is_expired_after_some_looks(bench, leg):
+    order = bench.unknown_order() if leg == "open" else bench.stop()
+    bench.keeper.change(order, "accept")
+    for look in range(MISSES_MIN):
+        assert order.state == "ACCEPTED", look
+        (told,) = asyncio.run(bench.it.reconcile("test"))
+        assert "order_missing" in told
+    assert order.state == "EXPIRED" and "in no list" in order.text
+    assert asyncio.run(bench.it.reconcile("test")) == []
+
+
+@pytest.mark.parametrize("sign", [
+    lambda b: b.past.append(status()), lambda b: setattr(b, "held", D(1))], ids=["listed", "position"])
+def test_order_at_rest_with_any_sign_of_it_stays(bench, sign):
+    order = bench.stop()
+    bench.keeper.change(order, "accept")
+    sign(bench)
+    bench.clock.until = bench.clock.wall + 60 * SECOND
+    for _ in range(5):
+        asyncio.run(bench.it.reconcile("test"))
+    assert order.state == "ACCEPTED"
+
+
+def test_symbol_that_left_is_compared_anew_when_it_comes_back(bench):
+    asyncio.run(bench.it.reconcile("test"))
+    assert bench.it.read == {BTC}
+    bench.it._config.strategy.clear()
+    asyncio.run(bench.it.reconcile("test"))
+    assert bench.it.read == set()

@@ -4,19 +4,23 @@ from types import SimpleNamespace
 
 import pytest
 
+from bot import __version__
 from bot.config import BusConfig, HealthConfig
-from bot.events import SymbolLocked
+from bot.events import Reconciled, SymbolLocked
 from bot.halt import HaltFiles
 from bot.model import Tick
+from bot.rows import ExchangePosition
 from bot.trading_state import TradingState
 from tests.factory import (
     BTC,
     ETH,
     MS,
+    NOW,
     SECOND,
     D,
     HandClock,
     changed,
+    filled,
     folded,
     instrument,
     intended,
@@ -54,10 +58,11 @@ class Bench:
         self.clock, self.refused, self.clock_offset_ns = HandClock(), "", 0
         self.halts = HaltFiles(path / "halt")
         self.contract = SimpleNamespace(trouble="")
-        self.canary, self.asked, self.instruments = ("", True), [], {BTC: instrument()}
+        self.canary, self.asked = ("", True), []
+        self.instruments = {BTC: instrument()}
         self.reconciler = SimpleNamespace(
-            is_ready=True, contract=self.contract, traded=(BTC, ETH), told={}, last_mono_ns=0,
-            request=self.asked.append,
+            is_ready=True, contract=self.contract, traded=(BTC, ETH), read={BTC, ETH}, told={},
+            last_mono_ns=0, request=self.asked.append,
         )
         config = SimpleNamespace(
             bus=BusConfig(),
@@ -65,6 +70,7 @@ class Bench:
             owner_of=lambda symbol: "levels",
             health=HealthConfig(),
             executor=SimpleNamespace(recover_s=RECOVER_S),
+            fingerprint=lambda is_shared: "alike",
         )
         self.books = folded(*events)
         self.it = TradingState(config, self.clock, exchange=self, halts=self.halts, books=self.books,
@@ -169,9 +175,13 @@ def test_halt_of_a_strategy_or_symbol_halts_what_it_names(bench, scope):
     assert bench.it.of_symbol(BTC) == ("HALTED", "op: odd") and bench.it.of_all()[0] == "RUNNING"
 
 
+def beat(clock, age_s=0, **changes):
+    alike = {"version": __version__, "shared_config": "alike", "mono_ns": clock.mono - int(age_s * SECOND)}
+    return {"ended": False, **alike, **changes}
+
+
 def finding(rule, clock, age_s=0):
-    return {"mono_ns": clock.mono - int(age_s * SECOND),
-            "findings": [{"rule": rule, "text": "1 MB, limit 2"}]}
+    return {"health": beat(clock, age_s, findings=[{"rule": rule, "text": "1 MB, limit 2"}])}
 
 
 TROUBLES = [
@@ -181,7 +191,7 @@ TROUBLES = [
     ("ban", lambda b: setattr(b, "refused", "banned"), lambda b: setattr(b, "refused", ""), "banned"),
     ("canary", lambda b: setattr(b, "canary", ("-4120 refused", True)),
      lambda b: setattr(b, "canary", ("", True)), "-4120 refused"),
-    *((rule, lambda b, r=rule: b.it.hear_health(finding(r, b.clock)), lambda b: b.it.hear_health({}),
+    *((rule, lambda b, r=rule: b.it.hear_beats(finding(r, b.clock)), lambda b: b.it.hear_beats({}),
        f"{rule}: 1 MB") for rule in ("disk_low", "host_memory_low", "clock_offset")),
 ]
 
@@ -232,12 +242,27 @@ def test_state_before_the_canary_has_flown_is_reconciling(bench):
     assert bench.it.of_all()[0] == "REDUCING", "what reduces must not wait for it"
 
 
-@pytest.mark.parametrize("beat", [
-    finding("disk_low", HandClock(), age_s=11), {"findings": []}, {}, {"mono_ns": 10**30},
-    finding("cpu_busy", HandClock()), {"mono_ns": 10**30, "findings": [{"text": "no rule"}]},
+@pytest.mark.parametrize("beats", [
+    finding("disk_low", HandClock(), age_s=11), finding("cpu_busy", HandClock()), {}, {"health": {}},
+    {"health": beat(HandClock(), findings=[{"text": "no rule"}])},
+    {"gateway": beat(HandClock()), "guard": beat(HandClock(), age_s=11, version="0.0.1"),
+     "health": beat(HandClock(), ended=True, version="0.0.1")},
+    {"strategy-levels": beat(HandClock(), version="whatever it likes to say"), "paper": {"version": ""}},
 ])
-def test_state_with_an_old_beat_of_health_or_other_findings_is_running(bench, beat):
-    bench.it.hear_health(beat)
+def test_state_with_old_beats_or_ones_that_say_nothing_bad_is_running(bench, beats):
+    bench.it.hear_beats(beats)
+    assert bench.it.of_all()[0] == "RUNNING"
+
+
+@pytest.mark.parametrize("name", ["gateway", "guard", "health"])
+@pytest.mark.parametrize("other", [{"version": "0.0.1"}, {"shared_config": "other"}, {"shared_config": None}])
+def test_state_with_a_process_of_another_version_or_config_lets_nothing_open(bench, name, other):
+    bench.it.of_all()
+    bench.it.hear_beats({name: beat(bench.clock, **other)})
+    state, why = bench.it.of_all()
+    assert state == "REDUCING" and why.startswith(f"start_gate: {name} runs")
+    bench.it.hear_beats({name: beat(bench.clock)})
+    bench.recover()
     assert bench.it.of_all()[0] == "RUNNING"
 
 
@@ -258,8 +283,48 @@ def test_exposure_of_a_symbol_is_what_lies_beside_its_own_book(tmp_path):
     bench = Bench(
         tmp_path, received(signal(symbol=ETH)), intended("o1", "10", symbol=ETH), changed("o1", "lose"))
     bench.books.wallet_balance = D(1_000)
-    bench.reconciler.told[ETH] = SimpleNamespace(liquidation_price=D(80))
+    bench.reconciler.told[ETH] = SimpleNamespace(liquidation_price=D(80), qty=D(0), mark_price=D(100))
     there, here = bench.it.exposure(ETH), bench.it.exposure(BTC)
     assert (there.others_notional, here.others_notional) == (0, 1_000)
     assert (there.liquidation_distance_pct, here.liquidation_distance_pct) == (20, None)
     assert here.equity == 1_000 and here.open_orders == here.entries_last_minute == 1
+
+
+def test_state_of_a_symbol_that_came_anew_is_reconciling_until_it_was_compared(bench):
+    bench.reconciler.read.discard(BTC)
+    assert bench.it.of_symbol(BTC) == ("RECONCILING", "its books are not compared with the exchange yet")
+    assert bench.it.of_symbol(ETH)[0] == bench.it.of_all()[0] == "RUNNING"
+
+
+def there(symbol=BTC, qty=0, mark=100, liquidation=None):
+    return ExchangePosition(symbol=symbol, qty=D(qty), entry_price=D(100), mark_price=D(mark),
+                            liquidation_price=liquidation and D(liquidation))
+
+
+def test_exposure_counts_what_the_exchange_holds_beyond_the_books(bench):
+    bench.reconciler.told = {BTC: there(qty=-30, mark=90), "XYZ/USDT:USDT": there("XYZ/USDT:USDT", 5)}
+    assert bench.it.exposure(ETH).others_notional == 30 * 100 + 5 * 100, "the newest mark, else the told one"
+
+
+def test_day_pnl_is_not_known_before_the_books_are_compared_nor_from_a_price_that_just_jumped(tmp_path):
+    held = filled("", "10", fee=D(0))
+    bench = Bench(tmp_path, Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(1_000),
+                                       exchange_ns=NOW - SECOND), held)
+    assert bench.it.day_pnl() == 0
+    bench.reconciler.is_ready = False
+    assert bench.it.day_pnl() is None, "the first marks of a run may come before its fills"
+    bench.reconciler.is_ready = True
+    bench.it.see_price(tick(bench.clock, price=50.0))
+    assert bench.it.day_pnl() is None
+    bench.clock.step(RECOVER_S)
+    bench.it.see_price(tick(bench.clock, price=50.0))
+    assert bench.it.day_pnl() == -500, "and it was true"
+
+
+def test_day_pnl_without_a_mark_goes_by_what_the_exchange_told(tmp_path):
+    bench = Bench(tmp_path, Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(1_000),
+                                       unrealized_pnl=D(600), exchange_ns=NOW - SECOND),
+                  filled("", "10", price="100", fee=D(0), exchange_ns=NOW - 2 * SECOND))
+    bench.it._prices.clear()
+    bench.reconciler.told = {BTC: there(qty=10, mark=160)}
+    assert bench.it.day_pnl() == 0

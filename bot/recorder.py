@@ -1,0 +1,79 @@
+"""Records what the exchange tells of orders and fills: whose it is; what is nobody's locks its symbol."""
+
+from collections.abc import Callable
+
+from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
+from bot.books import Order
+from bot.crash import point
+from bot.events import FillCause, OrderIntended
+from bot.log import Log
+from bot.orders import CANARY_PREFIX, GUARD_PREFIX, PREFIX, ExchangeFill, OrderStatus
+
+NOT_OF_THE_BOOKS = (GUARD_PREFIX, CANARY_PREFIX)  # ours, and no intent of the journal's
+# Client order ids the exchange itself makes (exchange-facts 1.1) -> cause of the lock, cause of the fill.
+EXCHANGE_MADE: dict[str, tuple[str, FillCause]] = {
+    "autoclose-": ("liquidation", "liquidation"), "adl_autoclose": ("adl", "adl"),
+    "settlement_autoclose-": ("settlement", "operator"), "delivery_autoclose-": ("settlement", "operator")}
+
+
+class Recorder:
+    """Books by order, intent or prefix. lock takes symbol, cause and evidence; halt who and why."""
+
+    def __init__(self, log: Log, *, keeper: Bookkeeper, lock: Callable[[str, str, str], None],
+                 halt: Callable[[str, str], None], is_traded: Callable[[str], bool]) -> None:
+        self._log, self._keeper, self._books = log, keeper, keeper.books
+        self._lock, self._halt, self._is_traded = lock, halt, is_traded
+
+    def learn(self, order: Order, status: OrderStatus) -> None:
+        """Take in what an order of ours has become."""
+        is_late = order.state == "ABSENT" and status.event in ("accept", "fill", "complete")
+        if self._keeper.report_status(order, status) and is_late and not order.request.is_conditional:
+            self._lock(status.symbol, "late_fill", f"{order.id} was ABSENT and is {status.raw_status}")
+
+    def book(self, fill: ExchangeFill, name: str) -> bool:
+        """Book an execution as whose it is; return whether it was new. name: of its order, "" unknown."""
+        order = self._books.find_order(fill.symbol, client_order_id=name,
+                                       exchange_order_id=fill.exchange_order_id)
+        if order is not None:
+            if order.state in ("ABSENT", "REJECTED"):
+                self._lock(fill.symbol, "late_fill", f"{order.id} was {order.state} and filled {fill.qty}")
+            new = self._keeper.book_fill(fill, order, CAUSE_OF_LEG[order.leg])
+            foreign = self._books.book(fill.symbol).locks.get("foreign_fill", "")
+            if foreign.startswith(f"trade {fill.trade_id}:"):
+                self._keeper.unlock(fill.symbol, "foreign_fill", f"it was of {order.id}, listed late")
+            if new and order.filled_qty > order.request.qty:
+                evidence = f"{order.id} was filled {order.filled_qty} of {order.request.qty}"
+                self._lock(fill.symbol, "overfill", evidence)
+                self._halt("executor", f"the exchange filled more than was ordered: {evidence}")
+        else:
+            new = self._book_without_order(fill, name)
+        if new:
+            point("reconciler.fill_recorded")
+            self._log.info("fill", client_order_id=order.id if order else name, symbol=fill.symbol,
+                           side=fill.side, qty=fill.qty, price=fill.price, fee=fill.fee,
+                           trade_id=fill.trade_id)
+        return new
+
+    def _book_without_order(self, fill: ExchangeFill, name: str) -> bool:
+        made = next((causes for prefix, causes in EXCHANGE_MADE.items() if name.startswith(prefix)), None)
+        intent = self._keeper.journal.find("intent", name) if name else None
+        if isinstance(intent, OrderIntended):
+            return self._keeper.book_fill(fill, None, CAUSE_OF_LEG[intent.leg])
+        if name.startswith(NOT_OF_THE_BOOKS):
+            return self._keeper.book_fill(fill, None, "operator")
+        if made is not None:
+            self._lock(fill.symbol, made[0], f"the exchange closed {fill.qty} at {fill.price} ({name})")
+            return self._keeper.book_fill(fill, None, made[1])
+        if name.startswith(PREFIX):
+            self.unknown_of_ours(name)
+        elif (self._is_traded(fill.symbol)
+              and int(fill.trade_id) > self._books.book(fill.symbol).last_trade_id):
+            # Not ours: never booked by guess. The position will differ; the operator adopts it.
+            self._lock(fill.symbol, "foreign_fill", f"trade {fill.trade_id}: {fill.side} {fill.qty} at "
+                       f"{fill.price} by order {name or fill.exchange_order_id}")
+        return False
+
+    def unknown_of_ours(self, name: str) -> None:
+        """Halt: an order of ours is not in the journal."""
+        self._halt("executor", f"order {name} has our prefix and is not in the journal: the journal lost "
+                   "its tail, or a second instance trades this account")

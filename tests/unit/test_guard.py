@@ -1,0 +1,63 @@
+"""The dead-man's switch against a slow exchange and a host that slept."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from bot import guard
+from bot.guard import Guard
+from bot.log import Log
+from tests.factory import SECOND, HandClock
+
+CANCEL_S, FLATTEN_S = 60, 120
+
+
+class Bench:
+    """A guard whose exchange takes its time; the executor last beat at `beat_ns`."""
+
+    def __init__(self, monkeypatch, tmp_path, sweep_s):
+        self.clock, self.sweep_s, self.sweeps, self.flattened_at = HandClock(), sweep_s, [], None
+        self.began, self.beat_ns, self.instruments = self.clock.mono, self.clock.mono, {"BTC": 1}
+        monkeypatch.setattr(guard, "open_exchange", lambda config, clock: self)
+        monkeypatch.setattr(guard, "Flattener", lambda *args: self)
+        monkeypatch.setattr(guard, "read_beats", lambda config: {"executor": {"mono_ns": self.beat_ns}})
+        config = SimpleNamespace(
+            state_path=tmp_path, guard=SimpleNamespace(cancel_after_s=CANCEL_S, flatten_after_s=FLATTEN_S))
+        self.it = Guard(SimpleNamespace(config=config, clock=self.clock, log=Log("guard", self.clock)))
+
+    @property
+    def now_s(self):
+        return (self.clock.mono - self.began) / SECOND
+
+    async def cancel_entries(self):
+        self.sweeps.append(self.now_s)
+        self.clock.step(self.sweep_s)
+        return []
+
+    async def flatten(self, who, why):
+        self.flattened_at = self.now_s
+
+    def live(self, for_s):
+        end = self.clock.mono + for_s * SECOND
+        while self.clock.mono < end:
+            asyncio.run(self.it.watch_executor())
+            self.clock.step(1)
+
+
+@pytest.mark.parametrize("sweep_s", [0, 1, 4.5, 9])
+def test_dead_man_with_a_slow_exchange_keeps_both_deadlines(monkeypatch, tmp_path, sweep_s):
+    bench = Bench(monkeypatch, tmp_path, sweep_s)
+    bench.live(FLATTEN_S + 30)
+    assert CANCEL_S < bench.sweeps[0] <= CANCEL_S + 2
+    assert FLATTEN_S < bench.flattened_at <= FLATTEN_S + sweep_s + 2
+
+
+def test_dead_man_after_the_host_slept_waits_for_the_executor_to_wake_too(monkeypatch, tmp_path):
+    bench = Bench(monkeypatch, tmp_path, 0)
+    bench.live(5)
+    bench.clock.step(3_600)
+    bench.live(CANCEL_S - 1)
+    assert not bench.sweeps and bench.flattened_at is None
+    bench.live(3)
+    assert bench.sweeps
