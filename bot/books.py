@@ -234,7 +234,7 @@ def _order_intended(books: Books, event: OrderIntended) -> None:
         signal = next((s for s in book.signals if s.id == event.signal), None)
         if signal is None:
             raise InvariantError(f"order {name} is for signal {event.signal}, which is not open")
-        if any(o.state != "UNKNOWN" or o.leg != "open" or event.leg == "open" for o in book.working()):
+        if any(o.state != "UNKNOWN" or event.leg == "open" for o in book.working()):
             raise InvariantError(f"order {name} would be the second to move {request.symbol}")
         signal.orders.append(name)
     book = books._own(request.symbol)

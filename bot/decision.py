@@ -34,6 +34,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     now_ns: int
     exchange_now_ns: int
     exposure: Exposure
+    fence_ns: int  # after so long the exchange refuses what was sent and did not arrive
     rate_refusal: str = ""  # why the exchange's request limits let no entry leave
 
 
@@ -84,9 +85,15 @@ def next_step(book: SymbolBook, context: Context) -> Step | None:
 def _pass_unknown(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> Step | None:
     # An entry nobody knows the end of holds up what adds risk, not what takes it away: a reduction is
     # sized on what is booked, reduce-only, and stays in force until that entry is known.
+    # An exit nobody knows the end of may be sent again where it goes to zero, and where the exchange would
+    # refuse the first if it came now: reduce-only, the two cannot take more than there is.
     working = {o.id for o in book.working()}
-    if any(o.state != "UNKNOWN" or o.leg != "open" for o in book.working()):
+    if any(o.state != "UNKNOWN" or o.leg not in ("open", "reduce") for o in book.working()):
         return None
+    exits_ns = [o.intended_ns for o in book.working() if o.leg == "reduce"]
+    if exits_ns:
+        is_fenced = context.now_ns - max(exits_ns) > context.fence_ns
+        return _exit_again(waiting, book, context) if is_fenced else None
     free = next((s for s in book.signals if s.orders and working.isdisjoint(s.orders)), None)
     if free is not None:
         step = _continue(free, book, context, newer_waits=bool(waiting))
@@ -94,6 +101,14 @@ def _pass_unknown(waiting: list[OpenSignal], book: SymbolBook, context: Context)
     if waiting and _reduce_qty(book, waiting[0].signal.target_qty):
         return _begin(waiting[0], book, context)
     return None
+
+
+def _exit_again(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> Step | None:
+    signal = waiting[0] if waiting else next(s for s in book.signals if s.orders)
+    if _reduce_qty(book, signal.signal.target_qty) != abs(book.position_qty) or book.position_qty == 0:
+        return None
+    step = _begin(signal, book, context) if waiting else _continue(signal, book, context, newer_waits=False)
+    return step if isinstance(step, SendOrder) and step.leg == "reduce" else None
 
 
 def _end_waiting(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> CloseSignal | None:

@@ -243,13 +243,13 @@ class OrderExecutor:
                           "included; the positions keep their stops")
 
     def _context(self, symbol: str) -> Context:
-        state, why = self.trading_state.of_symbol(symbol)
-        now_ns = self._clock.wall_ns()
+        (state, why), now_ns = self.trading_state.of_symbol(symbol), self._clock.wall_ns()
         return Context(
             owner=self._config.owner_of(symbol), state=state, state_reason=why, limits=self._config.limits,
             instrument=self._exchange.instruments.get(symbol), prices=self.trading_state.prices(symbol),
             now_ns=now_ns, exchange_now_ns=now_ns + self._exchange.clock_offset_ns,
-            exposure=self.trading_state.exposure(symbol), rate_refusal=self._exchange.refusal("entry"))
+            exposure=self.trading_state.exposure(symbol), rate_refusal=self._exchange.refusal("entry"),
+            fence_ns=self.reconciler.fence_ns)
 
     def _journal_halts(self) -> None:
         halts = {h.scope: h for h in self._halts.list()}

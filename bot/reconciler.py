@@ -83,6 +83,11 @@ class Reconciler:
         return self._is_compared and self._clock.mono_ns() - self.last_mono_ns < late_ns
 
     @property
+    def fence_ns(self) -> int:
+        """Return after how long the exchange refuses what was sent and has not arrived."""
+        return (self._config.exchange.recv_window_ms + self._config.executor.fence_margin_ms) * 1_000_000
+
+    @property
     def traded(self) -> tuple[str, ...]:
         """Return the symbols to answer for: those of strategies, and those that still hold something."""
         ours = {s for strategy in self._config.strategy.values() for s in strategy.symbols}

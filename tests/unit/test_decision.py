@@ -37,6 +37,7 @@ from tests.factory import (
     signal,
 )
 
+FENCE_S = 4
 STATES = ("RUNNING", "REDUCING", "LOCKED", "HALTED", "RECONCILING")
 
 
@@ -94,6 +95,7 @@ class Table:
             now_ns=self.now,
             exchange_now_ns=self.now,
             exposure=exposure(entries_last_minute=self.entries),
+            fence_ns=FENCE_S * SECOND,
             rate_refusal=self.rate_refusal,
         )
 
@@ -394,15 +396,47 @@ def test_reduction_that_went_too_far_is_brought_back_to_zero_only():
     assert table.act() == ["done reduced to 0"]
 
 
-def test_reduction_with_an_unknown_order_waits_for_evidence():
+def test_reduction_in_part_with_an_unknown_order_waits_for_evidence():
+    table = at("3")
+    table.send("1")
+    table.act()
+    table.answer("lose")
+    table.now += 3_600 * SECOND
+    assert table.act() == [], "both could be executed, and leave too little"
+    table.answer("absent")
+    assert table.act() == ["reduce sell 2"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_exit_with_an_unknown_order_is_sent_again_when_the_first_cannot_come_any_more(again):
     table = at("3")
     table.send("0")
     table.act()
     table.answer("lose")
-    table.now += 3_600 * SECOND
+    table.now += FENCE_S * SECOND
+    if again:  # the strategy says so once more
+        table.send("0")
     assert table.act() == []
-    table.answer("absent")
+    table.now += 1
     assert table.act() == ["reduce sell 3"]
+    assert table.act() == []
+    table.fill(table.book.working()[-1].id, "3")
+    assert table.act() == [], "the first is still to be explained"
+    for order in table.book.unknown():
+        table.record(changed(order.id, "reject"))
+    assert {said.split()[0] for said in table.act()} <= {"done", "expired"}
+    assert not table.book.signals and table.position == 0
+
+
+def test_flip_with_an_unknown_first_leg_closes_again_and_opens_only_when_all_is_known():
+    table = at("3")
+    table.send("-2", stop_loss=D(110))
+    assert table.act() == ["reduce sell 3"]
+    table.answer("lose")
+    table.now += FENCE_S * SECOND + 1
+    assert table.act() == ["reduce sell 3"]
+    table.fill(table.book.working()[-1].id, "3")
+    assert table.act() == []
 
 
 # A flip is a reduce-only leg and then an opening leg.
