@@ -72,7 +72,7 @@ class Reconciler:
         self.fences: dict[str, int] = {}  # client order id -> server time after which it cannot arrive
         self._is_compared = False  # since the stream came up
         self.told: dict[str, ExchangePosition] = {}  # positions, as the exchange said last
-        self._gone: dict[str, int] = {}  # orders that rested -> looks in a row that did not find them
+        self._gone: dict[str, tuple[int, int]] = {}  # orders that rested -> looks in a row, since when
         self.read: set[str] = set()  # symbols whose position the exchange has told since our start
         self.last_mono_ns, self.differences = 0, 0  # of the last comparison
 
@@ -363,10 +363,15 @@ class Reconciler:
         return differences
 
     async def _check_gone(self, order: Order) -> list[str]:
-        # One that rested is in no answer any more: expired days ago, or taken away. Not at the first look.
-        self._gone[order.id] = self._gone.get(order.id, 0) + 1
-        if self._gone[order.id] >= MISSES_MIN and await self._is_nowhere(order):
-            self._keeper.change(order, "expire", text=f"missed {self._gone.pop(order.id)} times, in no list")
+        # One that rested is in no answer any more: expired days ago, or taken away. Answers may lag, and one
+        # that is there after all would be nobody's: it takes the evidence that an unknown order takes.
+        now_ns = self._clock.mono_ns()
+        misses, first_ns = self._gone.get(order.id, (0, now_ns))
+        self._gone[order.id] = misses + 1, first_ns
+        is_long = now_ns - first_ns >= self._config.executor.absent_after_s * 1_000_000_000
+        if misses + 1 >= MISSES_MIN and is_long and await self._is_nowhere(order):
+            del self._gone[order.id]
+            self._keeper.change(order, "expire", text=f"missed {misses + 1} times, in no list")
         return [f"{order.request.symbol} order_missing: {order.id} is {order.state} in the books, and the "
                 "exchange does not know it"]
 
