@@ -22,6 +22,7 @@ from bot.config import Config
 from bot.config_file import load, parse
 from bot.doctor import examine
 from bot.errors import EXIT_CONFIG, EXIT_OK, ConfigError, JournalError, RefusedError
+from bot.exchange import TRADABLE
 from bot.explain import clock_text
 from bot.flatten import flatten_here
 from bot.halt import HaltFiles
@@ -30,6 +31,7 @@ from bot.page import table_lines
 from bot.probe import Supervisor
 from bot.programs import find_config, find_state_path
 from bot.status import gather, process_rows, read_beats
+from bot.user_class import load_class
 from bot.views import (
     EXIT_NO,
     list_orders,
@@ -133,6 +135,13 @@ def _close_leaving(config: Config, name: str) -> None:
 
 def _config_check(args: argparse.Namespace) -> int:
     config = load(args.file)
+    if config.exchange.id not in TRADABLE:
+        raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.exchange.id}"')
+    for name in config.strategy:
+        try:
+            load_class(config, name)
+        except ConfigError as error:  # its process may have another Python path
+            print(f"note: {error}", file=sys.stderr)
     if args.json:
         return print_json({"file": str(args.file), "is_valid": True, "fingerprint": config.fingerprint()},
                           True)
@@ -194,6 +203,18 @@ def _resume(args: argparse.Namespace, config: Config) -> int:
         return EXIT_NO
     print(f"RESUMED {scope}; it had been halted by {halt.who} since {clock_text(halt.time_ns)}: {halt.why}")
     return EXIT_OK
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", text):
+        raise argparse.ArgumentTypeError(f"a count is 1 or more; was {text!r}")
+    return int(text)
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("give a signal, order or fill; botctl signals lists some")
+    return text
 
 
 def _span_ns(text: str) -> int:
@@ -354,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
         "signals", list_signals, "list signals with their outcomes, the newest first", "signals --count 20"
     )
     for added in (orders, signals):
-        added.add_argument("--count", type=int, default=50, metavar="N", help="at most so many (50)")
+        added.add_argument("--count", type=_count, default=50, metavar="N", help="at most so many (50)")
     verb("positions", list_positions, "list positions with their exits", "positions")
     report = verb("report", show_report, "tell the day: money, slippage, latency, outcomes, incidents",
                   "report --since 24h --chart day.html")
@@ -364,7 +385,7 @@ def _parser() -> argparse.ArgumentParser:
         "explain", tell_story, "tell the story of a signal, order or fill", "explain sr/1763848800/17"
     )
     explain.add_argument(
-        "id", metavar="ID", help="a signal (strategy/run/seq), client order id, or SYMBOL#TRADE"
+        "id", type=_name, metavar="ID", help="a signal (strategy/run/seq), client order id, or SYMBOL#TRADE"
     )
     return parser
 

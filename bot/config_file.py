@@ -294,7 +294,8 @@ def check_secret_file(path: Path, key: str) -> None:
     except PermissionError:
         return
     except OSError as error:
-        raise ConfigError(f"{key}: cannot be read: {path}: {error.strerror}") from None
+        raise ConfigError(f"{key}: cannot be read: {path}: {error.strerror} (in paper mode make run makes it)"
+                          ) from None
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{key}: must be a file; {path} is not")
     if stat.S_IMODE(mode) not in (0o400, 0o600):

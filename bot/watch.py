@@ -46,6 +46,7 @@ class Watch:
         self._born: dict[str, tuple[int, int]] = {}  # name -> pid, when we saw it first
         self._samples: dict[str, deque[tuple[int, int, float]]] = {}  # when, rss, cpu_s
         self._spawns: dict[str, dict[int, int]] = {}  # name -> supervisord's start of a failed spawn -> when
+        self._began_ns = clock.mono_ns()  # what was before us was halted for, and perhaps resumed
         self._forgiven: dict[str, int] = {}  # crashes up to then were halted for
         self._looked_ns = 0
         self._found: dict[tuple[str, str], str] = {}
@@ -154,7 +155,7 @@ class Watch:
         text = f"{name} crashed {len(crashes)} times within {self._rules.restart_window_s} s, " \
                f"limit {self._rules.restarts_max}"
         self.find("process_restarting", name, text)
-        unforgiven = sum(ns > self._forgiven.get(name, 0) for ns in crashes)
+        unforgiven = sum(ns > self._forgiven.get(name, self._began_ns) for ns in crashes)
         if name != "paper" and unforgiven > self._rules.restarts_max:
             self._forgiven[name] = now_ns
             scope = name.replace("-", ":", 1) if name.startswith("strategy-") else "all"

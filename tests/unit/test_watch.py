@@ -29,6 +29,11 @@ class World:
         self.pids = {name: 100 + n for n, name in enumerate(NAMES)}
         self.silent, self.crashes, self.programs = set(), {}, {}
         self.last_beat, self.descriptors = {}, 10
+        self.begin()
+        self.clock.step(60)
+
+    def begin(self):
+        """Start health (again)."""
         self.watch = Watch(self.config, self.clock, Log("health", self.clock, stream=self.out),
                            halts=self.halts, vitals=lambda pid: self.used.get(pid), kill=self._kill)
 
@@ -158,6 +163,18 @@ def test_watch_with_a_loop_that_was_resumed_halts_again_only_for_new_crashes(wor
     assert world.halts.clear("all").who == "health"
     world.pass_seconds(10)
     assert not world.halts.list()
+    world.crashes["executor"] += [world.clock.mono + n * S for n in range(3)]
+    world.pass_seconds(3)
+    assert len(world.halts.list()) == 1
+
+
+def test_watch_that_starts_anew_does_not_halt_again_for_what_was_resumed(world):
+    world.crashes["executor"] = [world.clock.mono - n * S for n in range(3)]
+    world.pass_seconds(1)
+    world.halts.clear("all")
+    world.begin()
+    world.pass_seconds(5)
+    assert not world.halts.list() and ("process_restarting", "executor") in world.rules()
     world.crashes["executor"] += [world.clock.mono + n * S for n in range(3)]
     world.pass_seconds(3)
     assert len(world.halts.list()) == 1
