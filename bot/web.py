@@ -198,7 +198,7 @@ def _anchors() -> list[str]:
 
 
 def _anchor(heading: str) -> str:
-    return re.sub(r"[^\w]+", "-", heading.lower()).strip("-")
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")  # as GitHub makes it
 
 
 async def serve(page: StatusPage, port: int, log: Log) -> Callable[[], Awaitable[None]] | None:
