@@ -5,9 +5,10 @@ Whatever changed, `cycle` asks for each touched symbol what follows from its boo
 makes it durable, and only then lets anything leave. A restart folds the same books and goes on.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 from bot import __version__
 from bot.bookkeeper import Bookkeeper
@@ -30,7 +31,7 @@ from bot.flatten import is_seized
 from bot.halt import HaltFiles
 from bot.journal import Journal
 from bot.log import Log, Tally
-from bot.model import Heartbeat, PositionReport, Report, Tick, TradingSignal, signal_id
+from bot.model import Heartbeat, Outcome, PositionReport, Report, Tick, TradingSignal, signal_id
 from bot.orders import Leg, OrderRequest, OrderType, Side, client_order_id, new_epoch
 from bot.protector import Protector
 from bot.reconciler import Reconciler
@@ -65,6 +66,7 @@ class OrderExecutor:
         self._exchange, self._halts, self._publish, self._spawn = exchange, halts, publish, spawn
         self.losses = LossCounter()
         self.dropped = Tally("message_dropped", log, clock)
+        self.denied: Counter[str] = Counter()  # signals of this run, by the rule that said no
         self.books: Books = journal.load()
         self.keeper = Bookkeeper(journal, self.books, clock, self._report, self.halt_all)
         self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
@@ -204,7 +206,9 @@ class OrderExecutor:
         self.keeper.close_signal(step.signal.id, symbol, step.outcome, step.reason, step.signal.filled_qty)
         self._log.info("outcome", signal=step.signal.id, symbol=symbol, outcome=step.outcome,
                        reason=step.reason)
-        if step.outcome == "rejected":
+        if step.outcome == "denied":
+            self.denied[step.reason.partition(":")[0]] += 1
+        elif step.outcome == "rejected":
             self.reconciler.request("an order was rejected")
 
     def _set_exits(self, book: SymbolBook, signal: TradingSignal, name: str) -> None:
@@ -297,7 +301,7 @@ class OrderExecutor:
     def status(self) -> dict[str, Any]:
         """Return what botctl status shows of the executor."""
         state, why = self.trading_state.of_all()
-        books, compared_ns = self.books.symbols.values(), self.reconciler.last_mono_ns
+        compared_ns = self.reconciler.last_mono_ns
         return {
             "state": state,
             "state_reason": why,
@@ -310,21 +314,14 @@ class OrderExecutor:
                 "orders": self.books.orders,
                 "fills": self.books.fills,
             },
-            "outcomes": self.books.outcomes,
+            "lost": self.losses.lost_of,
+            "outcomes": {name: self.books.outcomes.get(name, 0) for name in get_args(Outcome)},
+            "denied": self.denied,
             "dropped": self.dropped.counts,
-            "symbols": {
-                b.symbol: {
-                    "state": self.trading_state.of_symbol(b.symbol)[0],
-                    "unprotected_s": self.protector.unprotected_s(b.symbol),
-                    "position_qty": b.position_qty, "unknown_orders": len(b.unknown()), "locks": len(b.locks),
-                }
-                for b in books
-            },
-            "wallet_balance": self.books.wallet_balance,
-            "equity": self.trading_state.equity(),
-            "day_pnl": (day_pnl := self.trading_state.day_pnl()),
-            "day_loss_ratio": None if day_pnl is None else round(
-                max(-day_pnl, Decimal(0)) / self._config.limits.day_loss_max, 4),
+            "symbols": {symbol: {**self.trading_state.told_of(symbol),
+                                 "unprotected_s": self.protector.unprotected_s(symbol)}
+                        for symbol in self.books.symbols},
+            **self.trading_state.money(),
             "canary": self.canary.trouble,
             "canary_red": int(bool(self.canary.trouble) or not self.canary.has_answered),
             "tick_to_order": self.sender.tick_to_order.status(),

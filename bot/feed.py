@@ -85,6 +85,7 @@ class SymbolFeed:
         self.price_mono_ns = started_mono_ns  # of a trade or quote
         self.mark_mono_ns: int | None = None
         self.trade_id = self.update_id = 0
+        self.missed_trades = 0  # holes in the exchange's trade ids, as after a reconnect
 
     def condition(self, mono_ns: int, stale_ns: int) -> Condition:
         """Return how the data stands. stale: the mark's exchange time made no progress, whatever else
@@ -104,7 +105,6 @@ class FrameDecoder:
     def __init__(self, feeds: dict[str, SymbolFeed], run: int) -> None:
         self.dropped: Counter[str] = Counter()
         self.samples: dict[str, bytes] = {}
-        self.missed_trades = 0  # holes in the exchange's trade ids, as after a reconnect
         self._feeds, self._run = feeds, run
         self._receive_ns = self._mono_ns = 0
 
@@ -142,7 +142,7 @@ class FrameDecoder:
         if is_market and not (0 < frame.p < PRICE_MAX and 0 < frame.q < PRICE_MAX):
             return "bad_price"
         if 0 < feed.trade_id < frame.t - 1:
-            self.missed_trades += frame.t - 1 - feed.trade_id
+            feed.missed_trades += frame.t - 1 - feed.trade_id
         feed.trade_id, feed.trade_ns, feed.price_mono_ns = frame.t, exchange_ns, self._mono_ns
         if not is_market:
             return "off_market"

@@ -238,7 +238,8 @@ class TickProducer:
         """Return what `botctl status` shows of the gateway."""
         now_ns = self._exchange.server_ns()
         return {
-            "symbols": {symbol: {"ticks": feed.seq, **feed.ticks, "age_ms": {
+            "symbols": {symbol: {"ticks": feed.seq, **feed.ticks, "missed_trades": feed.missed_trades,
+                                 "condition": self._conditions[symbol], "age_ms": {
                 kind: (now_ns - at_ns) // 1_000_000 if at_ns else None for kind, at_ns in (
                     ("trade", feed.trade_ns), ("quote", feed.quote_ns), ("mark", feed.mark_ns))}}
                 for symbol, feed in self.feeds.items()},
@@ -248,7 +249,7 @@ class TickProducer:
             "stale": self._in("stale"), "quiet": self._in("quiet"),
             "streams": {line.name: "up" if line.stream else "down" for line in self._lines},
             "reconnects": self.reconnects, "dropped": dict(self._decoder.dropped),
-            "missed_trades": self._decoder.missed_trades, "histories_fetched": self.snapshots.fetches,
+            "histories_fetched": self.snapshots.fetches,
             "rate": self._exchange.budget.usage,
             "subscriptions_refused": self.snapshots.refused,
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000 if self._is_loaded else None,

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 # From what a bus and a sync take to request_timeout_ms.
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-STATES = ("RUNNING", "RECONCILING", "REDUCING", "HALTED")
+STATES = ("RUNNING", "RECONCILING", "REDUCING", "LOCKED", "HALTED")
 
 
 class Metric(NamedTuple):
@@ -42,13 +42,15 @@ TABLE = (
     Metric("bot_feed_ticks_total", "counter", "Ticks published", "symbols.*.ticks", ("symbol",)),
     Metric("bot_feed_age_seconds", "gauge", "since the exchange made the newest Tick", "symbols.*.age_ms.*",
            ("symbol", "kind"), 1e-3),
+    Metric("bot_feed_stale", "gauge", "1 while the symbol's mark price makes no progress",
+           "symbols.*.condition", ("symbol",), one_if="stale"),
     Metric("bot_feed_trades_missed_total", "counter", "trades missed, by the exchange's own numbers",
-           "missed_trades"),
+           "symbols.*.missed_trades", ("symbol",)),
     Metric("bot_stream_up", "gauge", "1 while the market stream is connected", "streams.*", ("stream",),
            one_if="up"),
     Metric("bot_stream_reconnects_total", "counter", "market streams opened again", "reconnects"),
     Metric("bot_ticks_received_total", "counter", "Ticks received from the bus", "counters.ticks|ticks"),
-    Metric("bot_ticks_lost_total", "counter", "Ticks lost on the bus", "counters.ticks_lost|ticks_lost"),
+    Metric("bot_ticks_lost_total", "counter", "Ticks lost on the bus", "lost.*", ("symbol",)),
     Metric("bot_signals_total", "counter", "signals: sent, at a strategy; journaled, at the executor",
            "counters.signals|signals"),
     Metric("bot_signals_acknowledged_total", "counter", "signals that the executor has journaled", "acked"),
@@ -56,6 +58,8 @@ TABLE = (
     Metric("bot_targets_refused_total", "counter", "Targets that became no signal", "refused.*", ("reason",)),
     Metric("bot_signal_outcomes_total", "counter", "signals by their one outcome", "outcomes.*",
            ("outcome",)),
+    Metric("bot_signals_denied_total", "counter", "signals denied in this run, by the rule that said no",
+           "denied.*", ("rule",)),
     Metric("bot_orders_total", "counter", "order intents journaled", "counters.orders"),
     Metric("bot_fills_total", "counter", "fills booked", "counters.fills"),
     Metric("bot_tick_to_order_seconds", "histogram", "from the Tick's receipt to the order's first byte",
@@ -63,10 +67,15 @@ TABLE = (
     Metric("bot_order_round_trip_seconds", "histogram", "from an order's first byte to its answer",
            "order_round_trip"),
     Metric("bot_state", "stateset", "1 for the state the executor is in", "state", ("state",)),
+    Metric("bot_symbol_state", "stateset", "1 for the state that counts for the symbol", "symbols.*.state",
+           ("symbol", "state")),
     Metric("bot_position_unprotected_seconds", "gauge", "how long a position lacks its stop",
            "symbols.*.unprotected_s", ("symbol",)),
     Metric("bot_position_contracts", "gauge", "position by our books, signed", "symbols.*.position_qty",
            ("symbol",)),
+    Metric("bot_position_liquidation_distance_ratio", "gauge",
+           "from the mark to the price the exchange would liquidate at, as a share of the mark",
+           "symbols.*.liquidation_distance_pct", ("symbol",), 1e-2),
     Metric("bot_unknown_orders", "gauge", "orders whose outcome nobody knows", "symbols.*.unknown_orders",
            ("symbol",)),
     Metric("bot_symbol_locks", "gauge", "causes for which a symbol takes no new risk", "symbols.*.locks",

@@ -68,7 +68,7 @@ def _users(config: Config) -> dict[str, str]:
 
 
 def write_sections(config: Config) -> None:
-    """Write the sections below state_dir/supervisor.d, and remove those of programs that are gone."""
+    """Write the sections below state_dir/supervisor.d, remove those of programs that are gone; targets."""
     folder, made = config.path("supervisor.d"), sections(config) | _users(config)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.conf"):
@@ -76,6 +76,19 @@ def write_sections(config: Config) -> None:
             path.unlink()
     for name, text in made.items():
         (folder / f"{name}.conf").write_text(text, encoding="utf-8")
+    write_targets(config)
+
+
+def write_targets(config: Config) -> None:
+    """Write where each process's metrics are: Prometheus (file_sd) follows strategies that come and go."""
+    targets = [{"targets": [f"127.0.0.1:{port}"], "labels": {"process": name, "mode": config.mode.upper()}}
+               for name in names(config) if (port := config.metrics_port(name))]
+    path = config.path("metrics/targets.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.json.encode(targets))
+    part.chmod(0o644)  # Prometheus is none of our users; nothing in it is secret
+    os.replace(part, path)
 
 
 def note_config(path: Path, state_path: Path, root: Path = ROOT) -> None:

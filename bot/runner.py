@@ -145,7 +145,7 @@ class StrategyRunner:
     def status(self) -> dict[str, Any]:
         """Return what botctl shows of this process."""
         return {
-            "ticks": self.losses.received, "ticks_lost": self.losses.lost,
+            "ticks": self.losses.received, "ticks_lost": self.losses.lost, "lost": self.losses.lost_of,
             "ticks_repeated": self.losses.repeated, "dropped": self.dropped.counts,
             "refused": self.refused.counts, "signals": self._seq, "acked": self._acked,
             "outbox": len(self._outbox), "warm": self._strategy is not None,

@@ -134,7 +134,7 @@ class TradingState:
 
     def exposure(self, symbol: str) -> Exposure:
         """Return what an entry in the symbol has to look at beside its own book."""
-        books, told = self._books.symbols.values(), self._reconciler.told.get(symbol)
+        books = self._books.symbols.values()
         now_ns = self._clock.wall_ns()
         return Exposure(
             others_notional=gross_notional(
@@ -143,8 +143,25 @@ class TradingState:
                 self.mark_of, self._exchange.instruments),
             equity=self.equity(), open_orders=sum(len(b.live_orders()) for b in books),
             entries_last_minute=len(entries_since(books, now_ns - MINUTE_NS, now_ns)),
-            liquidation_distance_pct=distance_pct(
-                self.mark_of(symbol), told.liquidation_price if told else None))
+            liquidation_distance_pct=self._liquidation_distance_pct(symbol))
+
+    def _liquidation_distance_pct(self, symbol: str) -> Decimal | None:
+        told = self._reconciler.told.get(symbol)
+        return distance_pct(self.mark_of(symbol), told.liquidation_price if told else None)
+
+    def told_of(self, symbol: str) -> dict[str, Any]:
+        """Return what the executor's beat tells of one symbol."""
+        book = self._books.book(symbol)
+        return {"state": self.of_symbol(symbol)[0], "position_qty": book.position_qty,
+                "liquidation_distance_pct": self._liquidation_distance_pct(symbol),
+                "unknown_orders": len(book.unknown()), "locks": len(book.locks)}
+
+    def money(self) -> dict[str, Any]:
+        """Return what the executor's beat tells of the account."""
+        day_pnl, most = self.day_pnl(), self._config.limits.day_loss_max
+        lost = None if day_pnl is None else round(max(-day_pnl, Decimal(0)) / most, 4)
+        return {"wallet_balance": self._books.wallet_balance, "equity": self.equity(), "day_pnl": day_pnl,
+                "day_loss_ratio": lost}
 
     def mark_of(self, symbol: str) -> Decimal | None:
         """Return the newest mark price, None when there was none."""

@@ -108,18 +108,23 @@ class LossCounter:
 
     def __init__(self) -> None:
         self.received = 0
-        self.lost = 0
         self.repeated = 0
+        self.lost_of: dict[str, int] = {}  # by symbol
         self._runs: dict[str, dict[int, int]] = {}  # symbol -> {run: last seq}, oldest run first
+
+    @property
+    def lost(self) -> int:
+        """Return the Ticks lost, of all symbols."""
+        return sum(self.lost_of.values())
 
     def saw_tick(self, tick: Tick) -> bool:
         """Count a Tick; return False when it is a repetition or of a run already over."""
-        runs = self._runs.setdefault(tick.symbol, {})
+        runs = self._runs_of(tick.symbol)
         last = self._last_seq(runs, tick.run, joined_at=tick.seq - 1)
         if tick.seq <= last:
             self.repeated += 1
             return False
-        self.lost += tick.seq - last - 1
+        self.lost_of[tick.symbol] += tick.seq - last - 1
         self.received += 1
         runs[tick.run] = tick.seq
         return tick.run == next(reversed(runs))
@@ -128,10 +133,15 @@ class LossCounter:
         """Count what the heartbeat names and has not arrived, for the symbols subscribed to."""
         for symbol, seq in beat.last_seq.items():
             if symbol in symbols:
-                runs = self._runs.setdefault(symbol, {})
+                runs = self._runs_of(symbol)
                 last = self._last_seq(runs, beat.run, joined_at=seq)
-                self.lost += max(0, seq - last)
+                self.lost_of[symbol] += max(0, seq - last)
                 runs[beat.run] = max(seq, last)
+
+    def _runs_of(self, symbol: str) -> dict[int, int]:
+        if symbol not in self._runs:
+            self._runs[symbol], self.lost_of[symbol] = {}, 0
+        return self._runs[symbol]
 
     def _last_seq(self, runs: dict[int, int], run: int, *, joined_at: int) -> int:
         if run not in runs:

@@ -161,7 +161,7 @@ def test_gateway_with_the_recording_as_fast_as_it_goes_publishes_each_frame_once
         assert (counter.received, counter.lost, counter.repeated) == (len(expected), 0, 0)
         status = stage.status()
         assert status["symbols"][SYMBOL]["trade"] == TRADES and status["symbols"][SYMBOL]["quote"] == QUOTES
-        assert not status["dropped"] and status["missed_trades"] == 0
+        assert not status["dropped"] and not any(s["missed_trades"] for s in status["symbols"].values())
         print(f"raw, as fast as it goes: {TRADES} trades and {QUOTES} quotes in {took:.1f} s, "
               f"{len(expected) / took:,.0f} Ticks/s through exchange, gateway and subscriber, 0 lost")
 

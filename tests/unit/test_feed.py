@@ -135,7 +135,7 @@ def test_decoder_with_trade_off_the_market_drops_it_and_misses_none(kind):
     raw = _trade(2, price="0" if kind == "NA" else "1000").replace(b'"MARKET"', f'"{kind}"'.encode())
     assert decoder.decode(raw, 1, 1) is None
     assert decoder.decode(_trade(3), 1, 1).seq == 2
-    assert (decoder.dropped, decoder.missed_trades) == ({"off_market": 1}, 0)
+    assert (decoder.dropped, feed.missed_trades) == ({"off_market": 1}, 0)
     assert feed.last == 61800.30
 
 
@@ -152,10 +152,10 @@ def test_decoder_with_frames_again_after_a_reconnect_tells_each_once():
 
 
 def test_decoder_with_hole_in_the_trade_ids_counts_the_missed():
-    decoder, _ = _pair()
+    decoder, feed = _pair()
     for trade_id in (5, 6, 10, 11):
         decoder.decode(_trade(trade_id), 1, 1)
-    assert decoder.missed_trades == 3
+    assert feed.missed_trades == 3
 
 
 def test_decoder_with_an_exchange_that_begins_anew_goes_on():
@@ -238,7 +238,7 @@ def test_decoder_with_the_recording_gives_every_trade_and_quote_in_order_once():
     assert [t.seq for t in ticks] == list(range(1, len(ticks) + 1))
     assert feed.ticks == {"trade": 21_313, "quote": 66_089, "mark": 0}
     # 6,551 depth frames and one REST answer are no Ticks; nothing else is missing.
-    assert decoder.dropped == {"other": 6_551, "malformed": 1} and decoder.missed_trades == 0
+    assert decoder.dropped == {"other": 6_551, "malformed": 1} and feed.missed_trades == 0
     quotes = [(t.bid, t.bid_size, t.ask, t.ask_size) for t in ticks if t.kind == "quote"]
     assert all(a != b for a, b in pairwise(quotes)), "each of them changed price or size"
     print(f"{len(raws)} recorded frames, {len(ticks)} Ticks, {len(raws) / took:,.0f} frames/s decoded")

@@ -312,7 +312,7 @@ def test_connection_renewed_repeats_no_trade():
         assert [(t.exchange_ns // 1_000_000, t.seq) for t in world.told(Tick)] == [
             (1_000, 1), (1_001, 2), (1_002, 3)]
         status = world.producer.status()
-        assert status["dropped"] == {"repeated": 1} and status["missed_trades"] == 1
+        assert status["dropped"] == {"repeated": 1} and status["symbols"][BTC]["missed_trades"] == 1
 
     play(story)
 
@@ -392,6 +392,7 @@ def test_status_with_prices_tells_them_with_ages_by_the_exchanges_clock():
         await world.run_for(1)
         status = world.producer.status()
         assert status["symbols"][BTC] == {"ticks": 2, "trade": 1, "quote": 0, "mark": 1,
+                                          "missed_trades": 0, "condition": "fresh",
                                           "age_ms": {"trade": 1_070, "quote": None, "mark": 1_300}}
         assert status["prices"][BTC] == {"last": 60000.5, "bid": None, "ask": None, "mark": 60001.0}
         assert status["clock_offset_ms"] == 1_250

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import urllib.request
+from decimal import Decimal
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -57,9 +58,12 @@ def test_metrics_with_labels_units_and_states_have_their_values():
         {
             **BASE,
             "version": "0.1.0",
-            "symbols": {"BTC/USDT:USDT": {"age_ms": {"mark": 250, "trade": None}}},
+            "symbols": {"BTC/USDT:USDT": {"age_ms": {"mark": 250, "trade": None}, "condition": "quiet",
+                                          "state": "LOCKED", "liquidation_distance_pct": Decimal(20)},
+                        "ETH/USDT:USDT": {"condition": "stale", "liquidation_distance_pct": None}},
             "streams": {"prices-0": "up", "marks-1": "down"},
             "state": "HALTED",
+            "lost": {"BTC/USDT:USDT": 2, "ETH/USDT:USDT": 0},
             "wallet_balance": "10000.5",
         },
         now_ns=1_500_000_005,
@@ -71,6 +75,12 @@ def test_metrics_with_labels_units_and_states_have_their_values():
     assert 'bot_stream_up{process="executor",stream="marks-1"} 0.0' in text
     assert 'bot_state{process="executor",state="HALTED"} 1.0' in text
     assert 'bot_state{process="executor",state="RUNNING"} 0.0' in text
+    assert 'bot_symbol_state{process="executor",state="LOCKED",symbol="BTC/USDT:USDT"} 1.0' in text
+    assert 'bot_feed_stale{process="executor",symbol="BTC/USDT:USDT"} 0.0' in text
+    assert 'bot_feed_stale{process="executor",symbol="ETH/USDT:USDT"} 1.0' in text
+    assert 'bot_ticks_lost_total{process="executor",symbol="BTC/USDT:USDT"} 2.0' in text
+    distance = 'bot_position_liquidation_distance_ratio{process="executor",symbol='
+    assert f'{distance}"BTC/USDT:USDT"}} 0.2' in text and f'{distance}"ETH' not in text
     assert 'bot_wallet_balance{process="executor"} 10000.5' in text
     assert 'bot_heartbeat_age_seconds{process="executor"} 1.5' in text
     assert 'bot_log_lines_suppressed_total{event="query_failed",process="executor"} 3.0' in text

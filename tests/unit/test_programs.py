@@ -1,6 +1,7 @@
 """The supervisor sections, and where the running config is noted."""
 
 import configparser
+import json
 
 import pytest
 
@@ -103,3 +104,17 @@ def test_write_sections_with_users_says_who_runs_what(tmp_path):
         "guard": "bot-trade", "paper": "bot-trade", "strategy-levels": "bot-s-levels",
         "strategy-eth": "bot-s-eth"}
     assert all(parser[f"program:{name}"]["command"] for name in names(config)), "merged, not replaced"
+
+
+def test_targets_name_the_port_of_each_process_for_anybody_to_read(tmp_path):
+    config = load(write_config(tmp_path, strategy={"eth": ETH}, metrics={"base_port": 9_560}))
+    write_sections(config)
+    path = config.path("metrics/targets.json")
+    told = {row["labels"]["process"]: (row["targets"], row["labels"]["mode"])
+            for row in json.loads(path.read_text())}
+    assert told == {name: ([f"127.0.0.1:{config.metrics_port(name)}"], "PAPER") for name in names(config)}
+    assert path.stat().st_mode & 0o777 == 0o644
+    write_sections(load(write_config(tmp_path, metrics={"base_port": 9_560})))
+    assert "strategy-eth" not in path.read_text()
+    write_sections(load(write_config(tmp_path)))
+    assert json.loads(path.read_text()) == [], "no metrics, no targets"

@@ -321,6 +321,21 @@ def test_day_pnl_is_not_known_before_the_books_are_compared_nor_from_a_price_tha
     assert bench.it.day_pnl() == -500, "and it was true"
 
 
+def test_beat_tells_of_a_symbol_and_of_money_what_alerts_look_at(tmp_path):
+    bench = Bench(tmp_path, Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(1_000),
+                                       exchange_ns=NOW - SECOND), filled("", "10", fee=D(0)),
+                  received(signal(symbol=ETH)), intended("o1", "10", symbol=ETH), changed("o1", "lose"))
+    bench.reconciler.told = {BTC: there(qty=10, liquidation=80)}
+    assert bench.it.told_of(BTC) == {"state": "RUNNING", "position_qty": 10, "liquidation_distance_pct": 20,
+                                     "unknown_orders": 0, "locks": 0}
+    assert bench.it.told_of(ETH) == {"state": "LOCKED", "position_qty": 0, "liquidation_distance_pct": None,
+                                     "unknown_orders": 1, "locks": 0}
+    bench.it.see_price(tick(bench.clock, price=98.0))
+    most = limits().day_loss_max
+    assert bench.it.money() == {"wallet_balance": 1_000, "equity": 980, "day_pnl": -20,
+                                "day_loss_ratio": round(20 / most, 4)}
+
+
 def test_day_pnl_without_a_mark_goes_by_what_the_exchange_told(tmp_path):
     bench = Bench(tmp_path, Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(1_000),
                                        unrealized_pnl=D(600), exchange_ns=NOW - SECOND),

@@ -121,7 +121,7 @@ def test_loss_with_gaps_and_a_late_join_is_exact():
     counter = wire.LossCounter()
     for seq in (11, 12, 15, 16, 20):  # joined at 11; 13, 14, 17, 18, 19 are lost
         assert counter.saw_tick(tick(seq))
-    assert (counter.received, counter.lost) == (5, 5)
+    assert (counter.received, counter.lost) == (5, 5) and list(counter.lost_of.values()) == [5]
 
 
 def test_loss_at_the_end_of_a_run_shows_by_heartbeat():
