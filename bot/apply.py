@@ -1,9 +1,12 @@
-"""`botctl config apply`: strategies come, change and go while all else runs on.
+"""`botctl config check` and `config apply`: strategies come, change and go while all else runs on.
 
 The file is checked first; then the sections are written, executor, gateway and health read the file
 again (SIGHUP), and supervisord starts, restarts or ends exactly the strategies that changed.
 """
 
+import argparse
+import asyncio
+import getpass
 import os
 import subprocess
 import sys
@@ -11,14 +14,83 @@ from pathlib import Path
 from typing import Any
 
 from bot.books import Books
+from bot.clock import Clock
+from bot.commands import ANSWER_TURNS, CommandFiles
 from bot.config import Config
 from bot.config_file import load
-from bot.errors import RefusedError
-from bot.programs import write_sections
+from bot.errors import EXIT_OK, ConfigError, RefusedError
+from bot.exchange import TRADABLE
+from bot.halt import HaltFiles
+from bot.programs import find_config, write_sections
 from bot.status import read_beats
+from bot.user_class import load_class
+from bot.views import open_reader, print_json, say
 
 REREADERS = ("executor", "gateway", "health")
 UPDATE_S = 60  # supervisord ends one program after the other, each within its stopwaitsecs
+
+
+def check_config(args: argparse.Namespace) -> int:
+    """Check a file as each process does at its start, and more: classes, the exchange."""
+    path = args.file or args.config or find_config()
+    config = load(path)
+    if config.exchange.id not in TRADABLE:
+        raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.exchange.id}"')
+    for name in config.strategy:
+        try:
+            load_class(config, name)
+        except ConfigError as error:  # its process may have another Python path
+            print(f"note: {error}", file=sys.stderr)
+    if args.json:
+        return print_json({"file": str(path), "is_valid": True, "fingerprint": config.fingerprint()}, True)
+    print(f"{path}: good; mode {config.mode}, {len(config.strategy)} strategies on "
+          f"{', '.join(config.symbols())}, fingerprint {config.fingerprint()}")
+    return EXIT_OK
+
+
+def apply_config(args: argparse.Namespace) -> int:
+    """Put a file in force, and print what came, changed and went."""
+    path = args.config or find_config()
+    config = load(args.file or path)
+    closed = _flatten_leaving(args, config) if args.flatten else []
+    done = apply(path, args.file or path, open_reader(config).books(), heir=args.adopt or "")
+    for scope in closed:  # the halt that kept it flat until it was gone
+        HaltFiles(config.path("halt")).clear(scope)
+    if args.json:
+        return print_json(done, True)
+    print("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
+          or "no program changed; executor, gateway and health have read the file again")
+    return EXIT_OK
+
+
+def _flatten_leaving(args: argparse.Namespace, config: Config) -> list[str]:
+    # Halt and close each strategy that goes; return the halts. Their exits follow within seconds.
+    halts: list[str] = []
+    reader = open_reader(config)
+    for _ in range(ANSWER_TURNS):
+        left = leaving(config, reader.books())
+        for name in left.keys() - {scope.partition(":")[2] for scope in halts}:
+            say(args, f"{left[name]}: closing")
+            halts.append(f"strategy:{name}")
+            _close_leaving(config, name)
+        if not left:
+            return halts
+        asyncio.run(Clock().sleep(0.1))
+    raise RefusedError(
+        f"{'; '.join(left.values())} still; halted, not removed: botctl resume --strategy NAME"
+    )
+
+
+def _close_leaving(config: Config, name: str) -> None:
+    who, why = getpass.getuser(), "config apply --flatten"
+    HaltFiles(config.path("halt")).set(f"strategy:{name}", who=who, why=why, clock=Clock())
+    answered = asyncio.run(CommandFiles(config.path("commands")).ask(
+        "flatten", strategy=name, who=who, why=why, clock=Clock()))
+    if answered is None or not answered.is_done:
+        raise RefusedError(
+            f"{name} is not flat: {answered.text if answered else 'no answer from the executor'}; "
+            f"halted, not removed. Undo: botctl resume --strategy {name}"
+        )
 
 
 def apply(path: Path, new_path: Path, books: Books, *, heir: str = "") -> dict[str, Any]:

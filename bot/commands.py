@@ -14,7 +14,7 @@ from bot.halt import write_synced
 
 ANSWERS_KEPT = 50  # whoever asked reads and removes its own at once; the rest is of those who gave up
 BYTES_MAX = 10_000
-
+ANSWER_TURNS = 200  # of 0.1 s: a reconciliation takes one, with a slow exchange a few
 
 Verb = Literal["reconcile", "adopt", "cancel", "flatten"]
 
@@ -85,6 +85,16 @@ class CommandFiles:
         (self._folder / f"{command.id}.json").unlink(missing_ok=True)
         for old in sorted(self._done.glob("*.json"))[:-ANSWERS_KEPT]:
             old.unlink(missing_ok=True)
+
+    async def ask(self, verb: Verb, *, clock: Clock, **what: str) -> Answered | None:
+        """Leave a command and wait for its answer; None when none came, and the command stays."""
+        command = self.put(verb, clock=clock, **what)
+        for _ in range(ANSWER_TURNS):
+            answered = self.take_answer(command)
+            if answered is not None:
+                return answered
+            await clock.sleep(0.1)
+        return None
 
     def take_answer(self, command: Command) -> Answered | None:
         """Return the answer, once; None while there is none."""

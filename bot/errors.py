@@ -1,6 +1,9 @@
 """The errors of the appliance: each says who broke which rule, and what to do."""
 
 EXIT_OK = 0
+EXIT_NO = 1  # botctl: the answer is no
+EXIT_USAGE = 2  # argparse's own
+EXIT_PENDING = 3  # botctl: no answer yet
 EXIT_SOFTWARE = 70  # sysexits.h EX_SOFTWARE: an invariant of ours was broken
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: nothing was started, mend the file
 
@@ -11,6 +14,10 @@ class TradehostError(Exception):
 
 class ConfigError(TradehostError):
     """The configuration breaks a rule; the text holds the key's path, the rule and the value."""
+
+
+class UsageError(TradehostError):
+    """What an operator typed makes no sense here; the text says what would."""
 
 
 class RefusedError(TradehostError):

@@ -1,6 +1,7 @@
 """What botctl shows: state, health, orders, signals, positions, and the story behind each."""
 
 import argparse
+import asyncio
 import select
 import shutil
 import sys
@@ -12,18 +13,19 @@ import msgspec
 
 from bot.clock import Clock
 from bot.config import Config
-from bot.errors import EXIT_OK
+from bot.doctor import examine
+from bot.errors import EXIT_NO, EXIT_OK, UsageError
 from bot.explain import clock_text, find_story, tell
 from bot.journal import JournalReader
 from bot.page import fit, status_lines, table_lines
 from bot.report import chart_html, day_json, day_lines, summarize
 from bot.status import findings, gather, order_rows, position_row, process_rows, read_beats, signal_rows
 
-EXIT_NO = 1
-
 
 def show_status(args: argparse.Namespace, config: Config) -> int:
     """Print the state of everything, or follow it."""
+    if args.watch and args.json:
+        raise UsageError("status --watch is for people; for scripts call status --json again and again")
     if args.watch:
         return _follow(config)
     status = gather(config, Clock())
@@ -73,6 +75,16 @@ def show_health(args: argparse.Namespace, config: Config) -> int:
                      *table_lines(used, ("name", "rss_bytes", "growth_bytes_per_s", "cpu_pct", "descriptors",
                                          "threads"), "health does not run")]))
     return EXIT_NO if found else EXIT_OK
+
+
+def show_doctor(args: argparse.Namespace, config: Config) -> int:
+    """Examine everything around the processes, and print what was found."""
+    checks = [msgspec.to_builtins(check) for check in asyncio.run(examine(config, Clock()))]
+    is_good = all(check["verdict"] != "bad" for check in checks)
+    if args.json:
+        return print_json(checks, is_good)
+    _table(checks, ("verdict", "name", "text"))
+    return EXIT_OK if is_good else EXIT_NO
 
 
 def verify_journal(args: argparse.Namespace, config: Config) -> int:
@@ -153,6 +165,11 @@ def print_json(value: Any, is_yes: bool) -> int:
     """Print a value as JSON; return the exit code of yes or no."""
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
     return EXIT_OK if is_yes else EXIT_NO
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Print how far it is: for scripts on stderr, beside the JSON."""
+    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...], empty: str = "none") -> None:

@@ -1,7 +1,8 @@
 """Commands and answers as files: kept until answered, and what cannot be read is set aside."""
 
-from bot import botctl
+from bot import botctl, commands
 from bot.commands import ANSWERS_KEPT, Answered, CommandFiles
+from bot.errors import EXIT_PENDING
 from tests.factory import BTC, HandClock
 from tests.harness import write_config
 
@@ -33,8 +34,8 @@ def test_commands_that_cannot_be_read_are_set_aside(tmp_path):
     for name, content in bad.items():
         (tmp_path / f"{name}.json").write_bytes(content)
     (tmp_path / "i.part").write_bytes(raw)  # of a writer that was killed
-    commands, damaged = files.waiting()
-    assert commands == [good]
+    waiting, damaged = files.waiting()
+    assert waiting == [good]
     assert [text[0] for text in damaged] == list(bad)
     assert files.waiting() == ([good], [])
     assert len(list(tmp_path.glob("*.damaged"))) == len(bad)
@@ -42,17 +43,17 @@ def test_commands_that_cannot_be_read_are_set_aside(tmp_path):
 
 def test_answers_that_nobody_takes_are_bounded(tmp_path):
     clock, files = HandClock(), CommandFiles(tmp_path)
-    commands = [put(files, clock) for _ in range(ANSWERS_KEPT + 3)]
-    for command in commands:
+    asked = [put(files, clock) for _ in range(ANSWERS_KEPT + 3)]
+    for command in asked:
         files.answer(command, Answered(False, "no"))
-    assert files.take_answer(commands[2]) is None
-    assert files.take_answer(commands[3]) == Answered(False, "no")
+    assert files.take_answer(asked[2]) is None
+    assert files.take_answer(asked[3]) == Answered(False, "no")
 
 
 def test_botctl_without_an_executor_says_that_the_command_waits(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(botctl, "ANSWER_TURNS", 1)
+    monkeypatch.setattr(commands, "ANSWER_TURNS", 1)
     config = write_config(tmp_path)
-    assert botctl.main(["adopt", BTC, "--config", str(config), "--reason", "mine"]) == botctl.EXIT_PENDING
+    assert botctl.main(["adopt", BTC, "--config", str(config), "--reason", "mine"]) == EXIT_PENDING
     assert "the command stays" in capsys.readouterr().err
     [command] = CommandFiles(tmp_path / "var" / "commands").waiting()[0]
     assert (command.verb, command.symbol, command.why) == ("adopt", BTC, "mine")
