@@ -39,6 +39,7 @@ SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in 
 SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
 DAY_NS = 86_400_000_000_000  # a UTC day
+LAYOUT = 1  # of what is folded; one more with each field: a checkpoint of another layout lacks what it says
 NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
 
 
@@ -120,6 +121,7 @@ class SymbolBook(msgspec.Struct, kw_only=True):
     locks: dict[str, str] = {}
     last_trade_id: int = 0  # all trades up to it were read from the exchange's own list
     newest: dict[str, tuple[int, int, int]] = {}  # strategy -> created_ns, run, seq of its newest signal
+    target_qty: Decimal | None = None  # in force: of what acted, or was there already, last
 
     def live_orders(self) -> list[Order]:
         """Return the orders from which something is still expected."""
@@ -143,6 +145,10 @@ class DayBook(msgspec.Struct, kw_only=True):
     transfers: Decimal = ZERO  # since then
 
 
+class _Layout(msgspec.Struct):
+    layout: int = 0
+
+
 class Books(msgspec.Struct, kw_only=True):
     """All symbols, and what was counted.
 
@@ -150,6 +156,7 @@ class Books(msgspec.Struct, kw_only=True):
     realized, less fees, by their time. equity: wallet and unrealized, as the last comparison saw them.
     """
 
+    layout: int = LAYOUT
     epoch: str = ""
     symbols: dict[str, SymbolBook] = {}
     halts: dict[str, str] = {}
@@ -188,8 +195,10 @@ class Books(msgspec.Struct, kw_only=True):
         return msgspec.json.encode(self)
 
     @staticmethod
-    def decode(raw: bytes) -> "Books":
-        return msgspec.json.decode(raw, type=Books)
+    def decode(raw: bytes) -> "Books | None":
+        """Return what `encode` gave, None when it was of another release with other fields."""
+        is_ours = msgspec.json.decode(raw, type=_Layout).layout == LAYOUT
+        return msgspec.json.decode(raw, type=Books) if is_ours else None
 
     def _own(self, symbol: str) -> SymbolBook:
         return self.symbols.setdefault(symbol, SymbolBook(symbol=symbol))
@@ -202,7 +211,7 @@ def _started(books: Books, event: Started) -> None:
 def _signal_received(books: Books, event: SignalReceived) -> None:
     signal = event.signal
     opened = OpenSignal(signal=signal)
-    if any(s.id == opened.id for s in books.book(signal.symbol).signals):
+    if any(s.signal.seq == signal.seq and s.id == opened.id for s in books.book(signal.symbol).signals):
         raise InvariantError(f"signal {opened.id} was received twice")
     book = books._own(signal.symbol)
     book.signals.append(opened)
@@ -217,10 +226,12 @@ def _signal_received(books: Books, event: SignalReceived) -> None:
 
 def _signal_closed(books: Books, event: SignalClosed) -> None:
     book = books.book(event.symbol)
-    remaining = [s for s in book.signals if s.id != event.signal]
-    if len(remaining) != len(book.signals) - 1:
+    at = next((at for at, signal in enumerate(book.signals) if signal.id == event.signal), None)
+    if at is None:
         raise InvariantError(f"signal {event.signal} got a second outcome {event.outcome}: it is not open")
-    book.signals = remaining
+    if event.outcome == "done" and not book.signals[at].orders:
+        book.target_qty = book.signals[at].signal.target_qty
+    del book.signals[at]
     books.outcomes[event.outcome] = books.outcomes.get(event.outcome, 0) + 1
 
 
@@ -237,7 +248,10 @@ def _order_intended(books: Books, event: OrderIntended) -> None:
         if any(o.state != "UNKNOWN" or event.leg == "open" for o in book.working()):
             raise InvariantError(f"order {name} would be the second to move {request.symbol}")
         signal.orders.append(name)
+        book.target_qty = signal.signal.target_qty
     book = books._own(request.symbol)
+    if event.leg == "flatten":
+        book.target_qty = ZERO
     _forget_settled(book, event.intended_ns)
     book.orders[name] = Order(request=request, strategy=event.strategy, signal=event.signal, leg=event.leg,
                               intended_ns=event.intended_ns)

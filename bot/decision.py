@@ -71,9 +71,8 @@ def next_step(book: SymbolBook, context: Context) -> Step | None:
     if not book.signals:
         return None
     waiting = [s for s in book.signals if not s.orders]
-    step = _end_waiting(waiting, book, context)
-    if step is not None:
-        return step
+    if ended := endings(book, context):
+        return ended[0]
     if book.working():
         return _pass_unknown(waiting, book, context)
     acting = next((s for s in book.signals if s.orders), None)
@@ -111,21 +110,27 @@ def _exit_again(waiting: list[OpenSignal], book: SymbolBook, context: Context) -
     return step if isinstance(step, SendOrder) and step.leg == "reduce" else None
 
 
-def _end_waiting(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> CloseSignal | None:
-    for signal in waiting:  # first, so that it supersedes nothing
+def endings(book: SymbolBook, context: Context) -> list[CloseSignal]:
+    """Return the outcomes of all waiting signals that will lead to nothing, whatever the others do."""
+    ended, waiting = [], []
+    for signal in (s for s in book.signals if not s.orders):  # denied ones supersede nothing
         denial = check_sender(signal.signal, context.owner, now_ns=context.now_ns)
         if denial is not None:
-            return _deny(signal, denial)
-    newest = max([s.age_name for s in waiting] + [book.newest.get(context.owner or "", (0, 0, 0))])
-    if newest[0] > context.now_ns + CLOCK_SLACK_NS:  # this host's clock stepped back since
-        newest = max((s.age_name for s in waiting), default=newest)
+            ended.append(_deny(signal, denial))
+        else:
+            waiting.append(signal)
+    newest = max((s.age_name for s in waiting), default=(0, 0, 0))
+    known = book.newest.get(context.owner or "", newest)
+    if known[0] <= context.now_ns + CLOCK_SLACK_NS:  # else this host's clock stepped back since
+        newest = max(newest, known)
     for signal in waiting:
         if signal.age_name < newest:
-            return CloseSignal(signal, "superseded", "a newer signal for this symbol was received")
-        if context.now_ns >= signal.signal.expires_ns:
+            ended.append(CloseSignal(signal, "superseded", "a newer signal for this symbol was received"))
+        elif context.now_ns >= signal.signal.expires_ns:
             age_ms = (context.now_ns - signal.signal.created_ns) // 1_000_000
-            return CloseSignal(signal, "expired", f"not acted on in its time to live, was {age_ms} ms old")
-    return None
+            ended.append(CloseSignal(signal, "expired", "not acted on in its time to live, was "
+                                     f"{age_ms} ms old"))
+    return ended
 
 
 def _begin(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | None:

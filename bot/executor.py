@@ -22,16 +22,16 @@ from bot.config_file import read_secret
 from bot.connection import pool, rights_pool
 from bot.crash import point
 from bot.daemon import Daemon, run
-from bot.decision import CloseSignal, Context, MoveExits, SendOrder, next_step
+from bot.decision import CloseSignal, Context, MoveExits, SendOrder, endings, next_step
 from bot.desk import Desk
 from bot.errors import ExchangeError, JournalError, WireError
-from bot.events import ExitsSet, Halted, Resumed, SignalReceived, Started
+from bot.events import ExitsSet, Halted, Resumed, Started
 from bot.exchange import Exchange
 from bot.flatten import is_seized
 from bot.halt import HaltFiles
 from bot.journal import Journal
 from bot.log import Log, Tally
-from bot.model import Heartbeat, Outcome, PositionReport, Report, Tick, TradingSignal, signal_id
+from bot.model import Heartbeat, Outcome, PositionReport, Report, Tick, TradingSignal
 from bot.orders import Leg, OrderRequest, OrderType, Side, client_order_id, new_epoch
 from bot.protector import Protector
 from bot.reconciler import Reconciler
@@ -140,8 +140,7 @@ class OrderExecutor:
         for symbol in sorted({*self.reconciler.traded} | asked):
             orders += self._act(symbol)
             placed, canceled = self.protector.act(symbol, self.trading_state.of_symbol(symbol)[0],
-                                                  is_read=symbol in self.reconciler.read,
-                                                  newest_target=self._newest_target(symbol))
+                                                  is_read=symbol in self.reconciler.read)
             orders += placed
             cancels += canceled
         point("executor.cycle_recorded")
@@ -178,6 +177,9 @@ class OrderExecutor:
 
     def _act(self, symbol: str) -> list[Order]:
         orders: list[Order] = []
+        if self.books.book(symbol).signals:
+            for ended in endings(self.books.book(symbol), self._context(symbol)):
+                self._close_signal(ended, symbol)
         while True:
             book = self.books.book(symbol)
             step = next_step(book, self._context(symbol))
@@ -193,14 +195,6 @@ class OrderExecutor:
                                           reduce_only=step.leg != "open", signal=step.signal.id))
             else:
                 return orders
-
-    def _newest_target(self, symbol: str) -> Decimal | None:
-        # Asked for after a late fill only: the journal is read for it.
-        book, owner = self.books.book(symbol), self._config.owner_of(symbol) or ""
-        if "late_fill" not in book.locks or owner not in book.newest:
-            return None
-        found = self.keeper.journal.find("signal", signal_id(owner, *book.newest[owner][1:]))
-        return found.signal.target_qty if isinstance(found, SignalReceived) else None
 
     def _close_signal(self, step: CloseSignal, symbol: str) -> None:
         self.keeper.close_signal(step.signal.id, symbol, step.outcome, step.reason, step.signal.filled_qty)

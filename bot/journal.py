@@ -299,7 +299,11 @@ def _fold(db: sqlite3.Connection, *, from_checkpoint: bool = True) -> tuple[int,
         if at is None or not _is_bytes(at[0], raw) or _seal(at[0], raw) != sealed:
             raise JournalError(f"checkpoint {start} does not belong to these events: the journal is damaged; "
                                "restore a backup and reconcile")
-        books, row_hash = Books.decode(raw), at[0]
+        told = Books.decode(raw)
+        if told is not None:
+            books, row_hash = told, at[0]
+        else:  # from the first event on, until the next checkpoint
+            start = 0
     seq = start
     for entry_seq, event, entry_hash in _verified(db, seq, row_hash):
         books.apply(event)

@@ -80,12 +80,12 @@ def is_stop_passed(book: SymbolBook) -> bool:
             and tries[-1].request.trigger_price == want.trigger_price)
 
 
-def late_excess(book: SymbolBook, newest_target: Decimal | None) -> Decimal:
-    """Return what a fill that came after all left beyond the newest target, unsigned."""
-    if "late_fill" not in book.locks or newest_target is None or not newest_target.is_finite():
+def late_excess(book: SymbolBook) -> Decimal:
+    """Return what a fill that came after all left beyond the target in force, unsigned."""
+    if "late_fill" not in book.locks or book.target_qty is None:
         return Decimal(0)
-    is_same_side = (book.position_qty > 0) == (newest_target > 0)
-    return max(Decimal(0), abs(book.position_qty) - (abs(newest_target) if is_same_side else 0))
+    is_same_side = (book.position_qty > 0) == (book.target_qty > 0)
+    return max(Decimal(0), abs(book.position_qty) - (abs(book.target_qty) if is_same_side else 0))
 
 
 def refusals(book: SymbolBook, wanted: Exit) -> list[Order]:

@@ -30,12 +30,11 @@ class Protector:
         self._unprotected_ns: dict[str, int] = {}  # symbol -> monotonic time since when
         self._canceled_ns: dict[str, dict[str, int]] = {}  # symbol -> order -> when its cancel was last sent
 
-    def act(self, symbol: str, state: str, *, is_read: bool,
-            newest_target: Decimal | None = None) -> tuple[list[Order], list[Order]]:
+    def act(self, symbol: str, state: str, *, is_read: bool) -> tuple[list[Order], list[Order]]:
         """Record what protection needs now; return the orders to send and those to cancel.
 
         is_read: the exchange has told this symbol's position since our start; until then
-        RECONCILING lets nothing pass. newest_target: where its strategy last wanted the position.
+        RECONCILING lets nothing pass.
         """
         book = self._keeper.books.book(symbol)
         if "protect" not in MAY_PASS[state] and not (state == "RECONCILING" and is_read):
@@ -44,7 +43,7 @@ class Protector:
         settles = any(o.state != "UNKNOWN" for o in book.working())
         if settles and self.unprotected_s(symbol) <= SETTLE_S_MAX:
             return [], []  # its fills, a moment away, decide how much there is to protect
-        excess = late_excess(book, newest_target)
+        excess = late_excess(book)
         if (excess or self._must_close(book)) and self._may_close(book, is_excess=bool(excess)):
             return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
         steps = next_steps(book)

@@ -465,6 +465,21 @@ def test_newest_with_strangers_is_told_apart_and_bounded():
     assert len(books.book(BTC).newest) == NAMES_KEPT
 
 
+def test_target_in_force_is_that_of_what_acted_never_of_what_was_denied():
+    books = folded(received(signal("2")), intended("o1"), changed("o1", "lose"), changed("o1", "absent"))
+    assert books.book(BTC).target_qty == 2
+    books.apply(closed(outcome="absent"))
+    for seq, (target, outcome) in enumerate((("0", "denied"), ("5", "expired"), ("7", "superseded")), 2):
+        books.apply(received(signal(target, seq=seq)))
+        books.apply(closed(f"levels/7/{seq}", outcome=outcome))
+        assert books.book(BTC).target_qty == 2, outcome
+    books.apply(received(signal("1", seq=9)))
+    books.apply(closed("levels/7/9", outcome="done"))  # it was there already
+    assert books.book(BTC).target_qty == 1
+    books.apply(intended("f", leg="flatten", signal=""))
+    assert books.book(BTC).target_qty == 0
+
+
 def test_signal_with_fills_of_its_orders_sums_them_signed():
     books = holding(
         "2",

@@ -317,6 +317,22 @@ def test_reader_that_may_not_write_reads_a_journal_closed_in_order_and_leaves_no
     reader.close()
 
 
+def test_checkpoint_of_a_release_with_other_fields_is_passed_over(path):
+    older = folded(*history(3))
+    older.layout, older.fills = 0, 99
+    journal = opened(path, checkpoint_events=1)
+    for event in history(3):
+        journal.append(event)
+    assert journal.checkpoint(older)
+    journal.close()
+    books = folded(*history(3))
+    assert JournalReader(path).verify().encode() == books.encode()
+    journal = opened(path, checkpoint_events=1, load=False)
+    assert journal.load().encode() == books.encode()
+    assert journal.checkpoint(books), "the next one is due at once"
+    journal.close()
+
+
 def test_checkpoint_with_restarts_in_between_is_still_written_in_time(path):
     for seq in (1, 3, 5):  # three short runs together reach the number
         journal = opened(path, checkpoint_events=5, load=False)

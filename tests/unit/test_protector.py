@@ -80,9 +80,14 @@ class Bench:
         self.plan(**plan)
         self.fill(qty, side)
 
-    def act(self, state="RUNNING", *, is_read=True, newest_target=None):
+    def want(self, target):
+        """Let a signal say where the position should be."""
+        self.keeper.record(received(signal(target)))
+        self.keeper.close_signal("levels/7/1", BTC, "done", "the position is already there", D(0))
+
+    def act(self, state="RUNNING", *, is_read=True):
         """Return what is to be sent and canceled now, in words."""
-        placed, canceled = self.protector.act(BTC, state, is_read=is_read, newest_target=newest_target)
+        placed, canceled = self.protector.act(BTC, state, is_read=is_read)
         return [
             f"{o.leg} {o.request.side} {o.request.qty} {o.request.trigger_price or ''}".strip()
             for o in placed
@@ -119,12 +124,13 @@ def test_entry_with_a_stop_is_protected_at_once_with_one_of_full_size(bench):
 
 def test_late_fill_beyond_the_target_is_closed_once_and_told(bench):
     bench.enter()
+    bench.want("4")
     bench.keeper.record(SymbolLocked(symbol=BTC, cause="late_fill", evidence="o1 was ABSENT"))
-    assert bench.act("LOCKED", newest_target=D(4)) == (["close sell 6"], [])
+    assert bench.act("LOCKED") == (["close sell 6"], [])
     assert "late_fill_closed" in bench.out.getvalue() and "o1 was ABSENT" in bench.out.getvalue()
-    assert bench.act("LOCKED", newest_target=D(4)) == ([], [])
+    assert bench.act("LOCKED") == ([], [])
     bench.fill("6", "sell", name="c2", cause="close")
-    assert bench.act("LOCKED", newest_target=D(4)) == (["stop sell 4 90"], [])
+    assert bench.act("LOCKED") == (["stop sell 4 90"], [])
 
 
 def test_seconds_without_a_stop_go_on_through_restarts_and_end_with_the_stop(bench):
@@ -337,11 +343,12 @@ def test_close_of_the_next_position_does_not_wait_for_the_back_off_of_the_last(b
 def test_close_of_an_excess_whose_outcome_is_unknown_is_not_repeated(bench):
     bench.enter()
     bench.protect()
+    bench.want("4")
     bench.keeper.lock(BTC, "late_fill", "o1 was ABSENT and filled")
-    assert bench.act(newest_target=D(4))[0] == ["close sell 6"]
+    assert bench.act()[0] == ["close sell 6"]
     bench.answer("lose", leg="close")
     bench.clock.step(60)
-    assert "close sell 6" not in bench.act(newest_target=D(4))[0], "both could be executed"
+    assert "close sell 6" not in bench.act()[0], "both could be executed"
 
 
 def test_close_whose_outcome_is_unknown_is_tried_again_reduce_only(bench):
