@@ -29,6 +29,7 @@ from bot.wire import decode_tick, snapshot_topic
 STATIC = Path(__file__).with_name("static")
 RUNBOOK = Path(__file__).resolve().parents[1] / "RUNBOOK.md"
 FRESH_NS = 900_000_000  # a page asks each second; however many are open, the journal is read once for all
+UNPROTECTED_S = 2  # as the alert has it: a stop is placed sooner
 CANDLES, FILLS, COMPARISONS, ROWS = 500, 500, 2_000, 20
 NAMES = {"127.0.0.1", "localhost", "[::1]"}
 HEADERS = {"Content-Security-Policy":  # the chart library writes style attributes
@@ -70,10 +71,11 @@ class StatusPage:
         """Return everything that changes from second to second."""
         status, beats = gather(self._config, self._clock), read_beats(self._config)
         open_pnl = sum((self._open_pnl(row, status["prices"]) for row in status["positions"]), Decimal(0))
+        symbols = {symbol: beats.get("executor", {}).get("symbols", {}).get(symbol, {})
+                   for symbol in self._config.symbols()}
         found: dict[str, Any] = {
-            "time_ns": self._clock.wall_ns(), "status": status, "alerts": alerts(status),
-            "symbols": {symbol: beats.get("executor", {}).get("symbols", {}).get(symbol, {})
-                        for symbol in self._config.symbols()},
+            "time_ns": self._clock.wall_ns(), "status": status, "alerts": alerts(status, symbols),
+            "symbols": symbols,
             "levels": {symbol: levels for beat in beats.values()
                        for symbol, levels in beat.get("levels", {}).items()},
             **money(status["wallet_balance"], open_pnl),
@@ -153,28 +155,41 @@ def money(wallet: Decimal | None, open_pnl: Decimal) -> dict[str, str]:
     return {"wallet": f"{wallet:.2f}", "unrealized": f"{open_pnl:.2f}", "equity": f"{wallet + open_pnl:.2f}"}
 
 
-def alerts(status: dict[str, Any]) -> list[dict[str, str]]:
-    """Return what a person should look at, the worst first, each with its place in the runbook."""
-    found = [("halted", h["scope"], f"by {h['who']}: {h['why']}") for h in status["halted"]]
+# What health and guard find, and the alert that comes of it.
+ALERT_OF = {
+    "process_down": "ProcessDown", "process_stuck": "ProcessKilled", "memory_high": "ProcessKilled",
+    "process_restarting": "ProcessCrashing", "memory_growing": "ProcessOverloaded",
+    "cpu_busy": "ProcessOverloaded", "descriptors_high": "ProcessOverloaded", "disk_low": "HostShort",
+    "host_memory_low": "HostShort", "clock_offset": "ClockOffset",
+}
+
+
+def alerts(status: dict[str, Any], symbols: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Return what a person should look at, the worst first, by the names of alerts and runbook sections.
+
+    symbols: what the executor's beat tells of each.
+    """
+    found = [("PositionUnprotected", symbol, f"it lacks its stop for {told['unprotected_s']:.0f} s")
+             for symbol, told in symbols.items() if told.get("unprotected_s", 0) >= UNPROTECTED_S]
+    found += [("TradingHalted" if h["scope"] == "all" else "SymbolHalted", h["scope"],
+               f"by {h['who']}: {h['why']}") for h in status["halted"]]
     if status["state"] == "DOWN":
-        found.append(("executor_down", "", status["state_reason"]))
+        found.append(("ExecutorDown", "executor", status["state_reason"]))
     if status["journal_error"]:
-        found.append(("journal_damaged", "", status["journal_error"]))
-    found += [("locked", symbol, f"{cause}: {text}") for symbol, locks in status["locked_symbols"].items()
-              for cause, text in locks.items()]
+        found.append(("ExecutorDown", "journal", status["journal_error"]))
+    found += [("SymbolLocked", symbol, f"{cause}: {text}")
+              for symbol, locks in status["locked_symbols"].items() for cause, text in locks.items()]
     if status["unknown_orders"]:
-        found.append(("unknown_orders", "", f"{status['unknown_orders']} orders without an outcome"))
-    found += [("stale_feed", symbol, "its data makes no progress") for symbol in status["stale"]]
-    found += [(f["rule"], f["subject"], f"{f['text']} (for {f['age_s']} s)") for f in status["findings"]]
+        found.append(("OrderUnknown", "", f"{status['unknown_orders']} orders without an outcome"))
+    found += [("FeedStale", symbol, "its data makes no progress") for symbol in status["stale"]]
+    found += [(ALERT_OF.get(f["rule"], f["rule"]), f["subject"],
+               f"{f['rule']}: {f['text']} (for {f['age_s']} s)")
+              for f in status["findings"] if (f["rule"], f["subject"]) != ("process_down", "executor")]
+    if status["state"] == "REDUCING":
+        found.append(("TradingReduced", "", status["state_reason"]))
     told = {(name, subject): text for name, subject, text in reversed(found)}  # of two, the first counts
-    return [{"name": name, "subject": subject, "text": text, "href": f"runbook#{anchor_of(name)}"}
+    return [{"name": name, "subject": subject, "text": text, "href": f"runbook#{name.lower()}"}
             for (name, subject), text in reversed(told.items())]
-
-
-def anchor_of(name: str) -> str:
-    """Return the anchor of the runbook's section on an alert: the first heading that holds its name."""
-    words = name.replace("_", "")
-    return next((anchor for anchor in _anchors() if words in anchor.replace("-", "")), "")
 
 
 def runbook_page() -> str:
@@ -191,10 +206,6 @@ def runbook_page() -> str:
 
 def _runbook() -> str:
     return RUNBOOK.read_text(encoding="utf-8") if RUNBOOK.exists() else "RUNBOOK.md is not in this release"
-
-
-def _anchors() -> list[str]:
-    return [_anchor(found) for found in re.findall(r"^#+ (.+)$", _runbook(), re.M)]
 
 
 def _anchor(heading: str) -> str:

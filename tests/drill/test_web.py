@@ -97,7 +97,7 @@ def test_page_with_each_state_of_a_running_appliance_shows_it(tmp_path, browser)
 
         it.control("POST", "/paper/trade", {"account": "main", "symbol": "BTCUSDT", "side": "BUY",
                                             "qty": "0.010"})
-        wait_text(browser, "alerts", f"locked {BTC}")
+        wait_text(browser, "alerts", f"SymbolLocked {BTC}")
         wait_text(browser, "price-text", "LOCKED")
 
         halts = HaltFiles(it.config.path("halt"))
@@ -138,4 +138,4 @@ def test_page_with_a_frozen_feed_on_a_phone_shows_stale(tmp_path, browser):
                                                      "duration_ms": 120_000})
 
         wait_until(lambda: freeze() or (text_of(browser, "state") == "REDUCING"
-                   and f"stale_feed {BTC}" in text_of(browser, "alerts")), 60, step=0.5)
+                   and f"FeedStale {BTC}" in text_of(browser, "alerts")), 60, step=0.5)

@@ -21,8 +21,9 @@ COMMANDS = sorted({*commands(TEXT), *inline_commands(TEXT)})
 PLACEHOLDERS = {"SYMBOL": "BTC/USDT:USDT", "NAME": "sr", "PROGRAM": "executor", "VERB": "status", "N": "1",
                 "FILE": "ops/bot.example.toml", "ID": "sr/1/1", "TEXT": "words", "SPAN": "24h"}
 # Of Debian, or of the shell: what a host has, whatever we install on it.
-OF_THE_HOST = {"alias", "cd", "cp", "date", "df", "du", "export", "free", "git", "grep", "journalctl", "ls",
-               "nft", "ps", "scp", "ss", "ssh", "systemctl", "tail", "timedatectl", "chronyc", "sqlite3"}
+OF_THE_HOST = {"alias", "apt-get", "cd", "cp", "date", "df", "du", "export", "free", "git", "grep",
+               "journalctl", "ls", "nft", "ps", "scp", "ss", "ssh", "systemctl", "tail", "timedatectl",
+               "chronyc", "sqlite3"}
 # Not of ours, and named all the same: systemd's own and Debian's.
 FOREIGN_UNITS = {"chrony", "ssh", "prometheus", "prometheus-alertmanager", "nftables", "systemd-timesyncd"}
 
@@ -132,7 +133,7 @@ def test_runbook_with_its_links_leads_somewhere():
 
 def test_index_of_the_runbook_names_each_section():
     index = next(section for section in SECTIONS if section.name == "Index")
-    named = re.findall(r"\(#([^)]+)\)", index.text)
+    named = re.findall(r"^[|-] \[[^]]+\]\(#([^)]+)\)", index.text, re.MULTILINE)
     own = ("Emergency", "Index", "How to", "States")
     others = [anchor(s.name) for s in SECTIONS if not s.name.startswith(own)]
     assert named == others, "in the order of the page, each once"
@@ -144,3 +145,38 @@ def test_sections_of_the_runbook_name_drills_that_exist():
             assert (ROOT / path).exists(), f"{section.name}: {path}"
         if commands(section.text) and section.name != "How to type":
             assert section.drills() or section is SECTIONS[0], f"{section.name} has no drill"
+
+
+NOT_YET = {"AlertsUndelivered", "Watchdog", "BackupOld", "BackupBad"}  # their verbs are being made
+ALERTS = dict(re.findall(r"- alert: (\w+).*?severity: (\w+)",
+                         (ROOT / "ops" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"), re.DOTALL))
+
+
+def test_alerts_with_the_runbook_have_a_section_each_and_no_section_is_left_over():
+    there = [section.name for section in SECTIONS if section.part("Diagnosis")]
+    assert sorted(there) == sorted(ALERTS)
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_section_on_an_alert_has_the_whole_form(alert):
+    section = next(section for section in SECTIONS if section.name == alert)
+    parts = re.findall(r"^### (\w+)", section.text, re.MULTILINE)
+    assert parts == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+    severity, summary = section.text.strip().splitlines()[:2]
+    assert severity.split()[0].strip(",:").lower() == ALERTS[alert] or ALERTS[alert] == "none", severity
+    assert re.match(r"\*\*[^*]*[\u4e00-\u9fff][^*]*。\*\*", summary), "its summary in Chinese"
+    assert section.part("Diagnosis").startswith("\n```\n"), "the first line of the diagnosis is a command"
+    for label in ("Verify", "Undo"):
+        assert re.search(rf"^{label}: .", section.part("Mitigation"), re.MULTILINE), f"no {label}: line"
+    row, = re.findall(rf"^\| \[{alert}\]\(#{anchor(alert)}\) \| (\w+) \| .+ \| `(.+)` \|$",
+                      next(s.text for s in SECTIONS if s.name == "Index"), re.MULTILINE)
+    assert row == (ALERTS[alert], commands(section.part("Diagnosis"))[0])
+
+
+def test_first_command_of_an_alert_is_that_of_its_section():
+    text = (ROOT / "ops" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    told = re.findall(r"- alert: (\w+).*?^ +command: (.+?)$", text, re.DOTALL | re.MULTILINE)
+    assert len(told) == len(ALERTS)
+    for alert, command in told:
+        section = next(section for section in SECTIONS if section.name == alert)
+        assert alert in NOT_YET or commands(section.part("Diagnosis"))[0] == command, alert

@@ -10,11 +10,14 @@ from bot import web
 from bot.clock import Clock
 from bot.config_file import load
 from bot.model import Candle, Instrument, Snapshot
+from bot.watch import RULES
 from bot.wire import encode
 from tests.harness import free_port, write_config
+from tests.runbook import anchor, sections
 
 STATUS = {"halted": [], "state": "RUNNING", "state_reason": "", "journal_error": "", "locked_symbols": {},
           "unknown_orders": 0, "stale": [], "findings": []}
+LINKS = {f"runbook#{anchor(section.name)}" for section in sections()}
 
 
 class Topics:
@@ -137,20 +140,37 @@ def test_candles_with_a_snapshot_are_told_and_asked_for_once(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "name", "subject"), [
-    ({"halted": [{"scope": "all", "who": "op", "why": "lunch", "since_ns": 1}]}, "halted", "all"),
-    ({"state": "DOWN", "state_reason": "it does not run"}, "executor_down", ""),
-    ({"journal_error": "event 7 breaks the hash chain"}, "journal_damaged", ""),
-    ({"locked_symbols": {"B": {"books_differ": "1 of 2"}}}, "locked", "B"),
-    ({"unknown_orders": 2}, "unknown_orders", ""),
-    ({"stale": ["B"]}, "stale_feed", "B"),
-    ({"findings": [{"rule": "disk_low", "subject": "host", "text": "3 MB", "age_s": 1}]}, "disk_low", "host"),
+    ({"halted": [{"scope": "all", "who": "op", "why": "lunch", "since_ns": 1}]}, "TradingHalted", "all"),
+    ({"halted": [{"scope": "symbol:B", "who": "op", "why": "x", "since_ns": 1}]}, "SymbolHalted", "symbol:B"),
+    ({"state": "DOWN", "state_reason": "it does not run"}, "ExecutorDown", "executor"),
+    ({"state": "REDUCING", "state_reason": "the gateway is silent"}, "TradingReduced", ""),
+    ({"journal_error": "event 7 breaks the hash chain"}, "ExecutorDown", "journal"),
+    ({"locked_symbols": {"B": {"books_differ": "1 of 2"}}}, "SymbolLocked", "B"),
+    ({"unknown_orders": 2}, "OrderUnknown", ""),
+    ({"stale": ["B"]}, "FeedStale", "B"),
+    ({"findings": [{"rule": "disk_low", "subject": "host", "text": "3 MB", "age_s": 1}]}, "HostShort",
+     "host"),
 ])
 def test_alerts_with_each_trouble_name_it_once(change, name, subject):
-    assert web.alerts(STATUS) == []
+    assert web.alerts(STATUS, {}) == []
     change = {key: value * 2 if key == "findings" else value for key, value in change.items()}
-    found = web.alerts(STATUS | change)
+    found = web.alerts(STATUS | change, {})
     assert [(alert["name"], alert["subject"]) for alert in found] == [(name, subject)]
-    assert found[0]["href"].startswith("runbook#")
+    assert found[0]["href"] in LINKS
+
+
+def test_alerts_with_a_position_without_its_stop_begin_with_it():
+    halted = {"halted": [{"scope": "all", "who": "op", "why": "lunch", "since_ns": 1}]}
+    symbols = {"B": {"unprotected_s": 3.4}, "C": {"unprotected_s": 0.1}, "D": {}}
+    found = web.alerts(STATUS | halted, symbols)
+    assert [(a["name"], a["subject"]) for a in found] == [("PositionUnprotected", "B"),
+                                                          ("TradingHalted", "all")]
+
+
+def test_rules_of_health_with_the_alerts_they_lead_to_have_a_section():
+    assert web.ALERT_OF.keys() == RULES.keys()
+    for name in web.ALERT_OF.values():
+        assert f"runbook#{name.lower()}" in LINKS, name
 
 
 def test_runbook_with_markup_in_it_is_text(monkeypatch):
@@ -158,5 +178,3 @@ def test_runbook_with_markup_in_it_is_text(monkeypatch):
     page = web.runbook_page()
     assert "<script>" not in page
     assert '<b id="halt-all-now">## Halt &lt;all&gt; now</b>' in page
-    assert web.anchor_of("halt_all") == "halt-all-now"
-    assert web.anchor_of("nothing_of_it") == ""
