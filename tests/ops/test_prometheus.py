@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bot.metrics import TABLE
+
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "ops" / "prometheus"
+UNIT_TESTS = ("money_test.yml", "alerts_test.yml")
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None,
                                     reason="promtool is missing: Debian's package prometheus has it")
@@ -33,8 +36,77 @@ def test_alerts_with_their_thresholds_have_a_reason_and_say_what_to_do():
         assert f"runbook_url: RUNBOOK.md#{name.lower()}\n" in block, name
 
 
+def told_metrics() -> set[str]:
+    """Return every series name that the code can tell, as docs/metrics.md lists them."""
+    names = {m.name for m in TABLE}
+    return names | {f"{m.name}_{part}" for m in TABLE if m.kind == "histogram" for part in
+                    ("bucket", "count", "sum")}
+
+
+def test_rules_with_their_metrics_ask_for_what_the_code_tells():
+    recorded = set(re.findall(r"record: (\S+)", (RULES / "recording.yml").read_text()))
+    documented = re.findall(r"^\| `(bot_\w+)` ", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    assert documented == [m.name for m in TABLE]
+    text = "".join((RULES / name).read_text() for name in ("alerts.yml", "recording.yml"))
+    asked = set(re.findall(r"\bbot_\w+|\bbot:[\w:]+", re.sub(r"#.*|record: .*", "", text)))
+    backups = {"bot_backup_age_seconds", "bot_backup_good"}
+    assert len(asked) > 20 and asked <= told_metrics() | recorded | backups, asked - told_metrics() - recorded
+
+
+def test_alerts_with_their_unit_tests_have_one_that_fires_and_one_that_is_silent():
+    checks = "".join((RULES / name).read_text() for name in UNIT_TESTS)
+    for name in alerts():
+        expected = re.findall(rf'"{name}",alertstate="firing"}}\)\', exp_samples: (.+)}}$', checks, re.M)
+        assert any("value: 1" in samples for samples in expected), f"{name}: nothing shows that it fires"
+        assert name == "Watchdog" or "[]" in expected, f"{name}: nothing shows that it can be silent"
+
+
 @needs_promtool
 def test_rules_with_promtool_are_right():
-    done = subprocess.run(["promtool", "check", "rules", RULES / "alerts.yml", RULES / "recording.yml"],
-                          capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["promtool", "check", "config", "prometheus.yml"], cwd=RULES, capture_output=True,
+                          text=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_alerts_fire_in_time_and_only_then():
+    done = subprocess.run(["promtool", "test", "rules", *UNIT_TESTS], cwd=RULES, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+@pytest.mark.drill
+@pytest.mark.parametrize("name", [name for name in alerts() if name != "Watchdog"])
+def test_alert_with_another_threshold_or_span_fails_its_unit_test(name, tmp_path):
+    """Nobody loosens an alert unnoticed: each number of it is held by a test."""
+    text = (RULES / "alerts.yml").read_text()
+    interval = re.findall(r"interval: (\w+)", text[:text.index(f"- alert: {name}\n")])[-1]
+    rule = re.search(rf" +- alert: {name}\n(?: {{8}}.*\n)+", text)[0]
+    blocks = [block for file in UNIT_TESTS for block in
+              re.split(r"(?m)^(?=  - name: )", (RULES / file).read_text())[1:] if f"- name: {name}\n" in
+              re.sub(" +#.*", "", block)]
+    shutil.copy(RULES / "recording.yml", tmp_path)
+    step = "1s" if interval == "1s" else "5s"
+    (tmp_path / "test.yml").write_text("rule_files: [rules.yml, recording.yml]\n"
+                                       f"evaluation_interval: {step}\ntests:\n{''.join(blocks)}")
+
+    def passes(changed: str) -> bool:
+        (tmp_path / "rules.yml").write_text(f"groups:\n  - name: one\n    interval: {interval}\n    rules:\n"
+                                            f"{changed}")
+        return not subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=tmp_path, timeout=120,
+                                  capture_output=True).returncode
+
+    assert passes(rule)
+    for number in re.finditer(r"(== |> |< |>= )(\d[\d.e]*(?: \* 3600)?)(?= < 1$| and | or |$)", rule, re.M):
+        others = [f"({number[2]}) * 2", f"({number[2]}) / 2"]
+        if number[2] in ("0", "1"):
+            others = ["3"] if number[1] == "== " else ["1e3", "-1"]
+        for other in others:
+            changed = rule[:number.start()] + number[1] + other + rule[number.end():]
+            assert not passes(changed), f"{number[0]} -> {other}"
+    span = re.search(r"for: (\d+)(\w)", rule)
+    if span:
+        for factor in (0.5, 2):
+            seconds = int(span[1]) * {"s": 1, "m": 60}[span[2]] * factor
+            assert not passes(rule.replace(span[0], f"for: {seconds:.0f}s")), f"{span[0]} times {factor}"
