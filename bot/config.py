@@ -152,8 +152,9 @@ class StrategyConfig(Table, kw_only=True, frozen=True):
         Milliseconds, Meta(description="a signal not acted on by then is `expired`; it outlives a restart of "
                            "the executor, not the price it was made at")] = 5_000
     resend_ms: Annotated[
-        Milliseconds, Meta(description="an unacknowledged signal is sent again after this; a healthy "
-                           "acknowledgement takes a few ms")] = 500
+        Milliseconds, Meta(description="an unacknowledged signal is sent again after this, then ever less "
+                           "often, and at once to an executor that is new; a healthy acknowledgement takes "
+                           "a few ms")] = 500
     signals_per_s_max: Annotated[
         Count, Meta(description="a looping strategy is held back here, before the journal sees it; the "
                     "newest target waits")] = 2

@@ -44,6 +44,7 @@ from bot.wire import (
 
 LEVELS_MAX = 100  # per symbol in a beat; more lines than that is no picture
 TEXT_MAX = 200  # characters of foreign bytes in a log line
+RESEND_NS_MAX = 10_000_000_000  # waits double: what a slow executor has not read yet must not become more
 OUTCOME_WAIT_NS = 2_000_000_000  # most signals have ended by then; an unknown order takes longer
 
 Batch = list[tuple[bytes, bytes]]
@@ -94,7 +95,7 @@ class StrategyRunner:
         self._asked: dict[str, int] = {}  # when each symbol's missing outcome was last asked for, monotonic
         self._bucket = TokenBucket(self.table.signals_per_s_max)
         self._seq = self._acked = 0
-        self._pushed: dict[Key, int] = {}  # when each pending signal was last pushed, monotonic
+        self._pushed: dict[Key, tuple[int, int]] = {}  # when each is due again, monotonic, and the wait then
         self._sent = {symbol: sent_of(signal, 0) for symbol, signal in outbox.newest().items()}
         if outbox.cut_bytes:
             log.warning("outbox_cut", cut_bytes=outbox.cut_bytes)
@@ -218,10 +219,12 @@ class StrategyRunner:
             self._strategy.on_report(report)
 
     def _saw_executor(self, run: int) -> None:
-        # Another executor process: what its predecessor said of positions is no longer the newest.
+        # Another executor process: what its predecessor said of positions is no longer the newest, and what
+        # that one had not read is lost.
         if run != self._executor_run:
             self._executor_run = run
             self._positions.clear()
+            self._pushed.clear()
 
     def _on_ack(self, key: Key) -> None:
         point("runner.ack_heard")
@@ -349,13 +352,14 @@ class StrategyRunner:
 
     def _flush(self, now_ns: int) -> int:
         # In order, so that no signal overtakes an older one that was never pushed.
-        pushed = 0
+        pushed, first_wait_ns = 0, self.table.resend_ms * 1_000_000
         for key, raw in self._outbox.pending():
-            if now_ns - self._pushed.get(key, -inf) >= self.table.resend_ms * 1_000_000:
+            due_ns, wait_ns = self._pushed.get(key, (now_ns, first_wait_ns))
+            if now_ns >= due_ns:
                 if not self._send(raw):
                     break
                 point("runner.pushed")
-                self._pushed[key] = now_ns
+                self._pushed[key] = now_ns + wait_ns, min(wait_ns * 2, max(RESEND_NS_MAX, first_wait_ns))
                 pushed += 1
         try:
             self._outbox.sync()

@@ -1,7 +1,7 @@
 """Every step of a signal and an order, killed and frozen, while the exchange does its worst: real processes.
 
 Short: each crash point killed, every second one frozen, the exchange's faults dealt over them. Long: each
-with every fault, several seeds (TRADEHOST_SWEEP_SEEDS, default 1 2 3).
+with every fault, several seeds (TRADEHOST_SWEEP_SEEDS, default 1 2 3), in TRADEHOST_SWEEP_LANES lanes.
 """
 
 import os
@@ -22,8 +22,8 @@ from tests.harness import wait_until
 from tests.sweep import FAULTS, Case, Lane, random_case
 
 LANE_CASES_MAX = 150  # then a fresh account: the exchange lists at most 1,000 orders at once
-# Each lane is its own exchange, account and five processes, which mostly wait.
-LANES = 3
+# Each lane is its own exchange, account and five processes, which mostly wait; fewer on a machine at work.
+LANES = int(os.environ.get("TRADEHOST_SWEEP_LANES", "3"))
 
 
 def play(folder: Path, cases: list[Case]) -> tuple[int, int, int]:

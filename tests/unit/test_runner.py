@@ -519,13 +519,24 @@ def test_runner_with_unacknowledged_signals_sends_them_again_in_order(world):
     assert world.wait(450) == []
     assert world.wait(50) == [first, second]
     world.ack(first)
-    assert world.wait(500) == [second]
+    assert world.wait(1_000) == [second]
     assert world.wait(10_000)[-1] == second, "also when it has expired: it needs an outcome"
     world.ack(second)
     world.outcome(second, "done")
     assert world.wait(2_000) == []
     status = world.runner.status()
     assert (status["signals"], status["acked"], status["outbox"]) == (2, 2, 0)
+
+
+def test_runner_with_a_slow_executor_sends_ever_less_often_and_to_a_new_one_at_once(world):
+    signal = only(world.wants("1"))
+    times = []
+    for tenth in range(600):
+        times += [tenth / 10 for _ in world.wait(100)]
+    gaps = [round(b - a) for a, b in zip(times, times[1:], strict=False)]
+    assert gaps[:4] == [1, 2, 4, 8] and set(gaps[4:]) == {10}
+    world.executor_beat(run=EXECUTOR_RUN + 1)
+    assert world.wait(50) == [signal], "the one before may have died with it unread"
 
 
 def test_runner_with_nobody_pulling_keeps_the_order(world):
