@@ -198,7 +198,7 @@ PROTOCOL = """
 3. PUSH the signal, with IMMEDIATE set so that nothing queues for a peer that is not there. A successful PUSH
    is no delivery: what a PULL had not read is lost when it dies.
 4. Keep the signal, also over your own restart, and PUSH the same bytes again after `resend_ms`, then after
-   twice as long each time (up to 10 s), and at once when the `executor_run` of its reports is a new one, until:
+   twice as long each time (up to 10 s), and at once when its reports name a new `executor_run`, until:
    its `ack` (it is in the executor's journal, synced), or its `outcome` arrives. An expired signal is sent
    again too: its outcome is then `expired`, and it is accounted for.
 5. The executor deduplicates by (strategy, run, seq) and acknowledges each copy. Every signal it acknowledged
