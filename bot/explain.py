@@ -84,6 +84,8 @@ _TELL = {
     "answered": _answered,
     "outcome": lambda e: f"outcome of {e.signal}: {e.outcome} ({e.reason}), filled {e.filled_qty}",
     "exits": lambda e: f"exits of {e.symbol}: stop {e.stop_loss}, take-profit {e.take_profit}",
+    "unprotected": lambda e: (f"{e.symbol} lacks its stop since {clock_text(e.since_ns)}" if e.since_ns
+                              else f"{e.symbol} no longer lacks its stop"),
     "locked": lambda e: f"{e.symbol} locked, {e.cause}: {e.evidence}",
     "unlocked": lambda e: f"{e.symbol} no longer locked for {e.cause}: {e.evidence}",
     "halted": lambda e: f"halted ({e.scope}) by {e.who}: {e.why}",
