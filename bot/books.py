@@ -23,6 +23,7 @@ from bot.events import (
     OrderChanged,
     OrderIntended,
     Reconciled,
+    Restored,
     Resumed,
     SignalClosed,
     SignalReceived,
@@ -170,6 +171,8 @@ class Books(msgspec.Struct, kw_only=True):
     since_wallet: list[tuple[int, Decimal]] = []
     day: DayBook | None = None
     reconciled: int = 0
+    lacks_since_ns: int = 0  # a restored journal lacks what happened from then on ...
+    restored_ns: int = 0  # ... until then; both 0 once a comparison has brought it in
 
     def book(self, symbol: str) -> SymbolBook:
         """Return the symbol's book, an empty one when nothing happened in it yet."""
@@ -296,6 +299,8 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
     if order is not None:
         _fill_order(order, book, event, signed_qty)
     book = books._own(event.symbol)
+    if event.cause == "restored" and book.position_qty * position_qty <= 0:
+        _forget_exits(book)
     book.position_qty, book.entry_price = position_qty, entry_price
     book.realized_pnl, book.fees = realized_pnl, fees
     book.version += event.cause != "signal"
@@ -331,6 +336,12 @@ def _entry_price(book: SymbolBook, signed_qty: Decimal, price: Decimal) -> Decim
     return (book.entry_price * held + price * signed_qty) / total
 
 
+def _forget_exits(book: SymbolBook) -> None:
+    # They were planned for another position.
+    book.stop_loss = book.take_profit = None
+    book.exits_signal = ""
+
+
 def _exits_set(books: Books, event: ExitsSet) -> None:
     book = books._own(event.symbol)
     book.stop_loss, book.take_profit = event.stop_loss, event.take_profit
@@ -364,6 +375,7 @@ def _reconciled(books: Books, event: Reconciled) -> None:
     books.since_wallet = [(ns, pnl) for ns, pnl in books.since_wallet if ns > event.exchange_ns]
     books.equity = event.wallet_balance + event.unrealized_pnl
     books.reconciled += 1
+    books.lacks_since_ns = books.restored_ns = 0
     for symbol, cursor in event.cursors.items():
         book = books._own(symbol)
         book.last_trade_id = max(book.last_trade_id, cursor)
@@ -386,15 +398,20 @@ def _told(books: Books, event: Commanded | OrderAnswered) -> None:
     pass  # for the record; what it leads to are events of their own
 
 
+def _restored(books: Books, event: Restored) -> None:
+    books.lacks_since_ns, books.restored_ns = event.lacks_since_ns, event.restored_ns
+    for book in books.symbols.values():
+        book.version += 1  # whatever was decided before was decided on another truth
+
+
 def _adopted(books: Books, event: Adopted) -> None:
     book = books.book(event.symbol)
     if not event.qty.is_finite() or book.working():
         raise InvariantError(f"{event.symbol}: {event.qty} cannot be adopted; orders at work: "
                              f"{', '.join(o.id for o in book.working()) or 'none'}")
     book, after = books._own(event.symbol), book.position_qty + event.qty
-    if book.position_qty * after <= 0:  # the exits were planned for another position
-        book.stop_loss = book.take_profit = None
-        book.exits_signal = ""
+    if book.position_qty * after <= 0:
+        _forget_exits(book)
     book.position_qty, book.entry_price = after, event.entry_price if after else None
     book.version += 1
     book.last_trade_id = max(book.last_trade_id, event.cursor)
@@ -407,5 +424,5 @@ _APPLY: dict[type, Callable[[Books, Any], None]] = {
     OrderIntended: _order_intended, OrderChanged: _order_changed, FillBooked: _fill_booked,
     ExitsSet: _exits_set, SymbolLocked: _locked, SymbolUnlocked: _unlocked, Halted: _halted,
     Resumed: _resumed, Reconciled: _reconciled, Commanded: _told, Adopted: _adopted,
-    OrderAnswered: _told, Unprotected: _unprotected,
+    OrderAnswered: _told, Unprotected: _unprotected, Restored: _restored,
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bot import __version__, apply, steer, views
+from bot import __version__, apply, restore, steer, views
 from bot.config_file import parse
 from bot.errors import (
     EXIT_CONFIG,
@@ -95,6 +95,19 @@ VERBS = (
                     help="let this strategy take over what one that goes holds")), reads_config=False),
     Verb("journal verify", views.verify_journal,
          "fold the journal from its first event on; exit 1 when it is damaged", "--json"),
+    Verb("backup make", restore.make_backup,
+         "make an encrypted backup, restore and fold it, and look at all that are kept"),
+    Verb("backup list", restore.list_backups, "list the backups, each as its bytes say now"),
+    Verb("backup key", restore.make_key, "make the key pair that backups are encrypted to", "backup.key", (
+        option("file", type=Path, metavar="FILE", help="for the private half; -: print both as JSON"),),
+         reads_config=False),
+    Verb("restore", restore.restore_backup,
+         "put a backup in the journal's place, halted; the executor must be stopped",
+         "journal-20260101T002000Z-5000.age --key backup.key", (
+             option("file", type=Path, metavar="FILE", help="the backup"),
+             option("--key", type=Path, required=True, metavar="KEY",
+                    help="file with the private key; -: standard input"),
+             option("--replace", action="store_true", help="set aside the journal that is there"))),
     Verb("halt", steer.halt, "let no entry and no reducing order leave; stops stay",
          "--symbol BTC/USDT:USDT", (*SCOPE, REASON), reads_config=False),
     Verb("cancel", steer.command, "cancel our open orders that are not exits; stops stay",
@@ -120,6 +133,7 @@ VERBS = (
 )
 # Words that stand for several verbs.
 GROUPS = {"config": "check a configuration file, or put it in force",
+          "backup": "make backups of the journal, and look at them",
           "journal": "prove that the journal is whole"}
 
 

@@ -259,6 +259,21 @@ class JournalConfig(Table, kw_only=True, frozen=True):
                     "0.3 s")] = 20_000
 
 
+class BackupConfig(Table, kw_only=True, frozen=True):
+    """Encrypted copies of the journal (`botctl backup`). Neither keys nor this file are in them."""
+
+    recipient: Annotated[
+        str, Meta(pattern=r"^(age1[0-9a-z]{58})?$", description="age public key, of `botctl backup key`; its "
+                  "private half stays off this host; empty: no backups are made")] = ""
+    folder: Annotated[str, Meta(description="where they are, below state_dir")] = "backup"
+    kept: Annotated[Count, Meta(description="how many stay; an older one goes only after a newer one was "
+                                "restored and folded")] = 14
+    size_mb_max: Annotated[
+        Count, Meta(description="of all together; the oldest go first, the newest always stays")] = 2_000
+    age_h_max: Annotated[
+        Count, Meta(description="older, the newest good one is told of: one night and two hours")] = 26
+
+
 class HealthConfig(Table, kw_only=True, frozen=True):
     """What health finds, kills and halts for. It looks at everything each second."""
 
@@ -379,6 +394,7 @@ class Config(Table, kw_only=True, frozen=True):
     gateway: GatewayConfig = GatewayConfig()
     executor: ExecutorConfig = ExecutorConfig()
     journal: JournalConfig = JournalConfig()
+    backup: BackupConfig = BackupConfig()
     health: HealthConfig = HealthConfig()
     guard: GuardConfig = GuardConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -419,6 +435,11 @@ class Config(Table, kw_only=True, frozen=True):
             return base + fixed.index(process)
         name = process.partition("-")[2]
         return self.strategy[name].metrics_port or base + 10 + zlib.crc32(name.encode()) % 500
+
+    def identity(self) -> dict[str, str]:
+        """Return what a journal belongs to for life."""
+        return {"exchange": self.exchange.id, "url": self.exchange.rest_url,
+                "account": self.exchange.account, "mode": self.mode}
 
     def fingerprint(self, *, is_shared: bool = False) -> str:
         """Return a short hash of the configuration, equal for equal meaning.

@@ -13,8 +13,8 @@ from bot.model import Outcome, TradingSignal, signal_id
 from bot.orders import Leg, OrderRequest, Side
 
 # Who or what moved the position. All but "signal" raise the position version: what a stop took
-# out does not come back on an older signal.
-FillCause = Literal["signal", "stop", "take_profit", "liquidation", "adl", "operator", "close"]
+# out does not come back on an older signal. "restored": the intent was lost with the journal's tail.
+FillCause = Literal["signal", "stop", "take_profit", "liquidation", "adl", "operator", "close", "restored"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -285,9 +285,21 @@ class Adopted(Event, frozen=True, kw_only=True, tag="adopted"):
         return self.symbol
 
 
+class Restored(Event, frozen=True, kw_only=True, tag="restored"):
+    """The journal up to here comes from a backup; what followed it is lost, and only the exchange knows it.
+
+    lacks_since_ns: time of the last event that was saved. restored_ns: until now; both by a host's clock.
+    """
+
+    backup: str
+    lacks_since_ns: int
+    restored_ns: int
+    who: str
+
+
 JournalEvent = (Started | SignalReceived | SignalClosed | OrderIntended | OrderChanged | FillBooked
                 | ExitsSet | SymbolLocked | SymbolUnlocked | Halted | Resumed | Reconciled | Commanded
-                | Adopted | OrderAnswered | Unprotected)
+                | Adopted | OrderAnswered | Unprotected | Restored)
 
 # Kinds whose key may stand in the journal only once; the journal itself refuses a second one.
 ONCE = ("signal", "outcome", "intent", "fill")

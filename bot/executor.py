@@ -344,12 +344,7 @@ async def main(daemon: Daemon) -> None:
         config.path(config.journal.path),
         clock,
         checkpoint_events=config.journal.checkpoint_events,
-        identity={
-            "exchange": config.exchange.id,
-            "url": config.exchange.rest_url,
-            "account": config.exchange.account,
-            "mode": config.mode,
-        },
+        identity=config.identity(),
     )
     exchange = Exchange(config.exchange, clock, orders=pool(config.exchange, clock),
                         queries=pool(config.exchange, clock), keys=(secret[0], secret[1]),

@@ -6,8 +6,9 @@ State: none on disk but these. Holds no key. Run: python -m bot.health --config 
 
 import asyncio
 import sys
+from typing import Any
 
-from bot import probe
+from bot import backup, probe
 from bot.bus import ZmqSubscriber
 from bot.daemon import Daemon, run
 from bot.halt import HaltFiles
@@ -26,7 +27,8 @@ async def main(daemon: Daemon) -> None:
     supervisor, left = Supervisor(config.path("run/supervisor.sock")), probe.host(config.state_path)
     watch = Watch(config, daemon.clock, daemon.log, halts=HaltFiles(config.path("halt")),
                   kill=supervisor.kill)
-    daemon.status = lambda: {**watch.status(), "host": left}
+    backups: dict[str, Any] = {}
+    daemon.status = lambda: {**watch.status(), "host": left, "backup": backups}
 
     async def look() -> None:
         programs = {p.name: p for p in await asyncio.to_thread(supervisor.programs)}
@@ -37,6 +39,12 @@ async def main(daemon: Daemon) -> None:
                                  ("host_memory_low", "memory_available_bytes", rules.host_memory_mb_min)):
             if left[key] < least * MB:
                 watch.find(rule, "host", f"{left[key] // MB} MB, limit {least}")
+        backups.update(backup.told(config, daemon.clock) or {})
+        if not backups.get("is_good", True):
+            watch.find("backup_failed", "host", backups["text"])
+        if backups.get("is_old"):
+            watch.find("backup_old", "host",
+                       f"{backups['newest'] or 'none'}, limit {config.backup.age_h_max} h")
         for name in ("executor", "gateway"):
             offset_ms = beats.get(name, {}).get("clock_offset_ms") or 0
             if abs(offset_ms) > rules.clock_offset_ms_max:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -209,6 +209,20 @@ class JournalReader:
                                    "journal is damaged; restore a backup and reconcile")
             self._db.rollback()
             return books, seq, row_hash.hex()
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the journal as it is now into a new file, while its writer writes on (sqlite.org/backup.html).
+
+        All at once: a copy in steps begins anew with each commit of another process.
+        """
+        with _damage(path), closing(_connect(path, "rwc")) as copy:
+            self._db.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a -wal beside it
+
+    def last_ns(self) -> int:
+        """Return the time of the last event, 0 when there is none."""
+        newest = self._entries("seq > 0 ORDER BY seq DESC LIMIT 1")
+        return newest[0].ts_ns if newest else 0
 
     def find(self, kind: str, key: str) -> JournalEvent | None:
         """Return the event of a kind in ONCE with this key."""

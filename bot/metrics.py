@@ -105,6 +105,11 @@ TABLE = (
     Metric("bot_host_disk_free_bytes", "gauge", "free where state_dir is", "host.disk_free_bytes"),
     Metric("bot_host_memory_available_bytes", "gauge", "memory available on the host",
            "host.memory_available_bytes"),
+    Metric("bot_backup_age_seconds", "gauge", "since the newest good backup was made", "backup.age_s"),
+    Metric("bot_backup_good", "gauge", "1 when the last one was restored and folded, and all kept are whole",
+           "backup.is_good"),
+    Metric("bot_backup_kept", "gauge", "good backups on this host", "backup.kept"),
+    Metric("bot_backup_size_bytes", "gauge", "of all of them", "backup.bytes"),
     Metric("bot_findings", "gauge", "what is wrong just now, by rule", "finding_counts.*", ("rule",)),
 )
 

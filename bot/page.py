@@ -32,7 +32,15 @@ def status_lines(status: dict[str, Any]) -> list[str]:
                                                "memory_mb", "cpu_pct")), "",
             *table_lines(status["positions"], ("symbol", "qty", "entry_price", "stop_loss", "take_profit",
                                                "realized_pnl", "strategy"), "no position yet"), "",
-            "  ".join(f"{name} {value}" for name, value in counters.items())]
+            "  ".join(f"{name} {value}" for name, value in counters.items()),
+            *_backup_lines(status["backup"])]
+
+
+def _backup_lines(backup: dict[str, Any] | None) -> list[str]:
+    if backup is None or not backup["newest"]:
+        return [f"backup  {backup['text']}"] if backup else []
+    word = backup["text"] or "restored and folded"
+    return [f"backup  {backup['newest']}, {backup['age_s'] // 3_600} h old, {word}; {backup['kept']} kept"]
 
 
 def fit(lines: list[str], columns: int, rows: int, last: str) -> str:

@@ -34,10 +34,12 @@ class Protector:
         """Record what protection needs now; return the orders to send and those to cancel.
 
         is_read: the exchange has told this symbol's position since our start; until then
-        RECONCILING lets nothing pass.
+        RECONCILING lets nothing pass, nor does a restored journal, halted or not: its position is an old one.
         """
         book = self._keeper.books.book(symbol)
         if "protect" not in MAY_PASS[state] and not (state == "RECONCILING" and is_read):
+            return [], []
+        if self._keeper.books.restored_ns and not is_read:
             return [], []
         self._count(book)
         settles = any(o.state != "UNKNOWN" for o in book.working())

@@ -196,6 +196,8 @@ class Reconciler:
             account = await self._exchange.account()  # with the transfers it holds: close to each other
             transfers = await self._exchange.transfers(day.since_ns) if day else Decimal(0)
             for symbol in self.traded:
+                if self._books.restored_ns:
+                    self.recorder.take_plan(symbol)
                 differences += await self._compare_position(symbol, positions)
             point("reconciler.compared")
             self._keeper.record(Reconciled(
@@ -224,6 +226,9 @@ class Reconciler:
         elif book.orders:
             first_ns = min(o.intended_ns for o in book.orders.values())
             start_ns = first_ns + self._exchange.clock_offset_ns - CLOCK_SLACK_NS
+            fills = await self._exchange.fills_since(symbol, start_ns=start_ns)
+        elif self._books.lacks_since_ns:
+            start_ns = self._books.lacks_since_ns - CLOCK_SLACK_NS
             fills = await self._exchange.fills_since(symbol, start_ns=start_ns)
         else:
             return 0
@@ -338,7 +343,8 @@ class Reconciler:
             if order is not None:
                 self.recorder.learn(order, status)
             elif status.client_order_id.startswith(PREFIX):
-                self.recorder.unknown_of_ours(status.client_order_id)
+                if not self.recorder.take_back(status):
+                    self.recorder.unknown_of_ours(status.client_order_id)
             elif status.symbol in self.traded and not status.client_order_id.startswith(NOT_OF_THE_BOOKS):
                 evidence = f"order {status.client_order_id} {status.side} {status.qty} is not ours"
                 differences.append(f"{status.symbol} foreign_order: {evidence}")

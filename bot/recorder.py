@@ -1,13 +1,21 @@
 """Records what the exchange tells of orders and fills: whose it is; what is nobody's locks its symbol."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
 from bot.books import Order
 from bot.crash import point
-from bot.events import FillCause, OrderIntended
+from bot.events import ExitsSet, FillCause, OrderIntended
 from bot.log import Log
-from bot.orders import CANARY_PREFIX, GUARD_PREFIX, PREFIX, ExchangeFill, OrderStatus
+from bot.orders import (
+    CANARY_PREFIX,
+    GUARD_PREFIX,
+    PREFIX,
+    ExchangeFill,
+    OrderRequest,
+    OrderStatus,
+)
 
 NOT_OF_THE_BOOKS = (GUARD_PREFIX, CANARY_PREFIX)  # ours, and no intent of the journal's
 # Client order ids the exchange itself makes (exchange-facts 1.1) -> cause of the lock, cause of the fill.
@@ -65,6 +73,8 @@ class Recorder:
             self._lock(fill.symbol, made[0], f"the exchange closed {fill.qty} at {fill.price} ({name})")
             return self._keeper.book_fill(fill, None, made[1])
         if name.startswith(PREFIX):
+            if fill.exchange_ns <= self._books.restored_ns:
+                return self._keeper.book_fill(fill, None, "restored")
             self.unknown_of_ours(name)
         elif (self._is_traded(fill.symbol)
               and int(fill.trade_id) > self._books.book(fill.symbol).last_trade_id):
@@ -72,6 +82,34 @@ class Recorder:
             self._lock(fill.symbol, "foreign_fill", f"trade {fill.trade_id}: {fill.side} {fill.qty} at "
                        f"{fill.price} by order {name or fill.exchange_order_id}")
         return False
+
+    def take_back(self, status: OrderStatus) -> bool:
+        """Take in an exit at rest whose intent a restored journal lacks; return whether it is one.
+
+        Anything else of ours that the journal does not know is a second instance's.
+        """
+        if not (status.update_ns <= self._books.restored_ns and status.is_conditional and status.reduce_only
+                and status.trigger_price is not None and status.event == "accept"):
+            return False
+        type_: Literal["stop", "take_profit"] = (
+            "take_profit" if status.type.startswith("TAKE_PROFIT") else "stop")
+        order = self._keeper.intend(
+            OrderRequest(client_order_id=status.client_order_id, symbol=status.symbol, side=status.side,
+                         qty=status.qty, type=type_, trigger_price=status.trigger_price, reduce_only=True),
+            strategy="", signal=self._books.book(status.symbol).exits_signal, leg=type_,
+            checks={"restored": "it rests at the exchange and its intent was lost"})
+        return self._keeper.report_status(order, status)
+
+    def take_plan(self, symbol: str) -> None:
+        """Make the exits that rest at the exchange the plan: the one in a restored journal may be old."""
+        book = self._books.book(symbol)
+        side = "sell" if book.position_qty > 0 else "buy"
+        rests = {o.request.type: o.request.trigger_price for o in book.orders.values()
+                 if o.rests and o.request.side == side and book.position_qty}
+        plan = rests.get("stop", book.stop_loss), rests.get("take_profit")
+        if plan != (book.stop_loss, book.take_profit):
+            self._keeper.record(ExitsSet(symbol=symbol, signal=book.exits_signal, stop_loss=plan[0],
+                                         take_profit=plan[1]), symbol)
 
     def unknown_of_ours(self, name: str) -> None:
         """Halt: an order of ours is not in the journal."""

@@ -21,6 +21,7 @@ from bot.events import (
     OrderChanged,
     OrderIntended,
     Reconciled,
+    Restored,
     Resumed,
     SignalClosed,
     SignalReceived,
@@ -33,7 +34,7 @@ from bot.journal import Entry
 from bot.page import table_lines
 
 STATIC = Path(__file__).with_name("static")
-INCIDENTS = (Started, Halted, Resumed, SymbolLocked, SymbolUnlocked, Commanded, Adopted)
+INCIDENTS = (Started, Halted, Resumed, SymbolLocked, SymbolUnlocked, Commanded, Adopted, Restored)
 ZERO = Decimal(0)
 MS = 1e6
 

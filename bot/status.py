@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from bot import backup
 from bot.books import Books, SymbolBook
 from bot.budget import Usage
 from bot.clock import Clock
@@ -116,6 +117,7 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
         "open_orders": sum(len(b.live_orders()) for b in symbols),
         "unknown_orders": sum(len(b.unknown()) for b in symbols),
         "locked_symbols": {b.symbol: b.locks for b in symbols if b.locks},
+        "backup": backup.told(config, clock),
         "prices": beats.get("gateway", {}).get("prices", {}),
         "stale": beats.get("gateway", {}).get("stale", []),
         "findings": findings(beats, processes),

@@ -26,6 +26,8 @@ RULES = {
     "descriptors_high": "a process used more than descriptors_pct_max of its file descriptors",
     "disk_low": "the disk of state_dir has less than disk_free_mb_min",
     "host_memory_low": "the host has less memory than host_memory_mb_min",
+    "backup_failed": "the last backup was not made, or a kept one is not what it was",
+    "backup_old": "the newest good backup is older than backup.age_h_max, or there is none",
     "clock_offset": "the host's clock differs from the exchange's by more than clock_offset_ms_max",
 }
 MB = 1_000_000

@@ -17,6 +17,7 @@ from bot.events import (
     ExitsSet,
     Halted,
     Reconciled,
+    Restored,
     Resumed,
     SignalClosed,
     Started,
@@ -311,7 +312,7 @@ def test_order_with_impossible_executed_quantity_is_refused_without_change(execu
 
 
 @pytest.mark.parametrize(
-    "cause", ["signal", "stop", "take_profit", "liquidation", "adl", "operator", "close"]
+    "cause", ["signal", "stop", "take_profit", "liquidation", "adl", "operator", "close", "restored"]
 )
 def test_version_with_fill_rises_unless_a_signal_caused_it(cause):
     books = holding("1", version=4)
@@ -577,6 +578,23 @@ def test_adoption_moves_the_position_and_ends_its_locks(held, qty, keeps_exits):
     assert (book.version, book.locks.keys()) == (before + 1, {"foreign_order"})
     assert (book.stop_loss is not None) == keeps_exits
     assert Books.decode(books.encode()) == books
+
+
+def test_restored_books_deny_what_was_decided_before_until_a_comparison():
+    books = holding("2", stop="90")
+    before = books.book(BTC).version
+    books.apply(Restored(backup="b", lacks_since_ns=1, restored_ns=2, who="ann"))
+    assert (books.book(BTC).version, books.restored_ns) == (before + 1, 2)
+    books.apply(Reconciled(trigger="start", differences=(), positions={}, wallet_balance=D(1)))
+    assert (books.lacks_since_ns, books.restored_ns) == (0, 0)
+
+
+@pytest.mark.parametrize(("qty", "side", "keeps_exits"), [
+    ("1", "buy", True), ("1", "sell", True), ("2", "sell", False), ("3", "sell", False)])
+def test_fill_of_a_lost_tail_that_ends_the_position_ends_its_exits(qty, side, keeps_exits):
+    books = holding("2", stop="90")
+    books.apply(filled("", qty, side, cause="restored"))
+    assert (books.book(BTC).stop_loss is not None) == keeps_exits
 
 
 def test_adoption_with_an_order_at_work_or_no_number_is_refused():

@@ -11,7 +11,7 @@ STATUS = {
                    "memory_mb": None, "cpu_pct": None}],
     "counters": {"ticks": 5}, "positions": [], "open_orders": 1, "unknown_orders": 0, "journal_error": "torn",
     "locked_symbols": {"BTC/USDT:USDT": {"books_differ": "0.1 against 0"}},
-    "findings": [{"rule": "cpu_busy", "subject": "gateway", "text": "99 %", "age_s": 4}],
+    "findings": [{"rule": "cpu_busy", "subject": "gateway", "text": "99 %", "age_s": 4}], "backup": None,
 }
 
 

@@ -11,7 +11,7 @@ from bot.bookkeeper import Bookkeeper
 from bot.books import Books
 from bot.config import ExecutorConfig
 from bot.errors import IllegalTransition
-from bot.events import ExitsSet, SymbolLocked
+from bot.events import ExitsSet, Restored, SymbolLocked
 from bot.log import Log
 from bot.orders import CLOSED, IN_FLIGHT, OrderRequest
 from bot.protection import is_protected
@@ -426,6 +426,13 @@ def test_state_with_table_of_the_design_lets_protection_pass(bench, state, is_re
         bench.answer("reject", code=-2021)
         expected = "close sell 10"
     assert bench.act(state, is_read=is_read) == ([expected] if acts else [], [])
+
+
+@pytest.mark.parametrize(("is_read", "acts"), [(False, False), (True, True)])
+def test_restored_journal_protects_nothing_before_the_exchange_told_the_position(bench, is_read, acts):
+    bench.enter()
+    bench.keeper.record(Restored(backup="b", lacks_since_ns=1, restored_ns=2, who="ann"))
+    assert bench.act("HALTED", is_read=is_read) == (["stop sell 10 90"] if acts else [], [])
 
 
 def test_symbols_with_their_own_time_are_told_apart(bench):

@@ -8,7 +8,7 @@ import pytest
 from bot.bookkeeper import Bookkeeper
 from bot.config import AccountConfig
 from bot.errors import ExchangeError
-from bot.events import Adopted
+from bot.events import Adopted, ExitsSet, Restored
 from bot.journal import Journal
 from bot.log import Log
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
@@ -398,6 +398,55 @@ def test_fill_of_somebody_else_that_was_adopted_does_not_come_again(bench):
     bench.unknown_order()
     asyncio.run(bench.it.reconcile("test"))
     assert not bench.keeper.books.book(BTC).locks
+
+
+LOST = "th-lost-9-s"  # an order of ours whose intent went with the journal's tail
+
+
+def restored(bench):
+    bench.keeper.record(Restored(backup="b", lacks_since_ns=NOW - 9, restored_ns=NOW, who="ann"))
+
+
+def lost_exit(name=LOST, kind="STOP_MARKET", **changes):
+    return status(name, **({"exchange_order_id": name[-1].encode().hex(), "side": "sell", "type": kind,
+                            "is_conditional": True, "reduce_only": True, "trigger_price": D(90)} | changes))
+
+
+def test_restored_journal_takes_in_fills_and_exits_that_it_lacks(bench):
+    restored(bench)
+    bench.trades, bench.held = [fill(name="th-lost-9-o", trade="41")], D(2)
+    bench.open = [lost_exit(), lost_exit("th-lost-9-t", "TAKE_PROFIT_MARKET", trigger_price=D(120))]
+    assert asyncio.run(bench.it.reconcile("test")) == [] and not bench.halts
+    book = bench.keeper.books.book(BTC)
+    assert (book.position_qty, book.stop_loss, book.take_profit) == (2, 90, 120)
+    assert {o.leg: o.state for o in book.orders.values()} == {"stop": "ACCEPTED", "take_profit": "ACCEPTED"}
+    # Once compared it is a journal like any other.
+    bench.open.append(lost_exit("th-lost-9-x"))
+    asyncio.run(bench.it.reconcile("test"))
+    assert "th-lost-9-x has our prefix" in bench.halts[0]
+
+
+@pytest.mark.parametrize("what", [
+    lambda b: b.open.append(lost_exit(update_ns=NOW + 1)),
+    lambda b: b.open.append(lost_exit(reduce_only=False)),
+    lambda b: b.open.append(lost_exit(is_conditional=False)),
+    lambda b: b.trades.append(fill(name=LOST, trade="41", exchange_ns=NOW + 1)),
+], ids=["later exit", "not an exit", "not conditional", "later fill"])
+def test_restored_journal_with_anything_else_of_ours_halts(bench, what):
+    restored(bench)
+    what(bench)
+    asyncio.run(bench.it.reconcile("test"))
+    assert f"{LOST} has our prefix" in bench.halts[0] and not bench.keeper.books.book(BTC).position_qty
+
+
+def test_restored_journal_keeps_the_old_stop_where_none_rests_and_drops_the_old_take_profit(bench):
+    bench.trades, bench.held = [fill(name="th-lost-9-o", trade="41")], D(4)
+    bench.keeper.record(Adopted(symbol=BTC, qty=D(2), entry_price=D(100), who="op", why="x", causes=()))
+    bench.keeper.record(ExitsSet(symbol=BTC, signal="s/1/1", stop_loss=D(80), take_profit=D(150)))
+    restored(bench)
+    asyncio.run(bench.it.reconcile("test"))
+    book = bench.keeper.books.book(BTC)
+    assert (book.position_qty, book.stop_loss, book.take_profit) == (4, 80, None)
 
 
 @pytest.mark.parametrize("leg", ["stop", "open"])
