@@ -181,13 +181,16 @@ class Books(msgspec.Struct, kw_only=True):
 
     def find_order(self, symbol: str, *, client_order_id: str = "",
                    exchange_order_id: str = "") -> Order | None:
-        """Return our order by any of its names: a conditional order's child carries its parent's."""
+        """Return our order by its name, or by the exchange's number of what executes.
+
+        That is never a conditional order's own number, which counts in a row of its own.
+        """
         orders = self.book(symbol).orders
         if client_order_id in orders:
             return orders[client_order_id]
         if exchange_order_id:
-            return next((o for o in orders.values()
-                         if exchange_order_id in (o.exchange_order_id, o.triggered_id)), None)
+            return next((o for o in orders.values() if exchange_order_id == (
+                o.triggered_id if o.request.is_conditional else o.exchange_order_id)), None)
         return None
 
     def apply(self, event: JournalEvent) -> None:
@@ -275,9 +278,8 @@ def _order_changed(books: Books, event: OrderChanged) -> None:
                   if event.client_order_id in b.orders), None)
     if order is None:
         raise InvariantError(f"order {event.client_order_id} is not in the books")
-    if not (event.executed_qty.is_finite() and 0 <= event.executed_qty <= order.request.qty):
-        raise InvariantError(f"order {order.id} of {order.request.qty} cannot have executed "
-                             f"{event.executed_qty}")
+    if not (event.executed_qty.is_finite() and event.executed_qty >= 0):
+        raise InvariantError(f"order {order.id} cannot have executed {event.executed_qty}")
     order.state = next_state(order.state, event.event)
     order.executed_qty = max(order.executed_qty, event.executed_qty)
     order.exchange_order_id = event.exchange_order_id or order.exchange_order_id

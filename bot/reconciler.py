@@ -46,8 +46,8 @@ class Chase:
     def __init__(self, now_ns: int, wait_ms: int) -> None:
         self.wait_ms = wait_ms
         self.next_ns = now_ns + wait_ms * 1_000_000
-        self.first_miss_ns = 0
-        self.misses = 0
+        self.misses = self.first_miss_ns = 0  # in a row, behind the fence and since up_ns
+        self.up_ns = 0  # since when the private stream has had no gap
 
 
 class Reconciler:
@@ -132,6 +132,7 @@ class Reconciler:
                 self._stream = self._stream_up_ns = None
                 self._is_compared = False
                 self._untold.clear()
+                self._gone.clear()
                 await stream.close()
             self._log.warning("private_stream_down", error=reason, retry_ms=wait_ms)
             self._wake()
@@ -173,8 +174,6 @@ class Reconciler:
             except TimeoutError:
                 self._trigger = "timer"
             self._wanted.clear()
-            if self._stream_up_ns is None:
-                continue  # the stream asks again when it is up
             try:
                 await self.reconcile(self._trigger)
             except ExchangeError as error:
@@ -237,7 +236,7 @@ class Reconciler:
             if self._books.find_order(symbol, client_order_id=fill.client_order_id,
                                       exchange_order_id=fill.exchange_order_id) is None and not names:
                 listed = await self._exchange.orders_since(symbol, fill.exchange_ns - CLOCK_SLACK_NS)
-                names = {o.exchange_order_id: o.client_order_id for o in listed}
+                names = {o.exchange_order_id: o.client_order_id for o in listed if not o.is_conditional}
             if (self.recorder.book(fill, names.get(fill.exchange_order_id, fill.client_order_id))
                     and self._stream is not None and fill.exchange_ns > self._stream_since_ns):
                 self._untold[symbol, fill.trade_id] = fill.exchange_ns
@@ -283,12 +282,13 @@ class Reconciler:
         self._wake()
 
     async def _missed(self, order: Order, chase: Chase) -> None:
-        chase.misses += 1
         now_ns = self._clock.mono_ns()
         if not self._is_fenced(order) or self._stream_up_ns is None:
-            chase.misses, chase.first_miss_ns = 0, 0
+            chase.misses = 0
             return
-        chase.first_miss_ns = max(chase.first_miss_ns or now_ns, self._stream_up_ns)
+        if chase.misses == 0 or chase.up_ns != self._stream_up_ns:
+            chase.misses, chase.first_miss_ns, chase.up_ns = 0, now_ns, self._stream_up_ns
+        chase.misses += 1
         span_s = (now_ns - chase.first_miss_ns) / 1e9
         self._log.info("order_missed", client_order_id=order.id, misses=chase.misses, span_s=round(span_s, 1))
         if order.state != "UNKNOWN" or order.code == -1007 or chase.misses < MISSES_MIN:
@@ -315,13 +315,16 @@ class Reconciler:
         return self._exchange.server_ns() > fence_ns + self._config.executor.fence_margin_ms * 1_000_000
 
     async def _is_nowhere(self, order: Order) -> bool:
-        symbol, start_ns = order.request.symbol, order.intended_ns - CLOCK_SLACK_NS
+        # By the exchange's clock, or by this host's where that is the earlier: it may have stepped since.
+        symbol, filled_qty = order.request.symbol, order.filled_qty
+        start_ns = order.intended_ns + min(0, self._exchange.clock_offset_ns) - CLOCK_SLACK_NS
         listed = (await self._exchange.open_orders(symbol)
                   + await self._exchange.orders_since(symbol, start_ns))
         if any(o.client_order_id == order.id for o in listed):
             return False
         await self.fetch_fills(symbol)
-        return (await self._positions()).get(symbol, Decimal(0)) == self._books.book(symbol).position_qty
+        is_equal = (await self._positions()).get(symbol, Decimal(0)) == self._books.book(symbol).position_qty
+        return is_equal and order.filled_qty == filled_qty
 
     def _is_booked(self, position: ExchangePosition) -> bool:
         return position.qty == self._books.book(position.symbol).position_qty
@@ -338,8 +341,7 @@ class Reconciler:
             (None,) if everywhere else tuple(s for s in self.traded if self._is_listed(s)))
         open_now = [status for symbol in asked for status in await self._exchange.open_orders(symbol)]
         for status in open_now:
-            order = self._books.find_order(status.symbol, client_order_id=status.client_order_id,
-                                           exchange_order_id=status.exchange_order_id)
+            order = self._find(status)
             if order is not None:
                 self.recorder.learn(order, status)
             elif status.client_order_id.startswith(PREFIX):
@@ -354,6 +356,7 @@ class Reconciler:
             if symbol not in foreign:
                 self._unlock(symbol, "foreign_order", "no foreign order is open any more")
         names = {o.client_order_id for o in open_now}
+        self._gone = {name: looks for name, looks in self._gone.items() if name not in names}
         for book in list(self._books.symbols.values()):
             for order in book.live_orders():
                 if order.id not in {*names, *self.sending} and self._is_listed(book.symbol):
@@ -412,10 +415,11 @@ class Reconciler:
             if isinstance(said, ListenKeyExpired):
                 return False
             if isinstance(said, OrderStatus):
-                order = self._books.find_order(said.symbol, client_order_id=said.client_order_id,
-                                               exchange_order_id=said.exchange_order_id)
+                order = self._find(said)
                 if order is not None:
                     self.recorder.learn(order, said)
+                elif said.client_order_id.startswith(PREFIX):
+                    self.recorder.unknown_of_ours(said.client_order_id)
                 if said.event is None:
                     self._log.warning("status_unrecognized", client_order_id=said.client_order_id,
                                       raw_status=said.raw_status)
@@ -429,6 +433,11 @@ class Reconciler:
         self._keeper.commit()
         self._wake()
         return True
+
+    def _find(self, status: OrderStatus) -> Order | None:
+        number = "" if status.is_conditional else status.exchange_order_id
+        return self._books.find_order(status.symbol, client_order_id=status.client_order_id,
+                                      exchange_order_id=number)
 
     def _lock(self, symbol: str, cause: str, evidence: str) -> None:
         if self._keeper.lock(symbol, cause, evidence):

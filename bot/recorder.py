@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Literal
 
+import msgspec
+
 from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
 from bot.books import Order
 from bot.crash import point
@@ -43,9 +45,10 @@ class Recorder:
         order = self._books.find_order(fill.symbol, client_order_id=name,
                                        exchange_order_id=fill.exchange_order_id)
         if order is not None:
-            if order.state in ("ABSENT", "REJECTED"):
-                self._lock(fill.symbol, "late_fill", f"{order.id} was {order.state} and filled {fill.qty}")
+            before = order.state
             new = self._keeper.book_fill(fill, order, CAUSE_OF_LEG[order.leg])
+            if new and before in ("ABSENT", "REJECTED"):
+                self._lock(fill.symbol, "late_fill", f"{order.id} was {before} and filled {fill.qty}")
             foreign = self._books.book(fill.symbol).locks.get("foreign_fill", "")
             if foreign.startswith(f"trade {fill.trade_id}:"):
                 self._keeper.unlock(fill.symbol, "foreign_fill", f"it was of {order.id}, listed late")
@@ -65,8 +68,12 @@ class Recorder:
     def _book_without_order(self, fill: ExchangeFill, name: str) -> bool:
         made = next((causes for prefix, causes in EXCHANGE_MADE.items() if name.startswith(prefix)), None)
         intent = self._keeper.journal.find("intent", name) if name else None
-        if isinstance(intent, OrderIntended):
-            return self._keeper.book_fill(fill, None, CAUSE_OF_LEG[intent.leg])
+        fill = msgspec.structs.replace(fill, client_order_id=name)
+        if isinstance(intent, OrderIntended):  # the books have forgotten it: it was settled long ago
+            new = self._keeper.book_fill(fill, None, CAUSE_OF_LEG[intent.leg])
+            if new:
+                self._lock(fill.symbol, "late_fill", f"{name} was settled long ago and filled {fill.qty}")
+            return new
         if name.startswith(NOT_OF_THE_BOOKS):
             return self._keeper.book_fill(fill, None, "operator")
         if made is not None:
@@ -112,6 +119,8 @@ class Recorder:
                                          take_profit=plan[1]), symbol)
 
     def unknown_of_ours(self, name: str) -> None:
-        """Halt: an order of ours is not in the journal."""
+        """Halt for an order of ours, unless the journal knows it and the books have only forgotten it."""
+        if self._keeper.journal.has("intent", name):
+            return
         self._halt("executor", f"order {name} has our prefix and is not in the journal: the journal lost "
                    "its tail, or a second instance trades this account")

@@ -24,19 +24,24 @@ from tests.harness import ROOT, wait_until
 
 OWNER = {"runner": "strategy-levels", "executor": "executor", "sender": "executor", "keeper": "executor",
          "reconciler": "executor", "paper": "paper"}
-# Everything that waits is short: the rules are the same, the cases are many.
+# Everything that waits is short: the rules are the same, the cases are many. A machine with other work needs
+# all of it so many times as long.
+SLOW = int(os.environ.get("TRADEHOST_SWEEP_SLOW", "1"))
 CONFIG: dict[str, Any] = {
-    "executor": {"reconcile_s": 1, "absent_after_s": 1, "resolve_ms": 50, "fence_margin_ms": 200,
+    "executor": {"reconcile_s": SLOW, "absent_after_s": 1, "resolve_ms": 50, "fence_margin_ms": 200,
                  "snapshot_ms": 100, "clock_check_s": 5, "unprotected_s_max": 60},
-    "exchange": {"recv_window_ms": 500, "request_timeout_ms": 500, "connect_timeout_ms": 500},
-    "bus": {"heartbeat_ms": 100, "silence_ms": 500},
-    "gateway": {"reconnect_ms_min": 50, "reconnect_ms_max": 200, "stale_ms": 2_000, "clock_check_s": 5},
-    "limits": {"orders_per_minute_max": 1_200, "signal_age_ms_max": 1_000},
+    "exchange": {"recv_window_ms": 500 * SLOW, "request_timeout_ms": 500 * SLOW,
+                 "connect_timeout_ms": 500 * SLOW},
+    "bus": {"heartbeat_ms": 100, "silence_ms": 500 * SLOW},
+    "gateway": {"reconnect_ms_min": 50, "reconnect_ms_max": 200, "stale_ms": 2_000 * SLOW,
+                "clock_check_s": 5},
+    "limits": {"orders_per_minute_max": 1_200, "signal_age_ms_max": 1_000 * SLOW,
+               "tick_age_ms_max": 3_000 * SLOW},
     "journal": {"checkpoint_events": 200},
     "paper": {"latency_ms": 0},
 }
 SETTLE_S_MAX = 120  # of a case, of which it needs a few; a machine at work answers late again and again
-FENCE_S = 0.5 + 0.2  # recv_window_ms + fence_margin_ms
+FENCE_S = 0.5 * SLOW + 0.2  # recv_window_ms + fence_margin_ms
 
 
 def _answer(status: int, body: str, *, is_executed: bool, **headers: str) -> dict[str, Any]:
@@ -55,9 +60,9 @@ FAULTS: dict[str, dict[str, Any]] = {
     "lose_request": {"do": "lose_request"},
     "truncate": {"do": "truncate"},
     "delay": {"do": "delay", "delay_ms": 300},
-    "delay_past_fence": {"do": "delay", "delay_ms": 900},
+    "delay_past_fence": {"do": "delay", "delay_ms": 900 * SLOW},
     "delay_answer": {"do": "delay_answer", "delay_ms": 300},
-    "delay_answer_past_fence": {"do": "delay_answer", "delay_ms": 900},
+    "delay_answer_past_fence": {"do": "delay_answer", "delay_ms": 900 * SLOW},
     "200_empty": _answer(200, "", is_executed=True),
     "200_empty_not": _answer(200, "", is_executed=False),
     "200_of_another": _answer(200, '{"orderId":7,"clientOrderId":"another"}', is_executed=True),
@@ -109,7 +114,7 @@ class Lane(Appliance):
         tables = {name: dict(table) for name, table in CONFIG.items()}
         tables["strategy"] = overrides.pop("strategy", None) or {"levels": {
             "class": "tests.wishes:WishStrategy", "settings": {"wish": str(self.wish_file)},
-            "signal_ttl_ms": 1_500, "resend_ms": 100, "signals_per_s_max": 100}}
+            "signal_ttl_ms": 1_500 * SLOW, "resend_ms": 100, "signals_per_s_max": 100}}
         super().__init__(folder, **{**tables, **overrides})
         self.nursery: subprocess.Popen | None = None
         self._instead = () if is_limited else ("paper=tests.unlimited",)

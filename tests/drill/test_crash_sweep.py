@@ -1,7 +1,8 @@
 """Every step of a signal and an order, killed and frozen, while the exchange does its worst: real processes.
 
 Short: each crash point killed, every second one frozen, the exchange's faults dealt over them. Long: each
-with every fault, several seeds (TRADEHOST_SWEEP_SEEDS, default 1 2 3), in TRADEHOST_SWEEP_LANES lanes.
+with every fault, several seeds (TRADEHOST_SWEEP_SEEDS, default 1 2 3), in TRADEHOST_SWEEP_LANES
+lanes, everything that waits TRADEHOST_SWEEP_SLOW times as long.
 """
 
 import os
@@ -35,7 +36,9 @@ def play(folder: Path, cases: list[Case]) -> tuple[int, int, int]:
         turn, case = 0, None
         while waiting and not failures:
             turn += 1
-            with Lane(folder / f"lane-{number}-{turn}") as lane:
+            with lock:  # msgspec 0.22 may crash when two threads meet a type for the first time
+                made = Lane(folder / f"lane-{number}-{turn}")
+            with made as lane:
                 try:
                     lane.begin()
                     for _ in range(LANE_CASES_MAX):

@@ -251,7 +251,9 @@ def test_misses_before_the_stream_came_back_do_not_count(bench):
     bench.play(bench.it.chase, 50)  # asked ever less often: the third miss behind the fence comes at 51 s
     bench.it._stream_up_ns = bench.clock.mono_ns()
     bench.play(bench.it.chase, 3)
-    assert order.state == "UNKNOWN" and bench.it._chases[NAME].misses == MISSES_MIN
+    assert order.state == "UNKNOWN" and bench.it._chases[NAME].misses == 1
+    bench.play(bench.it.chase, 120)
+    assert order.text.startswith(f"missed {MISSES_MIN} times"), "three, with no gap between them"
 
 
 def test_misses_within_the_margin_behind_the_window_do_not_count(bench):
@@ -482,3 +484,115 @@ def test_symbol_that_left_is_compared_anew_when_it_comes_back(bench):
     bench.it._config.strategy.clear()
     asyncio.run(bench.it.reconcile("test"))
     assert bench.it.read == set()
+
+
+@pytest.mark.parametrize("ahead_s", [3_600, -3_600])
+def test_lists_are_asked_from_before_the_send_by_the_exchanges_clock(bench, ahead_s):
+    order, asked = bench.unknown_order(), []
+    bench.clock_offset_ns = ahead_s * SECOND
+
+    async def orders_since(symbol, start_ns):
+        asked.append(start_ns)
+        return []
+    bench.orders_since = orders_since
+    bench.clock.step(FENCE_S + 1)
+    asyncio.run(bench.it.declare_absent(order, "op"))
+    assert asked and max(asked) < NOW + ahead_s * SECOND
+
+
+def test_order_whose_first_fill_is_listed_only_now_is_not_nowhere(bench):
+    order = bench.unknown_order()
+    bench.trades, bench.held = [fill(qty="1")], D(1)
+    bench.clock.step(FENCE_S + 1)
+    assert not asyncio.run(bench.it._is_nowhere(order))
+    assert order.state == "PARTIALLY_FILLED"
+
+
+def test_order_at_rest_that_was_seen_again_or_behind_a_gap_is_looked_for_anew(bench):
+    order = bench.stop()
+    bench.keeper.change(order, "accept")
+    for end in (lambda: bench.open.append(status()), lambda: bench.play(bench.it.follow, 1)):
+        for _ in range(MISSES_MIN - 1):
+            asyncio.run(bench.it.reconcile("test"))
+        bench.said = [ListenKeyExpired(listen_key="key")]
+        end()
+        bench.clock.step(ABSENT_AFTER_S)
+        asyncio.run(bench.it.reconcile("test"))
+        bench.open.clear()
+        asyncio.run(bench.it.reconcile("test"))
+        assert order.state == "ACCEPTED"
+
+
+def test_order_event_with_our_prefix_that_the_journal_does_not_know_halts_at_once(bench):
+    bench.unknown_order()
+    for name in (NAME, "tc-canary", "web_1", "tg-flatten"):
+        bench.said = [status(name, exchange_order_id=str(len(name)))]
+        bench.it._hear(b"")
+    assert not bench.halts
+    bench.said = [status("th-another-9-open", exchange_order_id="70")]
+    bench.it._hear(b"")
+    assert "th-another-9-open has our prefix and is not in the journal" in bench.halts[0]
+
+
+def test_fill_of_an_order_that_was_forgotten_is_booked_and_locks(bench):
+    order = bench.unknown_order()
+    bench.clock.step(FENCE_S + 1)
+    asyncio.run(bench.it.declare_absent(order, "op"))
+    book = bench.keeper.books.book(BTC)
+    del book.orders[NAME]  # as after many newer ones
+    book.last_trade_id, bench.trades, bench.held, bench.past = 5, [fill(name="", trade="7")], D(2), [status()]
+    for _ in range(2):
+        asyncio.run(bench.it.reconcile("test"))
+    assert book.position_qty == 2 and NAME in book.locks["late_fill"] and not bench.halts
+    assert bench.journal.find("fill", f"{BTC}#7").client_order_id == NAME
+
+
+def test_fill_of_a_refused_order_that_is_told_twice_locks_once(bench):
+    order = bench.unknown_order()
+    bench.keeper.change(order, "reject", code=-2019)
+    bench.said = [fill(qty="1")]
+    bench.it._hear(b"")
+    assert "was REJECTED and filled 1" in bench.keeper.books.book(BTC).locks["late_fill"]
+    bench.keeper.unlock(BTC, "late_fill", "adopted")
+    bench.it._hear(b"")
+    assert not bench.keeper.books.book(BTC).locks
+
+
+def test_more_executed_than_was_ordered_is_booked_and_halts_whatever_tells_it_first(bench):
+    bench.unknown_order()
+    bench.said = [status(executed_qty=D(3), event="complete", raw_status="FILLED"), fill(qty="3")]
+    bench.it._hear(b"")
+    book = bench.keeper.books.book(BTC)
+    assert book.position_qty == 3 and not book.working()
+    assert "filled more than was ordered" in bench.halts[0]
+
+
+def test_fill_of_an_order_with_the_number_of_our_stop_is_not_the_stops(bench):
+    stop = bench.stop()
+    bench.keeper.change(stop, "accept", status=status(is_conditional=True, exchange_order_id="9"))
+    bench.said = [fill(name="web_1", exchange_order_id="9")]  # a stop's number and an order's are of two rows
+    bench.it._hear(b"")
+    assert stop.state == "ACCEPTED" and "foreign_fill" in bench.keeper.books.book(BTC).locks
+    bench.keeper.change(stop, "accept", status=status(is_conditional=True, exchange_order_id="9",
+                                                      triggered_id="10"))
+    bench.said = [fill(name="", trade="2", side="sell", exchange_order_id="10")]
+    bench.it._hear(b"")
+    assert stop.state == "FILLED"
+
+
+def test_books_are_compared_by_the_timer_also_while_the_private_stream_is_away(bench):
+    stop = bench.stop()
+    bench.keeper.change(stop, "accept")
+    bench.it._stream_up_ns = None
+    bench.found = status(is_conditional=True, side="sell", executed_qty=D(2), event="complete",
+                         triggered_id="10", raw_status="FINISHED/FILLED")
+    bench.trades, bench.held = [fill(name="", side="sell", exchange_order_id="10")], D(-2)
+    bench.it._config.executor.reconcile_s = 0.01
+
+    async def a_while():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await bench.it.compare()
+    asyncio.run(a_while())
+    assert stop.state == "FILLED", "a stop that fired is not missed for as long as the gap lasts"
+    assert not bench.it.is_ready
