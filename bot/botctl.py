@@ -80,7 +80,9 @@ VERBS = (
     Verb("status", views.show_status, "show the state of everything", "--watch", (
         option("--watch", action="store_true", help="redraw each second; q or Ctrl-C ends it"),)),
     Verb("health", views.show_health, "show what is wrong, and what each process uses", "--json"),
-    Verb("doctor", views.show_doctor, "examine host, files, ports, journal, exchange and account"),
+    Verb("doctor", views.show_doctor, "examine host, files, ports, journal, exchange and account",
+         "--json", (option("--candidate", action="store_true",
+                           help="of a release or file that is to run next: what runs now may differ"),)),
     Verb("config check", apply.check_config, "check a configuration file; exit 78 when it is wrong",
          "ops/bot.example.toml", (
              option("file", type=Path, nargs="?", metavar="FILE", help="default: the one that runs"),),

@@ -35,10 +35,13 @@ class Check(msgspec.Struct, frozen=True):
     text: str
 
 
-async def examine(config: Config, clock: Clock) -> list[Check]:
-    """Return all checks, those of this host first, then the exchange's."""
-    return [*_versions(config), *_files(config), *_host(config), *_ports(config), *_journal(config),
-            *await _exchange(config, clock)]
+async def examine(config: Config, clock: Clock, *, is_candidate: bool = False) -> list[Check]:
+    """Return all checks, those of this host first, then the exchange's.
+
+    is_candidate: another release or configuration than these runs beside; what runs is not judged by them.
+    """
+    of_running = [] if is_candidate else [*_versions(config), *_ports(config)]
+    return [*of_running, *_files(config), *_host(config), *_journal(config), *await _exchange(config, clock)]
 
 
 def _check(name: str, is_good: bool, text: str) -> Check:
@@ -113,11 +116,14 @@ def _journal(config: Config) -> list[Check]:
     try:
         reader = JournalReader(path)
         try:
-            books = reader.verify()
+            books, stranger = reader.verify(), reader.stranger_to(config)
         finally:
             reader.close()
     except JournalError as error:
         return [Check("journal", "bad", str(error))]
+    if stranger:
+        return [Check("journal", "bad", f"{path}: {stranger}; give the other account a journal of its own, "
+                      "journal.path")]
     return [Check("journal", "good", f"whole: {books.signals} signals, {books.orders} orders, {books.fills} "
                   f"fills; {path.stat().st_size // MB:,} MB")]
 

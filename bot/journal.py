@@ -17,6 +17,7 @@ import msgspec
 
 from bot.books import Books
 from bot.clock import Clock
+from bot.config import Config
 from bot.errors import ConfigError, IllegalTransition, InvariantError, JournalError
 from bot.events import ONCE, JournalEvent
 
@@ -249,6 +250,13 @@ class JournalReader:
         """Return how many events there are of each kind."""
         with _damage("journal"):
             return dict(self._db.execute("SELECT kind, count(*) FROM events GROUP BY kind"))
+
+    def stranger_to(self, config: Config) -> str:
+        """Return what of the journal's identity is not the configuration's, in words; "" when it is."""
+        with _damage("journal"):
+            stamped = dict(self._db.execute("SELECT name, value FROM meta"))
+        return "; ".join(f"it belongs to {name} {stamped[name]}, the config says {value}"
+                         for name, value in config.identity().items() if stamped.get(name, value) != value)
 
     def close(self) -> None:
         self._db.close()

@@ -79,7 +79,8 @@ def show_health(args: argparse.Namespace, config: Config) -> int:
 
 def show_doctor(args: argparse.Namespace, config: Config) -> int:
     """Examine everything around the processes, and print what was found."""
-    checks = [msgspec.to_builtins(check) for check in asyncio.run(examine(config, Clock()))]
+    checks = [msgspec.to_builtins(check) for check in asyncio.run(
+        examine(config, Clock(), is_candidate=args.candidate))]
     is_good = all(check["verdict"] != "bad" for check in checks)
     if args.json:
         return print_json(checks, is_good)

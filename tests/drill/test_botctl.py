@@ -269,6 +269,18 @@ def test_doctor_with_all_well_finds_nothing_bad_and_says_what_it_cannot_know(run
             "journal", "exchange", "clock", "account", "positions"} <= set(checks)
 
 
+def test_doctor_of_a_candidate_leaves_what_runs_alone_and_finds_a_journal_of_another_account(run, tmp_path):
+    candidate = tmp_path / "candidate.toml"
+    candidate.write_text(run.path.read_text().replace("recover_s = 1", "recover_s = 2"))
+    stale = {c.name: c for c in botctl(candidate, "doctor", schema=list[Check], code=1)}
+    assert stale["config"].verdict == "bad" and "changed since" in stale["config"].text
+    checks = botctl(candidate, "doctor", "--candidate", schema=list[Check])
+    assert {c.verdict for c in checks} <= {"good", "unknown"} and "config" not in {c.name for c in checks}
+    candidate.write_text(run.path.read_text().replace("[exchange]", '[exchange]\naccount = "second"'))
+    found = {c.name: c for c in botctl(candidate, "doctor", "--candidate", schema=list[Check], code=1)}
+    assert "belongs to account main, the config says second" in found["journal"].text
+
+
 def test_doctor_with_an_open_key_file_and_nothing_running_names_both(tmp_path):
     path = write_config(tmp_path)
     (tmp_path / "api.secret").chmod(0o644)

@@ -8,23 +8,17 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.harness import wait_until
+from tests.host import PYTHON, ROOT, Host
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = ROOT / "build" / "ansible" / "bin"
-INVENTORY = os.environ.get("TRADEHOST_INVENTORY", "")
 OPERATOR = "nightwatch"
-PYTHON = "/opt/bot/current/.venv/bin/python"
-# Two strategies: one has to be refused what is the other's.
-STRATEGIES = {name: {"class": "bot.support_resistance:SupportResistanceStrategy", "symbols": [symbol],
-                     "settings": {"notional": 1_000}}
-              for name, symbol in (("sr", "BTC/USDT:USDT"), ("other", "ETH/USDT:USDT"))}
+CUT_S = int(os.environ.get("TRADEHOST_CUT_S", "20"))  # 120 in the long form
+MEMORY_MB = int(os.environ.get("TRADEHOST_MEMORY_MB", "0"))  # what the host has, where it may be used up
+UNITS = sorted(path.name for path in (ROOT / "systemd").glob("*.service"))
 
 # What a hostile strategy would try, as its user and without its sandbox. Prints what each try came to.
 TRIES = """
@@ -55,8 +49,8 @@ TRIES = {
     "connect to the exchange": lambda: socket.create_connection(("127.0.0.1", 5560), 3),
     "connect to the world": lambda: socket.create_connection(("203.0.113.1", 443), 3),
     "ask a name server": lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("203.0.113.1", 53)),
-    "read the journal": lambda: open(f"{STATE}/journal/journal.db", "rb"),
-    "write the journal": lambda: open(f"{STATE}/journal/journal.db", "r+b"),
+    "read the journal": lambda: open(f"{STATE}/journal/paper.db", "rb"),
+    "write the journal": lambda: open(f"{STATE}/journal/paper.db", "r+b"),
     "replace the journal": lambda: os.rename(f"{STATE}/journal", f"{STATE}/old"),
     "write the exchange's ledger": lambda: open(f"{STATE}/paper/paper.db", "r+b"),
     "kill the executor": lambda: os.kill(pids["executor"], 9),
@@ -86,52 +80,6 @@ print("sent as another strategy, at its own socket: SENT")
 pytestmark = pytest.mark.host
 
 
-class Host:
-    """The first host of the inventory, over SSH."""
-
-    def __init__(self) -> None:
-        assert INVENTORY, "make test-host INVENTORY=FILE"
-        done = subprocess.run([BIN / "ansible-inventory", "-i", INVENTORY, "--list"], capture_output=True,
-                              text=True, check=True)
-        self.name, fields = next(iter(json.loads(done.stdout)["_meta"]["hostvars"].items()))
-        key = fields.get("ansible_ssh_private_key_file")
-        self._ssh = ["ssh", *(["-i", key] if key else []), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5",
-                     *shlex.split(fields.get("ansible_ssh_common_args", "")),
-                     f"{fields.get('ansible_user', 'root')}@{fields.get('ansible_host', self.name)}"]
-
-    def play(self, playbook: str, *words: str) -> tuple[dict[str, int], str]:
-        """Run a playbook; return its recap (ok, changed, failed, ...) and its output."""
-        done = subprocess.run(
-            [BIN / "ansible-playbook", "-i", INVENTORY, "-l", self.name, playbook, *words,
-             "-e", json.dumps({"bot_strategies": STRATEGIES})],
-            cwd=ROOT / "ansible",
-            capture_output=True,
-            text=True,
-            timeout=900,
-            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-        recap = re.search(rf"^{re.escape(self.name)}\s+: (.+)$", done.stdout, re.M)[1]
-        return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap)}, done.stdout
-
-    def do(self, command: str, *, user: str = "root", text: str = "") -> subprocess.CompletedProcess:
-        """Run a shell command there, as a user, with text on its standard input."""
-        there = f"sudo -u {user} sh -c {shlex.quote(command)}"
-        return subprocess.run([*self._ssh, there], capture_output=True, text=True, timeout=60, input=text)
-
-    def pids(self) -> dict[str, int]:
-        """Return the process id of each program."""
-        return {row["name"]: row["pid"] for row in self.status()["processes"]}
-
-    def status(self) -> dict:
-        done = self.do("botctl status --json")
-        return json.loads(done.stdout) if done.stdout.startswith("{") else {"state": "UNREACHABLE"}
-
-    def wait_running(self, timeout: float = 60) -> dict:
-        wait_until(lambda: self.status()["state"] == "RUNNING", timeout)
-        return self.status()
-
-
 @pytest.fixture(scope="module")
 def host() -> Host:
     return Host()
@@ -157,12 +105,30 @@ def test_host_that_is_done_does_not_change_again(host):
     assert recap["changed"] == 0, [line for line in text.splitlines() if line.startswith("changed")]
 
 
-@pytest.mark.parametrize(("unit", "most"), [("bot.service", 3.0), ("bot-flatten.service", 2.0)])
-def test_units_with_their_sandbox_expose_little(host, unit, most):
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_with_their_sandbox_expose_little(host, unit):
+    most = 3.0 if unit == "bot.service" else 2.0
     text = host.do(f"systemd-analyze security --no-pager {unit}").stdout
     exposure = float(re.search(r"Overall exposure level for .*: ([\d.]+)", text)[1])
     print(f"exposure of {unit}: {exposure}")
     assert exposure <= most
+
+
+def test_health_is_looked_at_from_outside_of_supervisord(host):
+    assert "active" in host.do("systemctl is-active bot-health.timer").stdout
+    assert host.do("systemctl start bot-health").returncode == 0, host.do("journalctl -u bot-health").stdout
+    assert "nothing is wrong" in host.do("journalctl -u bot-health --output cat").stdout
+
+
+def test_host_is_in_utc_and_upgrades_never_restart_trading(host):
+    assert host.do("readlink -f /etc/localtime").stdout.strip().endswith("UTC")
+    assert host.do("date +%Z").stdout.strip() == "UTC"
+    assert "Automatic-Reboot \"false\"" in host.do("apt-config dump | grep Automatic-Reboot").stdout
+    assert "bot" in host.do("cat /etc/needrestart/conf.d/bot.conf").stdout
+    wants = host.do("systemctl show bot -p Requires -p BindsTo -p PartOf -p Requisite").stdout
+    assert not re.search("nftables|chrony|ssh|network-online", wants), "an upgrade of them would restart it"
+    for unit in ("chrony", "nftables", "unattended-upgrades", "bot", "bot-health.timer"):
+        assert host.do(f"systemctl is-enabled {unit}").stdout.strip() == "enabled", unit
 
 
 def test_operator_without_root_looks_halts_and_resumes_and_reads_no_key(host):
@@ -193,7 +159,7 @@ def test_strategy_with_hostile_code_is_refused_everything_but_the_bus(host):
     assert host.do(connect, user="bot-feed").returncode == 0
     assert host.do("cat /etc/bot/keys/api.key", user="bot-trade").stdout
     assert host.do("cat /etc/bot/keys/api.key", user="bot-feed").returncode != 0
-    assert host.do("echo >> /var/lib/bot/journal/journal.db", user="bot-feed").returncode != 0
+    assert host.do("echo >> /var/lib/bot/journal/paper.db", user="bot-feed").returncode != 0
 
 
 @pytest.mark.parametrize("name", ["executor", "strategy-sr", "health"])
@@ -212,21 +178,68 @@ def test_supervisord_that_is_killed_comes_back_trading(host):
     wait_until(
         lambda: host.do("systemctl show -p MainPID --value bot").stdout.strip() not in ("0", before), 30
     )
-    status = host.wait_running()
-    print(f"kill -9 of supervisord: RUNNING after {time.monotonic() - began:.0f} s")
-    assert not status["locked_symbols"] and not status["halted"]
-    assert host.do("pgrep -fc '^/opt/bot/.*-m bot.executor'").stdout.strip() == "1"
+    host.wait_running()
+    _assert_trades_again(host, f"kill -9 of supervisord: RUNNING after {time.monotonic() - began:.0f} s")
 
 
-def test_host_that_reboots_comes_back_trading(host):
+@pytest.mark.parametrize(("how", "command"), [
+    ("reboot", "systemctl reboot"),
+    # At once, with nothing told to end: no service is stopped and nothing unmounted.
+    ("power cut", "systemctl reboot --force --force")])
+def test_host_that_goes_down_comes_back_trading(host, how, command):
     before = host.do("systemctl show -p InvocationID --value bot").stdout.strip()
     began = time.monotonic()
-    host.do("systemctl reboot")
+    host.do(command)
     wait_until(lambda: host.do("systemctl show -p InvocationID --value bot").stdout.strip()
                not in ("", before), 120)
-    status = host.wait_running(120)
-    print(f"reboot: RUNNING after {time.monotonic() - began:.0f} s")
-    assert not status["locked_symbols"] and not status["halted"]
+    _assert_trades_again(host, f"{how}: RUNNING after {time.monotonic() - began:.0f} s", timeout=120)
+
+
+def test_host_without_the_network_to_the_exchange_trades_again_by_itself(host):
+    """Every packet to and from the exchange is lost, in silence, as with a cable cut behind a switch."""
+    table = "table inet cut { chain out { type filter hook output priority -10; tcp dport 5560 drop; " \
+            "tcp sport 5560 drop; }; }"
+    assert host.do(f"nft '{table}'").returncode == 0
+    wait_until(lambda: host.status()["state"] == "REDUCING", 30)
+    time.sleep(CUT_S)
+    assert host.status()["state"] == "REDUCING"
+    began = time.monotonic()
+    assert host.do("nft delete table inet cut").returncode == 0
+    host.wait_running(120)
+    _assert_trades_again(host, f"cut for {CUT_S} s: RUNNING {time.monotonic() - began:.0f} s after it")
+
+
+def test_host_with_a_full_disk_trades_again_once_there_is_room(host):
+    assert host.do("dd if=/dev/zero of=/var/lib/bot/full bs=1M 2>&1 | grep 'No space'").returncode == 0
+    wait_until(lambda: host.status()["state"] in ("REDUCING", "DOWN"), 30)
+    time.sleep(10)
+    assert host.status()["state"] in ("REDUCING", "DOWN", "RECONCILING")
+    began = time.monotonic()
+    assert host.do("rm /var/lib/bot/full").returncode == 0
+    host.wait_running(120)
+    _assert_trades_again(host, f"disk full: RUNNING {time.monotonic() - began:.0f} s after there was room")
+    assert "whole" in host.do("botctl journal verify").stdout
+
+
+@pytest.mark.skipif(not MEMORY_MB, reason="TRADEHOST_MEMORY_MB, the memory of the host, is not given")
+def test_host_with_a_memory_hog_trades_again_by_itself(host):
+    """Something of somebody else's takes all the memory of the host, and is ended by the kernel."""
+    hog = f"held = [bytearray(10_000_000) for _ in range({MEMORY_MB // 8})]"
+    done = host.do(f"systemd-run --wait --collect -p OOMScoreAdjust=500 /usr/bin/python3 -c "
+                   f"{shlex.quote(hog)}")
+    assert done.returncode != 0, "it got all that it asked for"
+    began = time.monotonic()
+    host.wait_running(120)
+    _assert_trades_again(host, f"memory hog: RUNNING {time.monotonic() - began:.0f} s after it")
+
+
+def _assert_trades_again(host: Host, told: str, timeout: float = 60) -> None:
+    status = host.wait_running(timeout)
+    print(told)
+    assert not status["locked_symbols"] and not status["halted"] and not status["unknown_orders"]
+    assert host.do("pgrep -fc '^/opt/bot/.*-m bot.executor'").stdout.strip() == "1"
+    done = host.do("botctl reconcile")
+    assert done.returncode == 0 and "agree" in done.stdout, done.stdout + done.stderr
 
 
 def test_playbooks_that_halt_and_flatten_do(host):

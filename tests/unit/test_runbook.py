@@ -23,7 +23,8 @@ PLACEHOLDERS = {"SYMBOL": "BTC/USDT:USDT", "NAME": "sr", "PROGRAM": "executor", 
 # Of Debian, or of the shell: what a host has, whatever we install on it.
 OF_THE_HOST = {"alias", "apt-get", "cd", "cp", "date", "df", "du", "export", "free", "git", "grep",
                "journalctl", "ls", "nft", "ps", "scp", "ss", "ssh", "systemctl", "tail", "timedatectl",
-               "chronyc", "sqlite3"}
+               "chronyc", "sqlite3",
+               "ansible-vault", "bot-switch"}  # of ansible/: installed with it, and by it
 # Not of ours, and named all the same: systemd's own and Debian's.
 FOREIGN_UNITS = {"chrony", "ssh", "prometheus", "prometheus-alertmanager", "nftables", "systemd-timesyncd"}
 

@@ -1,0 +1,72 @@
+"""A throwaway host over SSH, and the playbooks that are run on it."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.harness import wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = ROOT / "build" / "ansible" / "bin"
+INVENTORY = os.environ.get("TRADEHOST_INVENTORY", "")
+PYTHON = "/opt/bot/current/.venv/bin/python"
+# Two strategies: one has to be refused what is the other's.
+STRATEGIES = {name: {"class": "bot.support_resistance:SupportResistanceStrategy", "symbols": [symbol],
+                     "settings": {"notional": 1_000}}
+              for name, symbol in (("sr", "BTC/USDT:USDT"), ("other", "ETH/USDT:USDT"))}
+
+
+class Host:
+    """The first host of the inventory, over SSH."""
+
+    def __init__(self) -> None:
+        self.vars: dict[str, Any] = {"bot_strategies": STRATEGIES}
+        assert INVENTORY, "make test-host INVENTORY=FILE"
+        done = subprocess.run([BIN / "ansible-inventory", "-i", INVENTORY, "--list"], capture_output=True,
+                              text=True, check=True)
+        self.name, fields = next(iter(json.loads(done.stdout)["_meta"]["hostvars"].items()))
+        key = fields.get("ansible_ssh_private_key_file")
+        self._ssh = ["ssh", *(["-i", key] if key else []), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5",
+                     *shlex.split(fields.get("ansible_ssh_common_args", "")),
+                     f"{fields.get('ansible_user', 'root')}@{fields.get('ansible_host', self.name)}"]
+
+    def play(self, playbook: str, *words: str, is_good: bool = True) -> tuple[dict[str, int], str]:
+        """Run a playbook; return its recap (ok, changed, failed, ...) and its output.
+
+        is_good: whether it must succeed, or must fail.
+        """
+        done = subprocess.run(
+            [BIN / "ansible-playbook", "-i", INVENTORY, "-l", self.name, playbook, *words,
+             "-e", f"@{self._write_vars()}"],
+            cwd=ROOT / "ansible", capture_output=True, text=True, timeout=900,
+            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"})
+        assert (done.returncode == 0) == is_good, done.stdout[-6000:] + done.stderr[-1000:]
+        recap = re.search(rf"^{re.escape(self.name)}\s+: (.+)$", done.stdout, re.M)[1]
+        return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap)}, done.stdout
+
+    def _write_vars(self) -> Path:
+        path = ROOT / "build" / "host_vars.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(self.vars))  # keys never stand in a command line
+        return path
+
+    def do(self, command: str, *, user: str = "root", text: str = "") -> subprocess.CompletedProcess:
+        """Run a shell command there, as a user, with text on its standard input."""
+        there = f"sudo -u {user} sh -c {shlex.quote(command)}"
+        return subprocess.run([*self._ssh, there], capture_output=True, text=True, timeout=60, input=text)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each program."""
+        return {row["name"]: row["pid"] for row in self.status()["processes"]}
+
+    def status(self) -> dict:
+        done = self.do("botctl status --json")
+        return json.loads(done.stdout) if done.stdout.startswith("{") else {"state": "UNREACHABLE"}
+
+    def wait_running(self, timeout: float = 60) -> dict:
+        wait_until(lambda: self.status()["state"] == "RUNNING", timeout)
+        return self.status()

@@ -1,0 +1,145 @@
+"""bot-switch: what counts as running, what is put in place, and what comes back. Real files, no systemd."""
+
+import json
+from argparse import Namespace
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "bot" / "files" / "bot-switch"
+UP = [{"name": name, "state": "UP", "pid": 1} for name in ("gateway", "executor")]
+RUNNING = {"state": "RUNNING", "state_reason": "", "processes": UP, "halted": [], "positions": []}
+HALT = {"scope": "all", "who": "anna", "why": "lunch", "since_ns": 1}
+
+
+@pytest.fixture
+def switch(tmp_path, monkeypatch):
+    """Return the script as a module, its paths below tmp_path, and a service that obeys `states`."""
+    spec = spec_from_loader("bot_switch", SourceFileLoader("bot_switch", str(SCRIPT)))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, folder in (("OPT", "opt"), ("ETC", "etc"), ("STATE", "var"), ("UNITS", "units")):
+        monkeypatch.setattr(module, name, tmp_path / folder)
+        (tmp_path / folder).mkdir()
+    for name, path in (("CURRENT", "opt/current"), ("NEXT", "etc/next"), ("BEFORE", "etc/before"),
+                       ("HISTORY", "opt/switches.jsonl")):
+        monkeypatch.setattr(module, name, tmp_path / path)
+    (tmp_path / "etc" / "bot.toml").write_text("config 0")
+    module.said, module.did, module.states = [], [], {}
+    monkeypatch.setattr(module, "_say", module.said.append)
+    monkeypatch.setattr(module, "_systemctl", lambda *words: module.did.append(" ".join(words)))
+    monkeypatch.setattr(module, "_botctl", lambda *words: module.did.append(" ".join(words)))
+    monkeypatch.setattr(module, "status", lambda: module.states.get(_current(module), module.DOWN))
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    return module
+
+
+def _current(switch) -> str:
+    return switch.CURRENT.resolve().name if switch.CURRENT.is_symlink() else ""
+
+
+def _release(switch, name: str, *, status: dict = RUNNING, units: dict[str, str] | None = None) -> Path:
+    path = switch.OPT / "releases" / name
+    (path / "systemd").mkdir(parents=True)
+    (path / ".complete").write_text(name)
+    for unit, text in (units or {"bot.service": name}).items():
+        (path / "systemd" / unit).write_text(text)
+    switch.states[name] = status
+    return path
+
+
+def _stage(switch, text: str, key: str = "") -> None:
+    (switch.NEXT / "keys").mkdir(parents=True, exist_ok=True)
+    (switch.ETC / "keys").mkdir(exist_ok=True)
+    (switch.NEXT / "bot.toml").write_text(text)
+    if key:
+        (switch.NEXT / "keys" / "api.key").write_text(key)
+
+
+def _go(switch, monkeypatch, release: Path, **changes) -> int:
+    args = Namespace(release=release, bound_s=0.2, settle_s=0, keep=3, silence="", unsilence="",
+                     stopped=False, force=False, **changes)
+    monkeypatch.setattr(switch, "_parse", lambda: args)
+    return switch.main()
+
+
+def _history(switch) -> list[str]:
+    return [json.loads(line)["result"] for line in switch.HISTORY.read_text().splitlines()]
+
+
+def test_release_that_runs_is_current_with_its_config_key_and_units(switch, monkeypatch):
+    one = _release(switch, "one", units={"bot.service": "1", "old.timer": "1"})
+    _stage(switch, "config 1", "key 1")
+    assert _go(switch, monkeypatch, one) == 0
+    two = _release(switch, "two", units={"bot.service": "2"})
+    _stage(switch, "config 2", "key 2")
+    assert _go(switch, monkeypatch, two) == 0 and _current(switch) == "two"
+    assert (switch.ETC / "bot.toml").read_text() == "config 2"
+    assert (switch.ETC / "keys" / "api.key").read_text() == "key 2"
+    assert [(path.name, path.read_text()) for path in switch.UNITS.iterdir()] == [("bot.service", "2")]
+    assert (one / "bot.toml").read_text() == "config 1", "for a roll-back by hand to a release that wants it"
+    assert not switch.BEFORE.exists(), "no old key lies about"
+    assert switch.did[-2:] == ["daemon-reload", "start bot"] and "disable --now old.timer" in switch.did
+
+
+@pytest.mark.parametrize("broken", [
+    {**RUNNING, "state": "REDUCING", "state_reason": "the gateway is silent"},
+    {**RUNNING, "processes": [*UP, {"name": "guard", "state": "DOWN", "pid": None}]},
+    {**RUNNING, "halted": [{**HALT, "scope": "strategy:sr", "who": "health"}]},
+    {**RUNNING, "state": "HALTED", "halted": [HALT]},
+], ids=["reducing", "a process down", "a strategy halted", "halted"])
+def test_release_that_does_not_run_as_before_is_rolled_back_with_config_key_and_units(
+        switch, monkeypatch, broken):
+    one = _release(switch, "one")
+    _stage(switch, "config 1", "key 1")
+    assert _go(switch, monkeypatch, one) == 0
+    two = _release(switch, "two", status=broken, units={"bot.service": "2", "new.timer": "2"})
+    _stage(switch, "config 2", "key 2")
+    assert _go(switch, monkeypatch, two) == 1 and _current(switch) == "one"
+    assert (switch.ETC / "bot.toml").read_text() == "config 1"
+    assert (switch.ETC / "keys" / "api.key").read_text() == "key 1"
+    assert [(path.name, path.read_text()) for path in switch.UNITS.iterdir()] == [("bot.service", "one")]
+    assert _history(switch) == ["switched", "rolled back"]
+    assert two.stat().st_mtime == 0, "a roll-back by hand never comes to it"
+
+
+def test_loop_halt_of_a_release_that_is_gone_ends_with_it_and_any_other_halt_stays(switch, monkeypatch):
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    halts = [{**HALT, "who": "health", "since_ns": 2**62}, {**HALT, "scope": "symbol:X", "since_ns": 2**62},
+             {**HALT, "scope": "strategy:sr", "who": "health", "since_ns": 1}]
+    two = _release(switch, "two", status={**RUNNING, "state": "HALTED", "halted": halts})
+    switch.states["one"] = {**RUNNING, "halted": halts}
+    monkeypatch.setattr(switch, "compare", lambda now, before: now["state"] == "HALTED" and "halted")
+    assert _go(switch, monkeypatch, two) == 1
+    assert [did for did in switch.did if "resume" in did] == ["resume"]
+
+
+def test_switch_under_an_operators_halt_keeps_to_it(switch, monkeypatch):
+    halted = {**RUNNING, "state": "HALTED", "halted": [HALT]}
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    switch.states["one"] = halted
+    assert _go(switch, monkeypatch, _release(switch, "two", status=halted)) == 0
+
+
+def test_switch_while_nothing_can_be_told_from_the_state_touches_nothing(switch, monkeypatch, capsys):
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    switch.states["one"] = {**RUNNING, "state": "REDUCING", "state_reason": "a ban"}
+    did = list(switch.did)
+    assert _go(switch, monkeypatch, _release(switch, "two")) == 2 and _current(switch) == "one"
+    assert switch.did == did and "a ban" in capsys.readouterr().err
+
+
+def test_first_release_that_does_not_run_has_nothing_to_go_back_to_and_says_so(switch, monkeypatch):
+    assert _go(switch, monkeypatch, _release(switch, "one", status=switch.DOWN)) == 3
+    assert _history(switch) == ["failed"] and "does not run" in switch.said[0]
+
+
+def test_releases_kept_are_those_used_last_and_never_the_current_one_goes(switch, monkeypatch):
+    for name in ("one", "two", "three"):
+        assert _go(switch, monkeypatch, _release(switch, name)) == 0
+    _release(switch, "failed", status=switch.DOWN)
+    assert _go(switch, monkeypatch, switch.OPT / "releases" / "failed") == 1
+    assert _go(switch, monkeypatch, switch.OPT / "releases" / "one") == 0
+    assert {path.name for path in (switch.OPT / "releases").iterdir()} == {"one", "two", "three"}
