@@ -28,6 +28,7 @@ from bot.events import (
     Started,
     SymbolLocked,
     SymbolUnlocked,
+    Unprotected,
 )
 from bot.explain import clock_text, tell
 from bot.journal import Entry
@@ -37,6 +38,8 @@ STATIC = Path(__file__).with_name("static")
 INCIDENTS = (Started, Halted, Resumed, SymbolLocked, SymbolUnlocked, Commanded, Adopted, Restored)
 ZERO = Decimal(0)
 MS = 1e6
+DAY_NS = 86_400_000_000_000
+NAKED_NS = 2_000_000_000  # as the alert PositionUnprotected has it
 
 
 class Pnl(msgspec.Struct):
@@ -61,6 +64,7 @@ class Day(msgspec.Struct):
     latencies_ms: dict[str, list[float]] = {}
     incidents: list[str] = []
     other: Decimal = ZERO  # what moved the wallet beside trades, as far as compared: funding, transfers
+    transfers: Decimal = ZERO  # paid in, less what was taken out
 
 
 def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
@@ -68,7 +72,10 @@ def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
     day = Day(from_ns, to_ns)
     signals: dict[str, SignalReceived] = {}
     intents: dict[str, OrderIntended] = {}
+    naked_ns: dict[str, int] = {}
     traded = ZERO  # since the first comparison
+    told: Reconciled | None = None
+    paid = ZERO  # what `told` said of transfers, which each UTC day counts anew
     for entry in entries:
         event = entry.event
         if isinstance(event, SignalReceived):
@@ -91,11 +98,26 @@ def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
         elif isinstance(event, Reconciled):
             day.wallet.append((entry.ts_ns, event.wallet_balance))
             day.other = event.wallet_balance - day.wallet[0][1] - traded
+            day.transfers += event.transfers - paid if told else ZERO
+            is_new_day = told and event.exchange_ns // DAY_NS > told.exchange_ns // DAY_NS
+            told, paid = event, ZERO if is_new_day else event.transfers
             if event.differences:
                 day.incidents.append(tell(entry))
+        elif isinstance(event, Unprotected):
+            _see_stop(day, entry.ts_ns, event, naked_ns)
         elif isinstance(event, INCIDENTS):
             day.incidents.append(tell(entry))
     return day
+
+
+def _see_stop(day: Day, ts_ns: int, event: Unprotected, naked_ns: dict[str, int]) -> None:
+    # After each entry there are moments without a stop; longer is an incident.
+    since_ns = naked_ns.pop(event.symbol, ts_ns)
+    if event.since_ns:
+        naked_ns[event.symbol] = event.since_ns
+    elif ts_ns - since_ns >= NAKED_NS:
+        day.incidents.append(f"{clock_text(ts_ns)}  {event.symbol} had lacked its stop for "
+                             f"{(ts_ns - since_ns) / 1e9:.1f} s")
 
 
 def _book(day: Day, fill: FillBooked, signal: SignalReceived | None) -> None:
@@ -131,14 +153,15 @@ def latency_rows(day: Day) -> list[dict[str, Any]]:
 
 
 def pnl_rows(day: Day) -> list[dict[str, Any]]:
-    """Return the money as rows: each symbol, what is not of trades, and the sum."""
+    """Return the money as rows: each symbol, what is not of trades, the sum, and what is no gain at all."""
     rows: list[dict[str, Any]] = [
         {"of": symbol, "fills": row.fills, "volume": row.volume, "realized_pnl": row.realized_pnl,
          "fees": -row.fees, "net": row.realized_pnl - row.fees, "slippage": row.slippage,
          "slippage_bp": round(row.slippage / row.volume * 10_000, 2) if row.volume else None}
         for symbol, row in sorted(day.pnl.items())]
-    rows.append({"of": "funding, transfers", "net": day.other})
+    rows.append({"of": "funding, other", "net": day.other - day.transfers})
     rows.append({"of": "sum", "net": sum((row["net"] for row in rows), ZERO)})
+    rows.append({"of": "paid in or out", "net": day.transfers})
     return [{key: round(value, 4) if isinstance(value, Decimal) else value for key, value in row.items()}
             for row in rows]
 

@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from bot.errors import InvariantError
@@ -14,6 +15,7 @@ from bot.events import (
     SignalClosed,
     SignalReceived,
     Started,
+    Unprotected,
 )
 from bot.journal import Entry
 from bot.model import TradingSignal
@@ -55,10 +57,30 @@ def day_of(*events, step_ns: int = MS):
 def test_pnl_with_trades_and_funding_tells_them_apart():
     day = day_of(compared("1000"), filled("buy", "1", "100"), filled("sell", "1", "110", pnl="10", trade="2"),
                  compared("1007.3"))
-    symbol, other, wallet = pnl_rows(day)
+    symbol, other, wallet, _ = pnl_rows(day)
     assert (symbol["realized_pnl"], symbol["fees"], symbol["net"]) == (10, Decimal("-0.2"), Decimal("9.8"))
     assert other["net"] == Decimal("-2.5")  # funding paid
     assert wallet["net"] == Decimal("7.3")
+
+
+def test_transfers_are_no_gain_and_a_new_day_counts_them_anew():
+    day_ns = 86_400_000_000_000
+
+    def told(wallet: str, transfers: str, at_ns: int) -> Reconciled:
+        return msgspec.structs.replace(compared(wallet), transfers=Decimal(transfers), exchange_ns=at_ns)
+    day = day_of(told("1000", "300", 1), told("1050", "350", 2), told("1049", "350", 3),  # 1 of funding
+                 told("1149", "450", day_ns), told("1149", "0", day_ns + 1), told("1129", "-20", day_ns + 2))
+    other, total, paid = pnl_rows(day)
+    assert (other["net"], total["net"], paid["net"]) == (-1, -1, 130)
+
+
+def test_stop_that_was_missing_for_long_is_an_incident_and_for_moments_is_none():
+    def lacks(since_ns: int, symbol: str = BTC) -> Unprotected:
+        return Unprotected(symbol=symbol, since_ns=since_ns)
+    day = day_of(lacks(1_500 * MS), lacks(0), lacks(4_500 * MS), lacks(0), step_ns=1_500 * MS)
+    assert day.incidents == []
+    day = day_of(lacks(1_500 * MS), lacks(0), step_ns=2_500 * MS)
+    assert [text.partition("  ")[2] for text in day.incidents] == [f"{BTC} had lacked its stop for 3.5 s"]
 
 
 def test_funding_with_a_fill_that_is_not_compared_yet_does_not_count_it():
