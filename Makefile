@@ -41,8 +41,9 @@ check: $(VENV)/.dev
 	@$(PYTHON) docs/generate.py --check
 	@$(PYTEST) -q tests/unit/test_tidy.py tests/unit/test_docs.py tests/unit/test_config_file.py
 
+# What each alert's drill took is kept in docs/drills.md.
 drill: $(VENV)/.dev
-	@$(PYTEST) -m drill --durations=10 $(ARGS)
+	@TRADEHOST_KEEP_DRILLS=1 $(PYTEST) -m drill --durations=10 $(ARGS)
 
 bench: $(VENV)/.dev
 	@$(PYTEST) -s -m bench $(ARGS)

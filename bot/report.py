@@ -208,10 +208,12 @@ _CHART = """<!doctype html><html lang="en"><meta charset="utf-8">
 <header data-state="">{title}</header><main style="grid-template-columns:minmax(0,1fr)"><section>
 <h2>Wallet, and what trades brought after fees</h2><div id="chart" class="chart"></div></section>
 <section class="wide"><pre style="white-space:pre">{text}</pre></section></main>
+<footer>Charts: TradingView Lightweight Charts, Copyright 2026 TradingView, Inc., tradingview.com</footer>
 <script>{kit}</script><script>
 const data = {data}, css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 const chart = LightweightCharts.createChart(document.getElementById("chart"), {{ autoSize: true,
-  layout: {{ background: {{ color: css("--card") }}, textColor: css("--soft") }},
+  layout: {{ background: {{ color: css("--card") }}, textColor: css("--soft"), attributionLogo: false }},
+  grid: {{ vertLines: {{ color: css("--line") }}, horzLines: {{ color: css("--line") }} }},
   leftPriceScale: {{ visible: true }}, timeScale: {{ timeVisible: true }} }});
 for (const [name, tint, side] of [["wallet", "--link", "right"], ["trades", "--up", "left"]]) {{
   const points = new Map(data[name].map((point) => [point.time, point]));

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import mistune
 import msgspec
 from aiohttp import web
 
@@ -88,10 +89,10 @@ class StatusPage:
         return found
 
     def history(self) -> dict[str, Any]:
-        """Return candles, fills, wallet balance and positions over time, oldest first."""
+        """Return candles, fills, equity and positions over time, oldest first."""
         found: dict[str, Any] = {"candles": {symbol: snapshot.candles
                                              for symbol, snapshot in self._snapshots.items()},
-                                 "fills": [], "wallet": [], "positions": {}}
+                                 "fills": [], "equity": [], "positions": {}}
         reader = self._reader()
         if reader is None:
             return found
@@ -102,7 +103,7 @@ class StatusPage:
                                    "qty": fill.qty, "price": fill.price, "cause": fill.cause})
         for entry in reversed(reader.newest("reconciled", COMPARISONS)):
             assert isinstance(entry.event, Reconciled)
-            found["wallet"].append((entry.ts_ns, entry.event.wallet_balance))
+            found["equity"].append((entry.ts_ns, entry.event.wallet_balance + entry.event.unrealized_pnl))
         found["positions"] = self._positions(reader)
         reader.close()
         return found
@@ -160,7 +161,8 @@ ALERT_OF = {
     "process_down": "ProcessDown", "process_stuck": "ProcessKilled", "memory_high": "ProcessKilled",
     "process_restarting": "ProcessCrashing", "memory_growing": "ProcessOverloaded",
     "cpu_busy": "ProcessOverloaded", "descriptors_high": "ProcessOverloaded", "disk_low": "HostShort",
-    "host_memory_low": "HostShort", "clock_offset": "ClockOffset",
+    "host_memory_low": "HostShort", "clock_offset": "ClockOffset", "backup_old": "BackupOld",
+    "backup_failed": "BackupBad",
 }
 
 
@@ -193,15 +195,19 @@ def alerts(status: dict[str, Any], symbols: dict[str, dict[str, Any]]) -> list[d
 
 
 def runbook_page() -> str:
-    """Return the runbook as a page: its text as it is, its headings with anchors."""
-    lines = []
-    for line in _runbook().splitlines():
-        text, heading = html.escape(line), re.match(r"(#+) (.+)", line)
-        lines.append(f'<b id="{_anchor(heading[2])}">{text}</b>' if heading else text)
-    text = "\n".join(lines)
+    """Return the runbook as a page, its headings with the anchors that links use; markup in it is text."""
+    text = mistune.create_markdown(renderer=_Renderer(escape=True), plugins=["table"])(_runbook())
     return ('<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
             'content="width=device-width"><title>tradehost runbook</title><link rel="stylesheet" '
-            f'href="page.css"><main><section><pre>{text}</pre></section></main></html>')
+            f'href="page.css"><main class="text"><section>{text}</section></main></html>')
+
+
+class _Renderer(mistune.HTMLRenderer):
+    def heading(self, text: str, level: int, **_: Any) -> str:
+        return f'<h{level} id="{_anchor(html.unescape(text))}">{text}</h{level}>\n'
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, url, title) if url.startswith("#") else text  # other pages are not served
 
 
 def _runbook() -> str:

@@ -1,14 +1,9 @@
 """RUNBOOK.md as data: sections, the commands in them, the links. Drills run what stands on the page."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.appliance import BTC
-from tests.faults import FaultyRun
 from tests.harness import ROOT
 
 RUNBOOK = ROOT / "RUNBOOK.md"
@@ -30,6 +25,15 @@ class Section(NamedTuple):
     def commands(self) -> list[str]:
         """Return the command lines of its code blocks."""
         return commands(self.text)
+
+    def steps(self) -> list[str]:
+        """Return the command lines of the mitigation, from the least to the most drastic."""
+        return commands(self.part("Mitigation"))
+
+    def typed_after(self, label: str) -> list[str]:
+        """Return the commands within the line that begins with `label:`, for example Verify."""
+        found = re.search(rf"^{label}: (.*?)(?=^\w+: |\Z)", self.part("Mitigation"), re.M | re.S)
+        return inline_commands(found[1]) if found else []
 
     def drills(self) -> list[str]:
         """Return the paths that its line `Drill: ...` names."""
@@ -63,54 +67,3 @@ def inline_commands(text: str) -> list[str]:
 def anchor(heading: str) -> str:
     """Return the anchor a heading has on GitHub, and on the status page."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-# Does what the file `mode` beside it says: holds a position with a stop, or goes in and out all the time.
-STEERED = '''
-import os
-from decimal import Decimal
-from bot.model import Target
-
-class Steered:
-    def __init__(self, settings, instruments):
-        self.since, self.qty = 0, Decimal(0)
-
-    def on_tick(self, tick):
-        if tick.kind != "quote" or tick.exchange_ns - self.since < 1_000_000_000:
-            return None
-        self.since = tick.exchange_ns
-        try:
-            with open(os.path.join(os.path.dirname(__file__), "mode")) as file:
-                mode = file.read()
-        except FileNotFoundError:
-            mode = "restless"
-        is_in = mode == "hold" or (mode == "restless" and self.qty == 0)
-        self.qty = Decimal("0.010") if is_in else Decimal(0)
-        stop = Decimal(round(tick.price * 0.9)) if self.qty else None
-        return Target(tick.symbol, self.qty, stop_loss=stop, reason=mode)
-'''
-
-
-class Shell:
-    """A terminal beside a running appliance, where lines of the page are typed as they stand."""
-
-    def __init__(self, run: FaultyRun, program: str = "executor") -> None:
-        folder = run.folder / "bin"  # as ansible puts them on a host
-        folder.mkdir(exist_ok=True)
-        for name, module, words in (
-                ("botctl", "bot.botctl", f'"$@" --config {run.appliance.path}'),
-                ("supervisorctl", "supervisor.supervisorctl",
-                 f'-s unix://{run.appliance.config.path("run/supervisor.sock")} "$@"')):
-            (folder / name).write_text(f"#!/bin/sh\nexec {sys.executable} -m {module} {words}\n")
-            (folder / name).chmod(0o755)
-        self._env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-        self._words = {"SYMBOL": BTC, "NAME": "levels", "PROGRAM": program, "TEXT": "drill"}
-        self.said = ""
-
-    def types(self, line: str) -> int:
-        """Run one line; return its exit code. What it said is in `said`."""
-        line = re.sub(r"\b(SYMBOL|NAME|PROGRAM|TEXT)\b", lambda word: self._words[word[1]], line)
-        done = subprocess.run(["bash", "-c", line.replace("BTC/USDT:USDT", BTC)], capture_output=True,
-                              text=True, timeout=180, cwd=ROOT, env=self._env)
-        self.said = done.stdout + done.stderr
-        return done.returncode

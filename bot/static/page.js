@@ -23,17 +23,24 @@ function put(parent, tag, text, attributes = {}) {
   return node;
 }
 
+// How a column is headed, and how its values are shown, where that is not as it comes.
+const HEADS = { heartbeat_age_ms: "heartbeat age, ms", uptime_s: "uptime, s", memory_mb: "memory, MB", cpu_pct: "CPU, %" };
+const cents = (value) => number(value).toFixed(2);
+const today = (text) => text.startsWith(time(page.state.time_ns).slice(0, 10));
+const SHOWN = { time: (text) => text.slice(today(text) ? 11 : 0, 19), realized_pnl: cents, fees: cents };
+
 function fill(id, columns, rows, empty, isBad = () => false) {
   const table = $(id);
   table.replaceChildren();
   if (!rows.length) { put(put(table, "tr", null), "td", empty); return; }
   const head = put(put(table, "thead", null), "tr", null), body = put(table, "tbody", null);
-  for (const column of columns) put(head, "th", column.replaceAll("_", " "), { scope: "col" });
+  for (const column of columns) put(head, "th", HEADS[column] ?? column.replaceAll("_", " "), { scope: "col" });
   for (const row of rows) {
     const line = put(body, "tr", null, isBad(row) ? { "data-mark": "bad" } : {});
     for (const column of columns) {
-      const value = plain(row[column]);
-      put(line, "td", value === null || value === undefined || value === "" ? "-" : String(value));
+      const value = row[column];
+      const isMissing = value === null || value === undefined || value === "";
+      put(line, "td", isMissing ? "-" : String((SHOWN[column] ?? plain)(value)));
     }
   }
 }
@@ -97,9 +104,9 @@ function showState() {
     + `equity ${page.state.equity} ${page.state.currency}`;
   fill("positions", ["symbol", "qty", "entry_price", "stop_loss", "take_profit", "realized_pnl", "fees", "strategy"],
     status.positions, "no position yet");
-  fill("orders", ["time", "symbol", "leg", "side", "qty", "filled_qty", "trigger_price", "state", "client_order_id"],
+  fill("orders", ["time", "symbol", "leg", "state", "side", "qty", "filled_qty", "trigger_price", "client_order_id"],
     orders, "no open order", (row) => row.state === "UNKNOWN");
-  fill("signals", ["time", "symbol", "target_qty", "outcome", "filled_qty", "why", "decided_because"],
+  fill("signals", ["time", "outcome", "symbol", "target_qty", "filled_qty", "why", "decided_because"],
     signals, "no signal was received yet");
   fill("processes", ["name", "state", "pid", "uptime_s", "heartbeat_age_ms", "memory_mb", "cpu_pct"],
     status.processes, "none", (row) => row.state !== "UP");
@@ -122,7 +129,7 @@ function makeCharts() {
   const candles = price.addSeries(kit.CandlestickSeries, {});
   page.charts = {
     kit, price, equity, candles, markers: kit.createSeriesMarkers(candles, []), lines: new Map(), shown: null,
-    wallet: equity.addSeries(kit.LineSeries, { lineWidth: 2, title: "wallet" }),
+    worth: equity.addSeries(kit.LineSeries, { lineWidth: 2, title: "equity" }),
     position: equity.addSeries(kit.LineSeries, {
       lineWidth: 1, lineType: kit.LineType.WithSteps, priceScaleId: "left", title: "position",
       priceFormat: { type: "price", precision: 3, minMove: 0.001 } }),
@@ -131,12 +138,12 @@ function makeCharts() {
 }
 
 function paint() {
-  const { price, equity, candles, wallet, position } = page.charts;
+  const { price, equity, candles, worth, position } = page.charts;
   price.applyOptions(look());
   equity.applyOptions(look());
   candles.applyOptions({ upColor: colour("up"), downColor: colour("down"), borderVisible: false,
     wickUpColor: colour("up"), wickDownColor: colour("down") });
-  wallet.applyOptions({ color: colour("link") });
+  worth.applyOptions({ color: colour("link") });
   position.applyOptions({ color: colour("level") });
   for (const line of page.charts.lines.values()) candles.removePriceLine(line);
   page.charts.lines.clear();
@@ -157,7 +164,7 @@ function drawHistory() {
     time: minute(f.time_ns), position: f.side === "buy" ? "belowBar" : "aboveBar",
     shape: f.side === "buy" ? "arrowUp" : "arrowDown", color: colour(f.side === "buy" ? "up" : "down"),
     text: f.cause === "signal" ? f.side : f.cause.replace("_", " ") })));
-  charts.wallet.setData(series(history.wallet.map(([ns, value]) => [ns, number(value)])));
+  charts.worth.setData(series(history.equity.map(([ns, value]) => [ns, number(value)])));
   charts.position.setData(series(history.positions[symbol]?.map(([ns, value]) => [ns, number(value)]) ?? []));
   if (charts.shown !== symbol) {
     charts.price.timeScale().setVisibleLogicalRange({ from: bars.length - 120, to: bars.length + 5 });
@@ -183,9 +190,12 @@ function drawState() {
   }
   const position = state.status.positions.find((p) => p.symbol === symbol);
   const wanted = new Map();
-  for (const level of state.levels[symbol] ?? []) {
-    wanted.set(`level ${level}`, { price: level, color: colour("level"), lineStyle: 2,
-      title: level > last ? "resistance" : "support", axisLabelVisible: false });
+  const levels = state.levels[symbol] ?? [];
+  const above = Math.min(...levels.filter((l) => l > last)), below = Math.max(...levels.filter((l) => l <= last));
+  for (const level of levels) {
+    const title = level === above ? "resistance" : level === below ? "support" : "";  // the nearest are named
+    wanted.set(`level ${level} ${title}`, { price: level, color: colour("level"), lineStyle: 2, title,
+      axisLabelVisible: title !== "" });
   }
   if (position && number(position.qty)) {
     for (const [key, name, tint] of [["entry_price", "entry", "soft"], ["stop_loss", "stop", "stop"],

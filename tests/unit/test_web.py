@@ -174,7 +174,17 @@ def test_rules_of_health_with_the_alerts_they_lead_to_have_a_section():
 
 
 def test_runbook_with_markup_in_it_is_text(monkeypatch):
-    monkeypatch.setattr(web, "_runbook", lambda: "# One\n## Halt <all> now\n<script>x</script>\n")
+    monkeypatch.setattr(web, "_runbook", lambda: "# One\n## Halt <all> now\n<script>x</script>\n"
+                                                 "[there](#halt-all-now) [b](javascript:x) [c](docs/logs.md)")
     page = web.runbook_page()
     assert "<script>" not in page
-    assert '<b id="halt-all-now">## Halt &lt;all&gt; now</b>' in page
+    assert '<h2 id="halt-all-now">Halt &lt;all&gt; now</h2>' in page
+    assert re.findall('<a href="(.+?)"', page) == ["#halt-all-now"], "what is not served is no link"
+
+
+def test_runbook_page_has_a_place_for_each_link_in_it():
+    page = web.runbook_page()
+    places = re.findall(r'<h2 id="(.+?)"', page)
+    assert set(re.findall(r'<a href="#(.+?)"', page)) <= set(places)
+    assert {f"runbook#{place}" for place in places} == LINKS
+    assert "<table>" in page and "botctl flatten" in page
