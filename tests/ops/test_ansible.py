@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_playbook_with_the_example_inventory_parses(play):
     done = subprocess.run([BIN / "ansible-playbook", "-i", "inventory.example.ini", "--syntax-check", play],
                           cwd=ROOT / "ansible", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_ansible
+def test_vault_beside_the_variables_hides_none_of_them(tmp_path):
+    """A file all.yml is passed over, in silence, once there is a folder all/ for the vault."""
+    shutil.copytree(ROOT / "ansible" / "group_vars", tmp_path / "group_vars")
+    (tmp_path / "group_vars" / "all").mkdir(exist_ok=True)
+    (tmp_path / "group_vars" / "all" / "vault.yml").write_text("bot_api_key: k\n")
+    done = subprocess.run([BIN / "ansible-inventory", "-i", "host,", "--playbook-dir", tmp_path, "--list"],
+                          capture_output=True, text=True, check=True)
+    known = json.loads(done.stdout)["_meta"]["hostvars"]["host"]
+    assert {"bot_api_key", "bot_mode", "bot_limits", "bot_strategies"} <= set(known)
 
 
 def test_units_with_their_programs_name_what_the_release_has():
