@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from bot.backup import new_key
 from tests.appliance import BTC
 from tests.faults import FaultyRun
 from tests.harness import ROOT, wait_until
@@ -53,7 +54,7 @@ TABLES: dict[str, Any] = {
     # A machine that others use may pause a process for longer than what FaultyRun bears.
     "health": {"stuck_ms": 30_000, "restarts_max": 20, "memory_mb_max": 500, "disk_free_mb_min": 3_700},
     "executor": {"reconcile_s": 2, "clock_check_s": 2, "recover_s": 1}, "gateway": {"clock_check_s": 2},
-    "paper": {"latency_ms": 1},
+    "paper": {"latency_ms": 1}, "backup": {"recipient": new_key()[1]},
 }
 
 
@@ -89,6 +90,7 @@ class Night:
             self.monitoring.__enter__()
             wait_until(self._lift_limits, 30)
             self.wait_running(60)
+            assert self.type("botctl backup make") == 0, self.said
         except BaseException:
             self.__exit__()
             raise

@@ -6,6 +6,7 @@ exchange answers again, there is room on the disk) ends with the fault's block. 
 money are scaled; ops/prometheus/alerts_test.yml proves the shipped ones.
 """
 
+import json
 import os
 import re
 import resource
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
+from bot.backup import STATUS
 from tests.appliance import BTC, Signaler
 from tests.drill.test_exhaustion import clock_step, starved
 from tests.drill.test_flatten import mark
@@ -317,6 +319,26 @@ def receiver_is_away(it: Night) -> Iterator[None]:
     it.type("botctl resume --symbol SYMBOL")
 
 
+@contextmanager
+def backup_is_of_yesterday(it: Night) -> Iterator[None]:
+    path = it.appliance.config.path("backup") / STATUS
+    status = json.loads(path.read_bytes())
+    status["newest"]["made_ns"] -= 30 * 3_600 * 10**9
+    path.write_text(json.dumps(status))
+    yield
+
+
+@contextmanager
+def backup_rots(it: Night) -> Iterator[None]:
+    path = max(it.appliance.config.path("backup").glob("*.age"))
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 0xFF
+    path.write_bytes(raw)
+    it.type("botctl backup make")  # the night's run looks at all that are kept
+    yield
+    path.unlink()
+
+
 class Drill(NamedTuple):
     """fault: put in, and ended where there is nothing to type; steps: lines of the mitigation to type.
 
@@ -359,7 +381,7 @@ DRILLS = {
     "ExchangeSlow": Drill(orders_are_answered_late, 60),
     "ExchangeLimitNear": Drill(requests_are_nearly_used_up, 20),
     "ClockOffset": Drill(clock_is_a_little_off, 20),
-    "SignalsUnacknowledged": Drill(executor_hangs, 20),
+    "SignalsUnacknowledged": Drill(executor_hangs, 20, steps=2),
     "OrdersRejected": Drill(orders_are_rejected, 40),
     "SignalsDenied": Drill(signals_are_off_the_grid, 40),
     "TargetsRefused": Drill(stop_is_on_the_wrong_side, 40),
@@ -370,10 +392,12 @@ DRILLS = {
     "ProcessOverloaded": Drill(descriptors_run_out, 30, program="gateway"),
     "HostShort": Drill(disk_is_short, 30, steps=0),
     "DiskFilling": Drill(disk_fills, 120),
+    "BackupOld": Drill(backup_is_of_yesterday, 40),
+    "BackupBad": Drill(backup_rots, 40),
     "AlertsUndelivered": Drill(receiver_is_away, 60),
-    "DayLossNear": Drill(most_of_a_days_loss, 10, group="loss"),
+    "DayLossNear": Drill(most_of_a_days_loss, 10, steps=2, group="loss"),
     "DayLossLimit": Drill(a_whole_days_loss, 10, group="loss", is_first=True),
-    "LiquidationNear": Drill(margin_is_short, 10, steps=2, group="poor"),
+    "LiquidationNear": Drill(margin_is_short, 10, steps=3, group="poor"),
     "TicksLost": Drill(gateway_stumbles, 30, program="strategy-levels", group="narrow"),
 }
 SHORT = ("TradingHalted", "SymbolLocked", "PositionUnprotected")
@@ -471,7 +495,7 @@ def keep(alert: str, row: str) -> None:
     head = PAGE.read_text(encoding="utf-8").split("\n|")[0]
     rows = dict(re.findall(r"^(?=\| (\w+) )(.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     rows[alert] = row
-    lines = [rows[name] for name in ("Alert", *DRILLS) if name in rows]
+    lines = [rows[name] for name in ("Alert", *DRILLS, "Watchdog") if name in rows]
     lines.insert(1, "| --- | --- | --- | --- | --- |")
     PAGE.write_text(head + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
@@ -483,6 +507,27 @@ def test_alert_with_its_fault_arrives_and_the_section_mends_it(nights, alert):
     print("\n" + row)
     if os.environ.get("TRADEHOST_KEEP_DRILLS"):
         keep(alert, row)
+
+
+@pytest.mark.drill
+def test_watchdog_that_stays_away_comes_again_with_what_sends_it(nights):
+    it, page = nights.get("usual"), section("Watchdog")
+    every_s = 15  # 10 here, and a group's interval
+    it.monitoring.wait_alert("Watchdog", 60)
+    it.monitoring.stop("prometheus-alertmanager")
+    began = time.time()
+    time.sleep(every_s)
+    assert not it.monitoring.receiver.last("Watchdog", "firing", began + 1), "nothing told for it"
+    for line in [*commands(page.part("Diagnosis")), *page.steps()]:
+        it.type(line)
+    mended = time.time()
+    it.monitoring.start_alertmanager()
+    it.monitoring.wait_alert("Watchdog", 60, since=mended)
+    row = (f"| Watchdog | the Alertmanager ends, and nothing comes | {every_s} | `{page.steps()[0]}` "
+           f"| {seconds_since(mended):.0f} |")
+    print("\n" + row)
+    if os.environ.get("TRADEHOST_KEEP_DRILLS"):
+        keep("Watchdog", row)
 
 
 @pytest.mark.drill

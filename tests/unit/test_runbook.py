@@ -11,7 +11,8 @@ from supervisor.supervisorctl import DefaultControllerPlugin
 from bot import botctl, web
 from bot.config_file import parse
 from bot.programs import names
-from tests.harness import ROOT
+from tests.drill.test_runbook import DRILLS
+from tests.harness import ROOT, SLACK
 from tests.runbook import RUNBOOK, anchor, commands, inline_commands, sections
 
 TEXT = RUNBOOK.read_text(encoding="utf-8")
@@ -181,3 +182,29 @@ def test_first_command_of_an_alert_is_that_of_its_section():
     for alert, command in told:
         section = next(section for section in SECTIONS if section.name == alert)
         assert alert in NOT_YET or commands(section.part("Diagnosis"))[0] == command, alert
+
+
+def test_alerts_with_the_runbook_have_a_drill_each():
+    assert {*DRILLS, "Watchdog"} == set(ALERTS), "tests/drill/test_runbook.py drills each alert"
+
+
+@pytest.mark.skip("the table is being filled")
+def test_table_of_drills_with_each_alert_has_a_row_and_times():
+    text = (ROOT / "docs" / "drills.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| [\w ,]+ \| ([\d.]+) \| .+ \| (\d+) \|$", text, re.MULTILINE)
+    assert [name for name, *_ in rows] == [*DRILLS, "Watchdog"], "make drill writes it"
+    for name, told_s, _ in rows:
+        if name in DRILLS:
+            assert float(told_s) <= DRILLS[name].within_s * SLACK, name
+
+
+def test_drills_with_the_lines_they_type_leave_none_of_the_runbook_untried():
+    typed, said = set(), set()
+    for section in SECTIONS:
+        looks = {*commands(section.part("Diagnosis")), *section.typed_after("Verify")}
+        said |= looks | {*section.steps()}
+        if section.name in ALERTS:
+            steps = DRILLS[section.name].steps if section.name in DRILLS else len(section.steps())
+            typed |= looks | {*section.steps()[:steps]}
+            typed |= {line for line in section.typed_after("Undo") if line.startswith("botctl resume")}
+    assert said - typed == set()
