@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bot import __version__, apply, restore, steer, views
+from bot import __version__, alertmanager, apply, restore, steer, views
 from bot.config_file import parse
 from bot.errors import (
     EXIT_CONFIG,
@@ -125,6 +125,14 @@ VERBS = (
     Verb("signals", views.list_signals, "list signals with their outcomes, the newest first", "--count 20",
          (COUNT,)),
     Verb("positions", views.list_positions, "list positions with their exits"),
+    Verb("alert test", alertmanager.test, "send an alert the whole way, and say who took it"),
+    Verb("alert silence", alertmanager.silence,
+         "keep alerts from people for a while; not what health tells itself",
+         '--for 15m --reason "a deploy"', (
+             option("--for", dest="span", type=_span_ns, default="15m", metavar="SPAN",
+                    help="15m, 2h, 1d (15m)"),
+             option("--alert", metavar="NAME", help="only this one (all but the Watchdog)"), REASON)),
+    Verb("alert unsilence", alertmanager.unsilence, "end every silence that botctl began"),
     Verb("report", views.show_report, "tell the day: money, slippage, latency, outcomes, incidents",
          "--since 24h --chart day.html", (
              option("--since", type=_span_ns, default="24h", metavar="SPAN", help="30m, 24h, 7d (24h)"),
@@ -136,7 +144,8 @@ VERBS = (
 # Words that stand for several verbs.
 GROUPS = {"config": "check a configuration file, or put it in force",
           "backup": "make backups of the journal, and look at them",
-          "journal": "prove that the journal is whole"}
+          "journal": "prove that the journal is whole",
+          "alert": "try the way to a person, or close it for planned work"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -244,12 +244,6 @@ class LimitsConfig(Table, kw_only=True, frozen=True):
                            "the mark comes once a second")] = 3_000
 
 
-def tightened(old: LimitsConfig, new: LimitsConfig) -> LimitsConfig:
-    """Return the tighter of each limit: names end in _max, or in _min where more is tighter."""
-    pairs = {name: (getattr(old, name), getattr(new, name)) for name in LimitsConfig.__struct_fields__}
-    return LimitsConfig(**{n: max(pair) if n.endswith("_min") else min(pair) for n, pair in pairs.items()})
-
-
 class JournalConfig(Table, kw_only=True, frozen=True):
     """The executor's memory."""
 
@@ -304,6 +298,12 @@ class HealthConfig(Table, kw_only=True, frozen=True):
     clock_offset_ms_max: Annotated[
         Count, Meta(description="between the host's clock and the exchange's; more is told of: orders carry "
                     "the exchange's time, but records do not")] = 500
+    alert_url_file: Annotated[
+        str, Meta(description="file of mode 0400 or 0600, below state_dir: the URL of a webhook that health "
+                  "tells what cannot wait, without Prometheus; without the file nobody")] = "alert.url"
+    alertmanager_url: Annotated[
+        str, Meta(description="where `botctl alert` finds the Alertmanager",
+                  pattern=r"^http://(127\.0\.0\.1|localhost):\d+$")] = "http://127.0.0.1:9093"
     page_port: Annotated[
         int, Meta(ge=0, le=65_535, description="the status page, on loopback; 0: none. From elsewhere: "
                   "`ssh -L 9550:127.0.0.1:9550 host`")] = 9_550

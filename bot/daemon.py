@@ -22,10 +22,11 @@ import msgspec
 
 from bot import __version__
 from bot.clock import Clock
-from bot.config import Config, tightened
+from bot.config import Config
 from bot.config_file import load
 from bot.crash import PLAN
 from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
+from bot.limits import tightened
 from bot.log import Log
 from bot.metrics import serve
 

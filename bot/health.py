@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from bot import backup, probe
+from bot.alert import Teller, urgent
 from bot.bus import ZmqSubscriber
 from bot.daemon import Daemon, run
 from bot.halt import HaltFiles
@@ -25,10 +26,11 @@ async def main(daemon: Daemon) -> None:
     """Find what is stuck, too big, in a loop or short, and do what can be done without a person."""
     config, rules = daemon.config, daemon.config.health
     supervisor, left = Supervisor(config.path("run/supervisor.sock")), probe.host(config.state_path)
-    watch = Watch(config, daemon.clock, daemon.log, halts=HaltFiles(config.path("halt")),
-                  kill=supervisor.kill)
+    halts, teller = HaltFiles(config.path("halt")), Teller(config, daemon.clock, daemon.log)
+    watch = Watch(config, daemon.clock, daemon.log, halts=halts, kill=supervisor.kill)
     backups: dict[str, Any] = {}
-    daemon.status = lambda: {**watch.status(), "host": left, "backup": backups}
+    daemon.status = lambda: {**watch.status(), "host": left, "backup": backups, "alerts": teller.counts}
+    since_ns = daemon.clock.mono_ns()
 
     async def look() -> None:
         programs = {p.name: p for p in await asyncio.to_thread(supervisor.programs)}
@@ -50,9 +52,11 @@ async def main(daemon: Daemon) -> None:
             if abs(offset_ms) > rules.clock_offset_ms_max:
                 watch.find("clock_offset", name, f"{offset_ms} ms, limit {rules.clock_offset_ms_max}")
         watch.tell()
+        teller.see(urgent(beats, halts.list(), watch.status()["findings"], daemon.clock.mono_ns(), since_ns))
         probe.feed_watchdog()
 
     daemon.every(LOOK_S, look)
+    daemon.spawn(teller.work())
     ticks = ZmqSubscriber(config.bus.ticks, config.bus, [])
     page = StatusPage(config, daemon.clock, ticks)
     ticks.watch(page.on_tick_messages)

@@ -47,6 +47,12 @@ class Denial(msgspec.Struct, frozen=True):
         return f"{self.rule}: {self.text}"
 
 
+def tightened(old: LimitsConfig, new: LimitsConfig) -> LimitsConfig:
+    """Return the tighter of each limit: names end in _max, or in _min where more is tighter."""
+    pairs = {name: (getattr(old, name), getattr(new, name)) for name in LimitsConfig.__struct_fields__}
+    return LimitsConfig(**{n: max(pair) if n.endswith("_min") else min(pair) for n, pair in pairs.items()})
+
+
 def check_sender(signal: TradingSignal, owner: str | None, *, now_ns: int) -> Denial | None:
     """Return why the signal has no say in its symbol, not even over older signals."""
     if signal.strategy != owner:

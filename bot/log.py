@@ -70,6 +70,7 @@ EVENTS = {
     "metrics_unavailable": "the metrics port could not be bound; the process works without",
     "finding": "health found something wrong: which rule, which process, the limit and the value",
     "finding_ended": "a finding is gone; how long it lasted",
+    "alert_undelivered": "the receiver of what cannot wait did not take it; it is tried again",
     "killed": "a process was ended by force, to be started again; why",
 }
 MONEY = frozenset((

@@ -29,18 +29,19 @@ from tests.appliance import Appliance
 from tests.harness import ROOT, free_port, wait_until
 
 OPS = ROOT / "ops"
-BINARIES = ("prometheus", "prometheus-alertmanager")
+BINARIES = ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter")
 needs_monitoring = pytest.mark.skipif(
     any(shutil.which(name) is None for name in BINARIES),
-    reason="prometheus or prometheus-alertmanager is missing: Debian's packages of these names have them")
+    reason=f"one of {', '.join(BINARIES)} is missing: Debian's packages of these names have them")
 
 
 def metrics_config(strategy: str = "levels") -> dict[str, Any]:
-    """Return the overrides that give an Appliance of this strategy metrics on free ports."""
+    """Return the overrides that give an Appliance of this strategy metrics and an Alertmanager's address."""
     ports = [free_port() for _ in range(5)]
     while ports[4] - ports[0] != 4:  # a process each, one after the other
         ports = [*ports[1:], free_port()]
-    return {"metrics": {"base_port": ports[0]}, "strategy": {strategy: {"metrics_port": free_port()}}}
+    return {"health": {"alertmanager_url": f"http://127.0.0.1:{free_port()}"},
+            "metrics": {"base_port": ports[0]}, "strategy": {strategy: {"metrics_port": free_port()}}}
 
 
 @dataclass
@@ -92,19 +93,20 @@ class Receiver:
 
 
 class Monitoring:
-    """The two servers. Use as a context manager; state is below tmp_path/monitoring."""
+    """The servers. Use as a context manager; state is below tmp_path/monitoring."""
 
-    def __init__(self, tmp_path: Path, appliance: Appliance, scale: float = 1.0, node_port: int = 0) -> None:
+    def __init__(self, tmp_path: Path, appliance: Appliance, scale: float = 1.0) -> None:
         self.path = tmp_path / "monitoring"
         self.path.mkdir()
-        self.port, self.alertmanager_port = free_port(), free_port()
-        self.alertmanager_url = f"http://127.0.0.1:{self.alertmanager_port}"
+        self.port, self.node_port = free_port(), free_port()
+        self.alertmanager_url = appliance.config.health.alertmanager_url
+        self.alertmanager_port = int(self.alertmanager_url.rpartition(":")[2])
         self.receiver = Receiver()
         self._processes: dict[str, subprocess.Popen] = {}
         write_targets(appliance.config)
         ports = {"127.0.0.1:9090": f"127.0.0.1:{self.port}",
                  "127.0.0.1:9093": f"127.0.0.1:{self.alertmanager_port}",
-                 "127.0.0.1:9100": f"127.0.0.1:{node_port or free_port()}",
+                 "127.0.0.1:9100": f"127.0.0.1:{self.node_port}",
                  "/var/lib/bot": str(appliance.config.state_path)}
         for source in (OPS / "prometheus" / "prometheus.yml", OPS / "prometheus" / "recording.yml",
                        OPS / "prometheus" / "alerts.yml", OPS / "alertmanager" / "alertmanager.yml",
@@ -135,6 +137,11 @@ class Monitoring:
         self._start("prometheus", self.port, f"--config.file={self.path}/prometheus.yml",
                     f"--storage.tsdb.path={self.path}/tsdb")
 
+    def start_node_exporter(self) -> None:
+        """Start what tells of the host."""
+        self._start("prometheus-node-exporter", self.node_port, "--collector.disable-defaults",
+                    "--collector.cpu", "--collector.filesystem", "--collector.loadavg")
+
     def start_alertmanager(self) -> None:
         """Start the Alertmanager, and wait until it answers."""
         self._start("prometheus-alertmanager", self.alertmanager_port, "--cluster.listen-address=",
@@ -155,7 +162,8 @@ class Monitoring:
             self._processes[name] = subprocess.Popen([name, *words, f"--web.listen-address=127.0.0.1:{port}"],
                                                      stdout=log, stderr=log, cwd=self.path)
         try:
-            wait_until(lambda: _answers(f"http://127.0.0.1:{port}/-/ready"), 10, step=0.1)
+            page = "metrics" if "node" in name else "-/ready"
+            wait_until(lambda: _answers(f"http://127.0.0.1:{port}/{page}"), 10, step=0.1)
         except AssertionError:
             self.__exit__()
             raise AssertionError((self.path / f"{name}.log").read_text()[-2_000:]) from None

@@ -1,0 +1,159 @@
+"""What cannot wait: health tells a person directly, without Prometheus and the Alertmanager.
+
+To the webhook in `[health] alert_url_file`, from a queue, in a thread, tried again: nothing waits for it.
+Names are those of the rules in ops/prometheus/alerts.yml.
+"""
+
+import asyncio
+import http.client
+import re
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bot.clock import Clock
+from bot.config import Config
+from bot.config_file import read_secret
+from bot.errors import ConfigError
+from bot.halt import Halt
+from bot.log import Log
+
+ASK_S = 5.0  # a receiver that takes longer is tried again
+QUEUE_MAX = 50  # the newest count; what is older is in the log
+TRIES_MAX, WAIT_S_MAX = 12, 60.0  # 1, 2, 4 ... 60 s: ten minutes without a network
+DOWN_NS = 30_000_000_000  # a crash is over after 8 s, a restart after 5; with Prometheus it is told after 15
+UNPROTECTED_S_MAX = 2.0  # as PositionUnprotected: a stop is placed within a fraction of this
+BEAT_NS_MAX = 10_000_000_000  # an older beat says nothing of now
+AGAIN_NS = 3_600_000_000_000  # what is still so is told again each hour
+SHORT_RULES = ("disk_low", "host_memory_low")  # Prometheus writes to the same disk
+
+Name = tuple[str, str]  # alert, subject
+
+
+def urgent(beats: dict[str, dict[str, Any]], halts: Iterable[Halt], findings: Iterable[dict[str, Any]],
+           now_ns: int, since_ns: int) -> dict[Name, str]:
+    """Return what cannot wait, in words. Times are monotonic; a silence counts from since_ns on."""
+    found: dict[Name, str] = {}
+    for halt in halts:
+        if halt.scope == "all":
+            found["TradingHalted", "all"] = f"HALTED by {halt.who}: {halt.why}. Type: botctl status"
+    executor = beats.get("executor", {})
+    beat_ns = executor.get("mono_ns", 0)
+    if now_ns - (beat_ns if since_ns < beat_ns <= now_ns else since_ns) > DOWN_NS:
+        found["ExecutorDown", "executor"] = ("the executor does not beat; positions rest on their stops. "
+                                             "Type: botctl status")
+    if 0 <= now_ns - beat_ns <= BEAT_NS_MAX:
+        for symbol, told in executor.get("symbols", {}).items():
+            if told.get("unprotected_s", 0) > UNPROTECTED_S_MAX:
+                found["PositionUnprotected", symbol] = (
+                    f"{symbol} lacks its stop for {told['unprotected_s']:.0f} s. Type: botctl positions")
+    for finding in findings:
+        if finding["rule"] in SHORT_RULES:
+            found["HostShort", finding["rule"]] = f"{finding['rule']}: {finding['text']}. Type: botctl health"
+    return found
+
+
+def ask(url: str, body: Any = None, *, method: str = "") -> bytes:
+    """POST as JSON, GET without a body; return the answer. Raises OSError; its text never holds the URL."""
+    request = urllib.request.Request(  # noqa: S310  config and read_url let http and https pass alone
+        url, None if body is None else msgspec.json.encode(body), {"Content-Type": "application/json"},
+        method=method or None)
+    # The Alertmanager is on this host: a proxy, which other receivers may need, is in the way.
+    is_here = request.host.split(":")[0] in ("127.0.0.1", "localhost")
+    handlers = [urllib.request.ProxyHandler({})] if is_here else []
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=ASK_S) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        raise OSError(f"HTTP {error.code} {error.read(200).decode(errors='replace')}".strip()) from None
+    except urllib.error.URLError as error:
+        raise OSError(str(error.reason)) from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(type(error).__name__) from None
+
+
+class Teller:
+    """Hands what is new, and what is over, to the receiver. see() each second; work() beside it, for ever."""
+
+    def __init__(self, config: Config, clock: Clock, log: Log, *,
+                 send: Callable[[str, Any], Any] = ask) -> None:
+        self._config, self._clock, self._log, self._send = config, clock, log, send
+        self._path = config.path(config.health.alert_url_file)
+        self._told: dict[Name, tuple[int, str]] = {}  # what is so -> when it was told last, in which words
+        self._queue: deque[dict[str, Any]] = deque(maxlen=QUEUE_MAX)
+        self._is_due = asyncio.Event()
+        self.counts = {"sent": 0, "failed": 0, "dropped": 0}
+
+    def see(self, found: dict[Name, str]) -> None:
+        """Take in what is urgent just now."""
+        now_ns = self._clock.mono_ns()
+        for name, text in found.items():
+            if name not in self._told or now_ns - self._told[name][0] >= AGAIN_NS:
+                self._told[name] = now_ns, text
+                self._put("firing", name, text)
+        for name in [name for name in self._told if name not in found]:
+            self._put("resolved", name, self._told.pop(name)[1])
+
+    def _put(self, status: str, name: Name, text: str) -> None:
+        if not self._path.exists():
+            return  # nobody is to be told
+        if len(self._queue) == QUEUE_MAX:
+            self.counts["dropped"] += 1
+        self._queue.append(message(self._config, self._clock, status, name, text))
+        self._is_due.set()
+
+    async def work(self) -> None:
+        """Send, one after the other."""
+        while True:
+            await self._is_due.wait()
+            while self._queue:
+                await self._deliver(self._queue.popleft())
+            self._is_due.clear()
+
+    async def _deliver(self, body: dict[str, Any]) -> None:
+        wait_s = 1.0
+        for _ in range(TRIES_MAX):
+            try:
+                url = read_url(self._path)
+                self._log.hide(url)
+                await asyncio.to_thread(self._send, url, body)
+                self.counts["sent"] += 1
+                return
+            except (OSError, ConfigError) as error:
+                self.counts["failed"] += 1
+                self._log.warning("alert_undelivered", text=body["text"], error=str(error), wait_s=wait_s)
+            await self._clock.sleep(wait_s)
+            wait_s = min(wait_s * 2, WAIT_S_MAX)
+        self.counts["dropped"] += 1
+
+
+def read_url(path: Path) -> str:
+    """Return the receiver's URL, which is as good as a key. Raises ConfigError."""
+    url = read_secret(path, "health.alert_url_file")
+    if not re.match(r"https?://[\w.-]+", url):
+        raise ConfigError(f"health.alert_url_file: must hold an http or https URL: {path}")
+    return url
+
+
+def message(config: Config, clock: Clock, status: str, name: Name, text: str) -> dict[str, Any]:
+    """Return one alert in the form of the Alertmanager's webhook; Slack, Telegram and others show `text`."""
+    alert, subject = name
+    summary = f"{config.mode.upper()}: {text}"
+    return {
+        "version": "4", "status": status, "receiver": "health",
+        "text": f"{'OVER' if status == 'resolved' else 'ALERT'} {alert}: {summary}",
+        "alerts": [{"status": status, "startsAt": time_text(clock.wall_ns()),
+                    "labels": {"alertname": alert, "severity": "critical", "mode": config.mode.upper(),
+                               "subject": subject, "process": "health"},
+                    "annotations": {"summary": summary, "runbook_url": f"RUNBOOK.md#{alert.lower()}"}}]}
+
+
+def time_text(ns: int) -> str:
+    """Return a wall time as RFC 3339 has it."""
+    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat()
