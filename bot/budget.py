@@ -55,6 +55,10 @@ class Budget:
         """Let nothing out until then (wall clock)."""
         self.merge(Usage(banned_until_ns=until_ns))
 
+    def fill(self, name: str, server_ns: int) -> None:
+        """Take a limit as used up in the window of server_ns: the exchange said so."""
+        self.merge(Usage(used={name: (_window(name, server_ns), self.limits[name])}))
+
     def merge(self, told: Usage) -> None:
         """Take in what another process knows: of each counter the later window, then the larger number."""
         used = {name: max(self.usage.used.get(name, (0, 0)), told.used.get(name, (0, 0)))

@@ -5,7 +5,7 @@ ccxt's own network code, rate limiter and exception classes are not used (exchan
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence, Set
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from bot.config import SETTLE, ExchangeConfig
 from bot.errors import ConfigError, ExchangeError
 from bot.model import Candle, Instrument
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
-from bot.outcome import LIMITER_STATUS, Answer, error_of, retry_later_s
+from bot.outcome import Answer, error_of, retry_later_s
 from bot.rows import (
     ALGO,
     FILL,
@@ -43,7 +43,7 @@ from bot.signed_request import SignedRequest, check_built
 # The exchanges whose orders, answers and streams the tests know. Another one is a row here, readers in
 # bot/rows.py, codes in bot/outcome.py, and its recorded answers in the tests.
 TRADABLE = {"binanceusdm": ccxt.binanceusdm}
-NOT_FOUND, CLOCK_REFUSED, TOO_MUCH = (-2011, -2013), -1021, -1003
+NOT_FOUND, CLOCK_REFUSED, TOO_MUCH, TOO_MANY_ORDERS = (-2011, -2013), -1021, -1003, -1015
 QUERY_SLOW_S = 0.5  # between questions once much of the weight is used: 120 a minute at most
 URGENT_TRIES, URGENT_WAIT_S = 5, 0.2  # flatten's: an overloaded exchange answers every second or third
 PAGE_ROWS = 1_000  # of userTrades, allOrders and allAlgoOrders
@@ -92,13 +92,7 @@ class Exchange:
     async def load(self) -> None:
         """Measure the clock and fetch the instruments."""
         await self.measure_clock()
-        info = await self._query("GET", "fapiPublic", "exchangeInfo")
-        with _reading("exchangeInfo"):
-            self.budget.learn(info.get("rateLimits", []))
-            listed = dict(filter(None, map(self._listing, info["symbols"])))
-            if not listed:
-                raise ValueError(f"no contract of {len(info['symbols'])}")
-            self._list(listed)
+        await self._read_listing(None)
 
     def unlisted(self, symbols: Sequence[str]) -> list[str]:
         """Return the symbols that are not listed. Raises ConfigError when none is: then the file is wrong."""
@@ -110,21 +104,24 @@ class Exchange:
 
     async def refresh(self, symbols: Sequence[str]) -> None:
         """Fetch the rules of these symbols again; one that is not listed any more gets status DELISTED."""
-        info = await self._query("GET", "fapiPublic", "exchangeInfo")
         ids = {self._id(symbol): symbol for symbol in symbols if symbol in self.instruments}
-        with _reading("exchangeInfo"):
-            self.budget.learn(info.get("rateLimits", []))
-            rows = [row for row in info["symbols"] if row["symbol"] in ids]
-            listed = dict(filter(None, map(self._listing, rows)))
-            self._list(listed)
-        for symbol in ids.values() - listed.keys():
+        for symbol in ids.values() - await self._read_listing(ids):
             self.instruments[symbol] = msgspec.structs.replace(self.instruments[symbol], status="DELISTED")
 
-    def _list(self, listed: dict[str, tuple[Instrument, dict[str, Any]]]) -> None:
-        self._markets |= {symbol: market for symbol, (_, market) in listed.items()}
-        self._ccxt.set_markets(list(self._markets.values()))
-        self.instruments |= {symbol: instrument for symbol, (instrument, _) in listed.items()}
-        self._symbols = {row.exchange_symbol: symbol for symbol, row in self.instruments.items()}
+    async def _read_listing(self, ids: Container[str] | None) -> Set[str]:
+        # Of these contracts, or of all; returns our names of those that are there.
+        info = await self._query("GET", "fapiPublic", "exchangeInfo")
+        with _reading("exchangeInfo"):
+            self.budget.learn(info.get("rateLimits", []))
+            rows = [row for row in info["symbols"] if ids is None or row["symbol"] in ids]
+            listed = dict(filter(None, map(self._listing, rows)))
+            if ids is None and not listed:
+                raise ValueError(f"no contract of {len(rows)}")
+            self._markets |= {symbol: market for symbol, (_, market) in listed.items()}
+            self._ccxt.set_markets(list(self._markets.values()))
+            self.instruments |= {symbol: instrument for symbol, (instrument, _) in listed.items()}
+            self._symbols = {row.exchange_symbol: symbol for symbol, row in self.instruments.items()}
+        return listed.keys()
 
     async def measure_clock(self, tries: int = 3) -> None:
         """Measure the exchange's clock; the fastest of a few round trips counts."""
@@ -418,9 +415,10 @@ class Exchange:
     def _note(self, answer: Answer) -> Answer:
         self.budget.hear(answer.headers, self.server_ns())
         wait_s = retry_later_s(answer)
-        # -1015 alone counts orders: queries may go on.
-        if wait_s is not None and (answer.status in LIMITER_STATUS or error_of(answer)[0] == TOO_MUCH):
+        if wait_s is not None:
             self.budget.ban(answer.received_ns + int(wait_s * 1e9))
+        elif error_of(answer)[0] == TOO_MANY_ORDERS:  # it counts orders alone: queries may go on
+            self.budget.fill("orders_10s", self.server_ns())
         return answer
 
     def _id(self, symbol: str) -> str:

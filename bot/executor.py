@@ -52,6 +52,7 @@ from bot.wire import (
 SEIZED_S = 0.5  # between looks at whether a flatten has let go
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
 STOP_TURNS_PER_S = 20
+SPARE_CONNECTIONS = 8  # each opens when all others wait for an answer
 TEXT_MAX = 300  # of a dropped message's description in the log
 
 
@@ -340,18 +341,16 @@ async def main(daemon: Daemon) -> None:
             return
         await clock.sleep(SEIZED_S)
     await daemon.wait_for_disk()
-    journal = Journal(
-        config.path(config.journal.path),
-        clock,
-        checkpoint_events=config.journal.checkpoint_events,
-        identity=config.identity(),
-    )
-    exchange = Exchange(config.exchange, clock, orders=pool(config.exchange, clock),
+    # Entries on their way are at most so many: there is always a connection for a close, a stop or a cancel.
+    orders = pool(config.exchange, clock, config.limits.open_orders_max + SPARE_CONNECTIONS)
+    exchange = Exchange(config.exchange, clock, orders=orders,
                         queries=pool(config.exchange, clock), keys=(secret[0], secret[1]),
                         rights=rights_pool(config.exchange, clock))
     publisher = ZmqPublisher(bus.reports, bus)
     halts = HaltFiles(config.state_path / "halt")
     try:
+        journal = Journal(config.path(config.journal.path), clock, identity=config.identity(),
+                          checkpoint_events=config.journal.checkpoint_events)
         executor = OrderExecutor(
             config, clock, daemon.log, run_id=daemon.run, exchange=exchange, journal=journal, halts=halts,
             publish=publisher.send, open_stream=open_stream, spawn=daemon.spawn)

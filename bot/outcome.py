@@ -36,9 +36,8 @@ CANCEL_CODES: tuple[tuple[CancelKind, frozenset[int]], ...] = (
 )
 # Refused by the limiter in front of the exchange, whatever the body says (error-code page, 429 and 418).
 LIMITER_STATUS = frozenset({418, 429})
-# Without Retry-After or a ban's end: the minute of the weight counter, the least ban, the 10 s of the
-# order counter (exchange-facts 1.1).
-WEIGHT_WAIT_S, BAN_WAIT_S, ORDER_RATE_WAIT_S = 60.0, 120.0, 10.0
+# Without Retry-After or a ban's end: the minute of the weight counter, the least ban (exchange-facts 1.1).
+WEIGHT_WAIT_S, BAN_WAIT_S = 60.0, 120.0
 RETRY_LATER_S_MAX = 3 * 86_400.0  # the longest ban the exchange documents
 
 
@@ -61,14 +60,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class OrderOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a new order.
 
-    retry_later_s: nothing may be sent before so many seconds have passed. needs_operator: the exchange
-    itself said that it does not know; that the order is not found later then proves nothing.
+    needs_operator: the exchange itself said that it does not know; that the order is not found later then
+    proves nothing.
     """
 
     kind: OrderKind
     code: int = 0
     text: str = ""
-    retry_later_s: float | None = None
     needs_operator: bool = False
 
 
@@ -78,7 +76,6 @@ class CancelOutcome(msgspec.Struct, frozen=True, kw_only=True):
     kind: CancelKind
     code: int = 0
     text: str = ""
-    retry_later_s: float | None = None
 
 
 def classify(answer: Answer, client_order_id: str) -> OrderOutcome:
@@ -92,7 +89,7 @@ def classify(answer: Answer, client_order_id: str) -> OrderOutcome:
         return OrderOutcome(kind="accepted")
     needs_operator = code == -1007 or (answer.status == 503 and "unknown" in text.lower())
     return OrderOutcome(kind=_by_code(answer.status, code, ORDER_CODES), code=code, text=text,
-                        retry_later_s=retry_later_s(answer), needs_operator=needs_operator)
+                        needs_operator=needs_operator)
 
 
 def classify_cancel(answer: Answer, client_order_id: str) -> CancelOutcome:
@@ -106,8 +103,7 @@ def classify_cancel(answer: Answer, client_order_id: str) -> CancelOutcome:
     # A conditional order's cancel is acknowledged without its status ("code": "200").
     if about is not None and about.get("status", about.get("algoStatus", "CANCELED")) == "CANCELED":
         return CancelOutcome(kind="canceled")
-    return CancelOutcome(kind=_by_code(answer.status, code, CANCEL_CODES), code=code, text=text,
-                         retry_later_s=retry_later_s(answer))
+    return CancelOutcome(kind=_by_code(answer.status, code, CANCEL_CODES), code=code, text=text)
 
 
 def error_of(answer: Answer) -> tuple[int, str]:
@@ -125,7 +121,7 @@ def retry_later_s(answer: Answer) -> float | None:
     The end of a ban stands in Retry-After (seconds) or in the text ("banned until" and ms since 1970).
     """
     code, text = error_of(answer)
-    if answer.status not in LIMITER_STATUS and code not in (-1003, -1015):
+    if answer.status not in LIMITER_STATUS and code != -1003:
         return None
     header = answer.headers.get("retry-after", "")
     until = re.search(r"until (\d{13})\b", text)
@@ -133,10 +129,8 @@ def retry_later_s(answer: Answer) -> float | None:
         wait = float(header)
     elif until:
         wait = max(0.0, int(until[1]) / 1e3 - answer.received_ns / 1e9)
-    elif answer.status == 418:
-        wait = BAN_WAIT_S
     else:
-        wait = ORDER_RATE_WAIT_S if code == -1015 else WEIGHT_WAIT_S
+        wait = BAN_WAIT_S if answer.status == 418 else WEIGHT_WAIT_S
     return min(wait, RETRY_LATER_S_MAX)
 
 

@@ -28,7 +28,7 @@ OWNER = {"runner": "strategy-levels", "executor": "executor", "sender": "executo
 # all of it so many times as long.
 SLOW = int(os.environ.get("TRADEHOST_SWEEP_SLOW", "1"))
 CONFIG: dict[str, Any] = {
-    "executor": {"reconcile_s": SLOW, "absent_after_s": 1, "resolve_ms": 50, "fence_margin_ms": 200,
+    "executor": {"reconcile_s": SLOW, "absent_after_s": SLOW, "resolve_ms": 50, "fence_margin_ms": 200,
                  "snapshot_ms": 100, "clock_check_s": 5, "unprotected_s_max": 60},
     "exchange": {"recv_window_ms": 500 * SLOW, "request_timeout_ms": 500 * SLOW,
                  "connect_timeout_ms": 500 * SLOW},

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bot.errors import EXIT_SOFTWARE
+from bot.halt import HaltFiles
 from bot.model import Ack
 from tests.appliance import BTC, Appliance, Signaler
 from tests.harness import wait_until
@@ -317,3 +319,15 @@ def test_executor_with_an_unknown_entry_lets_an_exit_pass(running: Appliance, si
     signaler.send(signaler.signal("0", mark=_mark(running)))
     wait_until(lambda: running.exchange_position() == 0, 4)
     _agree(running)
+
+
+def test_executor_with_a_file_that_is_no_journal_halts_before_anything(tmp_path: Path) -> None:
+    with Appliance(tmp_path) as appliance:
+        path = appliance.config.path(appliance.config.journal.path)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"this is no journal" * 1_000)
+        appliance.start("executor")
+        halts = HaltFiles(appliance.config.state_path / "halt")
+        halt, = wait_until(halts.list)
+        assert halt.scope == "all" and "restore a backup" in halt.why
+        assert appliance.processes["executor"].wait(20) == EXIT_SOFTWARE

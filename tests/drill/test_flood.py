@@ -11,6 +11,7 @@ from statistics import quantiles
 
 import msgspec
 
+from tests.appliance import Appliance, Signaler
 from tests.harness import wait_until
 from tests.sweep import Lane
 
@@ -50,6 +51,39 @@ def test_flood_of_ten_strategies_meets_no_limit_and_keeps_closes_quick(tmp_path:
         assert quantiles(closed, n=100)[98] < CLOSE_S_MAX
         assert not cancels or quantiles(cancels, n=100)[98] < CLOSE_S_MAX
         assert not lane.status()["halted"] and lane.status()["counters"]["ticks_lost"] == 0
+
+
+def test_close_leaves_at_once_while_entries_get_no_answer(tmp_path: Path) -> None:
+    tables: dict = {name: {"class": "tests.wishes:Restless", "symbols": [f"{name.upper()}/USDT:USDT"],
+                           "settings": {"notional": 600}} for name in ("btc", "eth", "sol")}
+    symbols = [table["symbols"][0] for table in tables.values()]
+    with Appliance(tmp_path, strategy={**tables, "levels": None},
+                   paper={"symbols": symbols, "latency_ms": 0}) as running:
+        running.start("paper", "gateway", "executor")
+        running.wait_running()
+        signalers = [Signaler(running, name) for name in tables]
+
+        def want(number: int, qty: str) -> int:
+            signalers[number].position()
+            name = symbols[number].split("/", maxsplit=1)[0]
+            mark = float(running._http("GET", f"/fapi/v1/premiumIndex?symbol={name}USDT", None)["markPrice"])
+            return signalers[number].send(
+                signalers[number].signal(qty, mark=mark, symbol=symbols[number])).seq
+
+        assert signalers[0].outcome(want(0, "0.010")).outcome == "done"
+        running.control("POST", "/paper/faults", {
+            "match": "POST /fapi/v1/order", "do": "hang", "times": 2})
+        for number, qty in ((1, "0.1"), (2, "1")):
+            want(number, qty)
+        wait_until(lambda: running.control("GET", "/paper/faults") == [])
+        began = time.monotonic()
+        assert signalers[0].outcome(want(0, "0")).outcome == "done"
+        took_s = time.monotonic() - began
+        print(f"close beside two entries without an answer: {took_s:.2f} s")
+        assert running.status()["unknown_orders"] == 0, "they were still waited for"
+        assert took_s < running.config.exchange.request_timeout_ms / 1_000
+        for signaler in signalers:
+            signaler.close()
 
 
 def latencies(lane: Lane) -> tuple[list[float], list[float], list[float]]:

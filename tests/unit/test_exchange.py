@@ -520,6 +520,15 @@ def test_submit_with_too_many_orders_leaves_queries_free():
     assert exchange.budget.usage.banned_until_ns == clock.wall + 120 * 10**9
 
 
+def test_submit_with_too_many_orders_holds_entries_back_for_a_while_and_nothing_else():
+    exchange, _lane, clock = loaded(order=refusal(-1015, retry_after="7"))
+    asyncio.run(exchange.submit(exchange.build(market_order())))
+    assert "orders_10s" in exchange.refusal("entry")
+    assert not exchange.refusal("rest") and not exchange.refusal("query")
+    clock.advance(10 * 10**9)
+    assert not exchange.refusal("entry")
+
+
 def test_refresh_follows_changed_rules_and_tells_of_a_delisting():
     exchange, lane, _clock = loaded()
     old = INFO["symbols"][0]
