@@ -105,7 +105,7 @@ class Exchange:
     async def refresh(self, symbols: Sequence[str]) -> None:
         """Fetch the rules of these symbols again; one that is not listed any more gets status DELISTED."""
         ids = {self._id(symbol): symbol for symbol in symbols if symbol in self.instruments}
-        for symbol in ids.values() - await self._read_listing(ids):
+        for symbol in set(ids.values()) - await self._read_listing(ids):
             self.instruments[symbol] = msgspec.structs.replace(self.instruments[symbol], status="DELISTED")
 
     async def _read_listing(self, ids: Container[str] | None) -> Set[str]:
