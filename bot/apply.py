@@ -122,6 +122,7 @@ def apply(path: Path, new_path: Path, books: Books, *, heir: str = "") -> dict[s
     for name in REREADERS:
         if name in beats and not beats[name]["ended"]:
             _supervisorctl(new, "signal", "HUP", name)
+    asyncio.run(_wait_for_owners(new))
     _supervisorctl(new, "update")
     return {"added": sorted(after.keys() - before.keys()), "removed": sorted(before.keys() - after.keys()),
             "changed": sorted(n for n in after.keys() & before.keys() if after[n] != before[n])}
@@ -137,6 +138,17 @@ def leaving(new: Config, books: Books, heir: str = "") -> dict[str, str]:
             found[owner] = (f"strategy.{owner} holds {book.position_qty:f} {symbol} and "
                             f"{len(book.live_orders())} orders")
     return found
+
+
+async def _wait_for_owners(new: Config) -> None:
+    # A strategy that started before the executor knows it would be denied its first signal.
+    wanted = {symbol: name for name, table in new.strategy.items() for symbol in table.symbols}
+    for _ in range(ANSWER_TURNS):
+        if read_beats(new).get("executor", {}).get("owners") == wanted:
+            return
+        await Clock().sleep(0.1)
+    raise RefusedError("the executor has not read the file again; it is in force, and no program was started "
+                       "or ended: see botctl status, then botctl config apply")
 
 
 def _sections(folder: Path) -> dict[str, str]:

@@ -249,8 +249,7 @@ class JournalConfig(Table, kw_only=True, frozen=True):
 
     path: Annotated[str, Meta(description="SQLite file, below state_dir")] = "journal.db"
     checkpoint_events: Annotated[
-        Count, Meta(description="events between checkpoints: a start folds at most this many, about "
-                    "0.3 s")] = 20_000
+        Count, Meta(description="events between checkpoints: a start folds at most so many, 0.3 s")] = 20_000
 
 
 class BackupConfig(Table, kw_only=True, frozen=True):
@@ -272,13 +271,14 @@ class HealthConfig(Table, kw_only=True, frozen=True):
     """What health finds, kills and halts for. It looks at everything each second."""
 
     stuck_ms: Annotated[
-        Milliseconds, Meta(description="a process that lives and has not beaten for this long is killed and "
-                           "started again; the longest healthy pause, a start on a busy host, is 3,000")
-    ] = 10_000
+        Milliseconds, Meta(description="a process that lives and has not beaten for so long is killed and "
+                           "started again, at its start after three times this; healthy is 3,000")] = 10_000
     restarts_max: Annotated[
         Count, Meta(description="more crashes than this within restart_window_s are a loop: a strategy's "
                     "halts the strategy, any other's halts all; an operator's restarts do not count")] = 5
-    restart_window_s: Annotated[Seconds, Meta(description="crashes older than this are forgotten")] = 300
+    restart_window_s: Annotated[Seconds, Meta(description="the window of restarts_max")] = 300
+    restarts_per_day_max: Annotated[
+        int, Meta(ge=1, le=49, description="likewise within 24 h: a loop too slow for restarts_max")] = 20
     memory_mb_max: Annotated[
         Count, Meta(description="a process that holds more is killed and started again; healthy ones hold "
                     "60 to 200")] = 1_000

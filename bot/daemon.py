@@ -30,7 +30,7 @@ from bot.limits import tightened
 from bot.log import Log
 from bot.metrics import serve
 
-CRASHES_KEPT = 50  # more than health counts in its window
+CRASHES_KEPT = 50  # more than health.restarts_per_day_max may be
 PR_SET_PDEATHSIG = 1  # prctl(2): be told when the parent dies, also by SIGKILL
 
 DISK_FREE_BYTES_MIN = 16_000_000  # a checkpoint and the write-ahead log take at most about half of it

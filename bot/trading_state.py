@@ -42,11 +42,17 @@ class TradingState:
 
     def hear_beats(self, beats: dict[str, dict[str, Any]]) -> None:
         """Take in what health finds, and who runs another version or config; old beats say nothing."""
-        oldest_ns = self._clock.mono_ns() - self._config.health.stuck_ms * MS
+        now_ns = self._clock.mono_ns()
+        oldest_ns = now_ns - self._config.health.stuck_ms * MS
         fresh = {name: beat for name, beat in beats.items()
                  if beat.get("mono_ns", -1) >= oldest_ns and not beat.get("ended")}
         found = fresh.get("health", {}).get("findings", [])
         self._findings = [f"{f['rule']}: {f['text']}" for f in found if f.get("rule") in REDUCING_RULES]
+        watchers = [beats[name].get("mono_ns", -1) for name in ("health", "guard") if name in beats]
+        unwatched_s = self._config.guard.cancel_after_s
+        if watchers and not any(now_ns - unwatched_s * SECOND_NS <= ns <= now_ns for ns in watchers):
+            self._findings.append(f"unwatched: neither health nor guard for {unwatched_s} s: nobody would "
+                                  "end what hangs, halt what loops, or cancel when the executor is gone")
         for name in fresh.keys() & OF_ONE_MIND:
             told = (fresh[name].get("version"), fresh[name].get("shared_config"))
             if told != self._shared:  # Knight Capital, 2012: old code on one of eight servers

@@ -19,7 +19,7 @@ from bot.probe import ProgramInfo, Vitals
 RULES = {
     "process_down": "a process does not run",
     "process_stuck": "a process lived and did not beat; it was killed",
-    "process_restarting": "a process crashed more than restarts_max times within restart_window_s",
+    "process_restarting": "a process crashed more often than restarts_max or restarts_per_day_max allow",
     "memory_high": "a process held more than memory_mb_max; it was killed",
     "memory_growing": "a process's memory grew by more than memory_growth_mb_per_h_max",
     "cpu_busy": "a process used more of a core than cpu_pct_max",
@@ -34,6 +34,10 @@ MB = 1_000_000
 PAUSE_NS = 5_000_000_000  # a second between two looks is meant; so long means we were frozen ourselves
 SAMPLE_NS, SAMPLES = 10_000_000_000, 360  # one each 10 s, for an hour
 SLOPE_NS, BUSY_NS = 1_800_000_000_000, 30_000_000_000  # the least span a slope and a load are told of
+# A start has not beaten yet: its imports take 12 s on a host with ten times the work it can do. Killing for
+# that adds to the work, and no start would ever come to an end.
+START_TIMES = 3
+DAY_NS = 86_400_000_000_000
 KEEP_NS = 10_000_000_000  # what was killed is told this long, or nobody would see it
 
 
@@ -48,6 +52,7 @@ class Watch:
         self._born: dict[str, tuple[int, int]] = {}  # name -> pid, when we saw it first
         self._samples: dict[str, deque[tuple[int, int, float]]] = {}  # when, rss, cpu_s
         self._spawns: dict[str, dict[int, int]] = {}  # name -> supervisord's start of a failed spawn -> when
+        self._programs: dict[str, ProgramInfo] = {}  # as the last look found them
         self._began_ns = clock.mono_ns()  # what was before us was halted for, and perhaps resumed
         self._forgiven: dict[str, int] = {}  # crashes up to then were halted for
         self._looked_ns = 0
@@ -106,10 +111,12 @@ class Watch:
         if self._born.get(name, (0, 0))[0] != pid:
             self._born[name], self._samples[name] = (pid, now_ns), deque(maxlen=SAMPLES)
         seen_ns = max(self._born[name][1], beat.get("mono_ns", 0) if beat.get("pid") == pid else 0)
-        silent_ms = (now_ns - seen_ns) // 1_000_000
+        silent_ms, stuck_ms = (now_ns - seen_ns) // 1_000_000, self._rules.stuck_ms
+        if beat.get("pid") != pid:
+            stuck_ms *= START_TIMES
         rss_mb = vitals.rss_bytes // MB
-        if silent_ms > self._rules.stuck_ms:
-            self._end(name, pid, "process_stuck", f"no beat for {silent_ms} ms, limit {self._rules.stuck_ms}")
+        if silent_ms > stuck_ms:
+            self._end(name, pid, "process_stuck", f"no beat for {silent_ms} ms, limit {stuck_ms}")
         elif rss_mb > self._rules.memory_mb_max:
             self._end(name, pid, "memory_high", f"{rss_mb} MB, limit {self._rules.memory_mb_max}")
         else:
@@ -143,23 +150,28 @@ class Watch:
             "cpu_pct": round(cpu_pct, 1), "descriptors": used, "threads": vitals.threads}
 
     def _check_loop(self, name: str, beat: dict[str, Any], program: ProgramInfo | None, now_ns: int) -> None:
-        # Two sources: the marks each start leaves in its beat, and supervisord's own tries for what
-        # dies before it could beat (an import error).
-        spawns = self._spawns.setdefault(name, {})
-        if program is not None and program.state in ("BACKOFF", "FATAL"):
-            spawns.setdefault(program.start, now_ns)
-        oldest_ns = now_ns - self._rules.restart_window_s * 1_000_000_000
-        self._spawns[name] = {start: ns for start, ns in spawns.items() if ns > oldest_ns}
-        crashes = [ns for ns in beat.get("crash_starts", []) if oldest_ns < ns <= now_ns]
-        crashes = max(crashes, list(self._spawns[name].values()), key=len)
-        if len(crashes) <= self._rules.restarts_max:
-            return
-        text = f"{name} crashed {len(crashes)} times within {self._rules.restart_window_s} s, " \
-               f"limit {self._rules.restarts_max}"
-        self.find("process_restarting", name, text)
-        unforgiven = sum(ns > self._forgiven.get(name, self._began_ns) for ns in crashes)
-        if name != "paper" and unforgiven > self._rules.restarts_max:
-            self._forgiven[name] = now_ns
-            scope = name.replace("-", ":", 1) if name.startswith("strategy-") else "all"
-            halt = self._halts.set(scope, who="health", why=f"{text}; see its log", clock=self._clock)
-            self._log.error("halted", scope=scope, who=halt.who, why=halt.why)
+        # Two sources: the marks each start leaves in its beat, and supervisord's spawns that ended before
+        # they could beat (an import that fails or hangs).
+        spawns, last = self._spawns.setdefault(name, {}), self._programs.get(name, program)
+        if program is not None and last is not None:
+            has_failed = program.state in ("BACKOFF", "FATAL")
+            ended = program if has_failed else last if last.pid and last.pid != program.pid else None
+            if ended is not None and beat.get("run", 0) < ended.start * 1_000_000_000:
+                spawns.setdefault(ended.start, now_ns)
+            self._programs[name] = program
+        self._spawns[name] = {start: ns for start, ns in spawns.items() if ns > now_ns - DAY_NS}
+        for most, window_s in ((self._rules.restarts_max, self._rules.restart_window_s),
+                               (self._rules.restarts_per_day_max, DAY_NS // 1_000_000_000)):
+            oldest_ns = now_ns - window_s * 1_000_000_000
+            crashes = sorted(ns for ns in (*beat.get("crash_starts", []), *self._spawns[name].values())
+                             if oldest_ns < ns <= now_ns)
+            if len(crashes) <= most or crashes[-1] < now_ns - self._rules.restart_window_s * 1_000_000_000:
+                continue
+            text = f"{name} crashed {len(crashes)} times within {window_s} s, limit {most}"
+            self.find("process_restarting", name, text)
+            unforgiven = sum(ns > self._forgiven.get(name, self._began_ns) for ns in crashes)
+            if name != "paper" and unforgiven > most:
+                self._forgiven[name] = now_ns
+                scope = name.replace("-", ":", 1) if name.startswith("strategy-") else "all"
+                halt = self._halts.set(scope, who="health", why=f"{text}; see its log", clock=self._clock)
+                self._log.error("halted", scope=scope, who=halt.who, why=halt.why)

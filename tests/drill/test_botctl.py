@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bot.probe import Supervisor
 from tests.faults import FaultyRun
 from tests.harness import API_KEY, API_SECRET, ROOT, wait_until, write_config
 
@@ -237,6 +238,7 @@ def run(tmp_path_factory):
     with FaultyRun(tmp_path_factory.mktemp("botctl"), metrics={"base_port": base}) as run:
         run.wait_trading()
         run.path = run.appliance.path
+        run.good = run.path.read_text()
         yield run
 
 
@@ -391,17 +393,17 @@ from bot.model import Target
 
 class Holder:
     def __init__(self, settings, instruments):
-        pass
+        self.stop = None
 
     def on_tick(self, tick):
-        return Target(tick.symbol, Decimal("0.050"), stop_loss=Decimal(int(tick.price * 0.9)), reason="hold")
+        self.stop = self.stop or Decimal(int(tick.price * 0.9))
+        return Target(tick.symbol, Decimal("0.050"), stop_loss=self.stop, reason="hold")
 """
 
 
 def test_config_apply_with_a_strategy_added_changed_and_removed_restarts_nothing_else(run):
     (run.folder / "holder.py").write_text(HOLDER)
-    before = {p["name"]: p["pid"] for p in run.status()["processes"]}
-    good, new = run.path.read_text(), run.folder / "new.toml"
+    good, new = run.good, run.folder / "new.toml"
     table = '\n[strategy.{}]\nclass = "holder:Holder"\nsymbols = ["{}"]\n'
 
     def apply(text, *words):
@@ -411,38 +413,44 @@ def test_config_apply_with_a_strategy_added_changed_and_removed_restarts_nothing
     def held():
         return run.appliance.journal().books().book(ETH).position_qty
 
+    apply(good, "--flatten")  # whatever a try before this one has left
+    before = wait_until(lambda: _pids(run), 20)
+    assert set(before) == {"paper", "gateway", "executor", "strategy-levels", "health", "guard"}
+
     assert apply(good + table.format("second", ETH)).added == ["strategy-second"]
     assert run.path.read_text() == good + table.format("second", ETH)
     wait_until(lambda: held() and run.appliance.open_stops("ETHUSDT"), 40, 0.2)
-    assert {p: pid for p, pid in _pids(run).items() if p != "strategy-second"} == before
+    assert _pids(run, but="strategy-second") == before
 
     changed = apply(
         run.path.read_text().replace("signals_per_s_max = 5\n", "signals_per_s_max = 4\n", 1)
     ).changed
     assert changed == ["strategy-levels"]
     wait_until(lambda: _pids(run).get("strategy-levels") not in (None, before["strategy-levels"]), 20)
-    assert _others(run, "strategy-levels") == {k: v for k, v in before.items() if k != "strategy-levels"}
+    before |= {"strategy-levels": _pids(run)["strategy-levels"]}
+    assert _pids(run, but="strategy-second") == before
 
     now = run.path.read_text()
     new.write_text(good)
     assert "strategy.second holds 0.050" in botctl(run.path, "config", "apply", str(new), code=1)
     assert run.path.read_text() == now and "strategy-second" in _pids(run)
-    assert apply(good + table.format("third", ETH), "--adopt", "third").removed == ["strategy-second"]
+    third = now[:now.index("[strategy.second]")] + table.format("third", ETH)
+    done = apply(third, "--adopt", "third")
+    assert (done.added, done.changed, done.removed) == (["strategy-third"], [], ["strategy-second"])
     status = botctl(run.path, "status", schema=Status)
     assert [p.strategy for p in status.positions] == ["levels", "third"] and not status.locked_symbols
-    assert held() == Decimal("0.050") and len(run.appliance.open_stops("ETHUSDT")) == 1
+    assert held() == Decimal("0.050")
+    # The heir decides anew, and its stop is another: for a moment two rest, never none.
+    wait_until(lambda: len(run.appliance.open_stops("ETHUSDT")) == 1, 20, 0.2)
 
     assert apply(good, "--flatten").removed == ["strategy-third"]
     assert held() == 0 and not run.appliance.open_stops("ETHUSDT") and not run.status()["halted"]
-    assert "strategy-third" not in _pids(run)
-    # The executor tells it with its next beat.
-    wait_until(lambda: run.appliance.beats()["executor"]["owners"] == {"BTC/USDT:USDT": "levels"}, 5)
-    assert run.appliance.beats()["executor"]["pid"] == before["executor"]
+    wait_until(lambda: set(_pids(run)) == set(before), 20)
+    assert run.appliance.beats()["executor"]["owners"] == {"BTC/USDT:USDT": "levels"}
+    assert _pids(run, but="strategy-levels").items() <= before.items()
 
 
-def _pids(run) -> dict[str, int]:
-    return {name: beat["pid"] for name, beat in run.appliance.beats().items() if not beat["ended"]}
-
-
-def _others(run, *without: str) -> dict[str, int]:
-    return {k: v for k, v in _pids(run).items() if k not in (*without, "strategy-second")}
+def _pids(run, but: str = "") -> dict[str, int]:
+    # As supervisord knows them: a beat says that a process is gone only when it ended in order.
+    programs = Supervisor(run.appliance.config.path("run/supervisor.sock")).programs()
+    return {p.name: p.pid for p in programs if p.pid and p.name != but}

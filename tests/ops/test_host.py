@@ -171,15 +171,17 @@ def test_process_of_another_user_that_hangs_is_killed_and_started_again(host, na
     assert not status["locked_symbols"] and not status["halted"]
 
 
-def test_supervisord_that_is_killed_comes_back_trading(host):
+@pytest.mark.parametrize("number", ["KILL", "STOP"])
+def test_supervisord_that_is_killed_or_hangs_comes_back_trading(host, number):
     before = host.do("systemctl show -p MainPID --value bot").stdout.strip()
     began = time.monotonic()
-    assert host.do(f"kill -9 {before}").returncode == 0
-    wait_until(
-        lambda: host.do("systemctl show -p MainPID --value bot").stdout.strip() not in ("0", before), 30
-    )
+    assert host.do(f"kill -{number} {before}").returncode == 0
+    # One that hangs: WatchdogSec, then TimeoutStopSec, for it does not hear that it shall end.
+    wait_until(lambda: host.do("systemctl show -p MainPID --value bot").stdout.strip() not in ("0", before),
+               30 if number == "KILL" else 120)
     host.wait_running()
-    _assert_trades_again(host, f"kill -9 of supervisord: RUNNING after {time.monotonic() - began:.0f} s")
+    _assert_trades_again(
+        host, f"kill -{number} of supervisord: RUNNING after {time.monotonic() - began:.0f} s")
 
 
 @pytest.mark.parametrize(("how", "command"), [

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from bot import apply as module
 from bot.apply import apply
 from bot.books import Books
 from bot.errors import ConfigError, RefusedError
@@ -68,3 +69,19 @@ def test_apply_with_nothing_running_says_how_to_start(tmp_path):
     beat_of(tmp_path, ended=True)
     with pytest.raises(RefusedError, match="make run"):
         apply(path, path, Books())
+
+
+@pytest.mark.parametrize("owners", [{"ETH/USDT:USDT": "eth"}, {"BTC/USDT:USDT": "levels"}])
+def test_apply_starts_nothing_before_the_executor_knows_whose_each_symbol_is(tmp_path, monkeypatch, owners):
+    said = []
+    monkeypatch.setattr(module, "_supervisorctl", lambda config, *words: said.append(words))
+    monkeypatch.setattr(module, "ANSWER_TURNS", 2)
+    beat_of(tmp_path, owners=owners)
+    path = write_config(tmp_path)
+    if owners == {"BTC/USDT:USDT": "levels"}:
+        assert apply(path, path, Books())["added"] == ["paper", "strategy-levels"]
+        assert said == [("signal", "HUP", "executor"), ("update",)]
+    else:
+        with pytest.raises(RefusedError, match="has not read the file again"):
+            apply(path, path, Books())
+        assert said == [("signal", "HUP", "executor")]

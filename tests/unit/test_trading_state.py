@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from bot import __version__
-from bot.config import BusConfig, HealthConfig
+from bot.config import BusConfig, GuardConfig, HealthConfig
 from bot.events import Reconciled, SymbolLocked
 from bot.halt import HaltFiles
 from bot.model import Tick
@@ -69,6 +69,7 @@ class Bench:
             limits=limits(),
             owner_of=lambda symbol: "levels",
             health=HealthConfig(),
+            guard=GuardConfig(),
             executor=SimpleNamespace(recover_s=RECOVER_S),
             fingerprint=lambda is_shared: "alike",
         )
@@ -243,7 +244,9 @@ def test_state_before_the_canary_has_flown_is_reconciling(bench):
 
 
 @pytest.mark.parametrize("beats", [
-    finding("disk_low", HandClock(), age_s=11), finding("cpu_busy", HandClock()), {}, {"health": {}},
+    finding("disk_low", HandClock(), age_s=11), finding("cpu_busy", HandClock()), {},
+    {"health": {}, "guard": beat(HandClock())},
+    {"health": beat(HandClock(), age_s=70), "guard": beat(HandClock(), age_s=60)},
     {"health": beat(HandClock(), findings=[{"text": "no rule"}])},
     {"gateway": beat(HandClock()), "guard": beat(HandClock(), age_s=11, version="0.0.1"),
      "health": beat(HandClock(), ended=True, version="0.0.1")},
@@ -262,6 +265,17 @@ def test_state_with_a_process_of_another_version_or_config_lets_nothing_open(ben
     state, why = bench.it.of_all()
     assert state == "REDUCING" and why.startswith(f"start_gate: {name} runs")
     bench.it.hear_beats({name: beat(bench.clock)})
+    bench.recover()
+    assert bench.it.of_all()[0] == "RUNNING"
+
+
+@pytest.mark.parametrize("age_s", [61, -1])  # the future: of the boot before
+def test_state_that_nobody_watches_lets_nothing_open(bench, age_s):
+    bench.it.of_all()
+    bench.it.hear_beats({name: beat(bench.clock, age_s, ended=True) for name in ("health", "guard")})
+    state, why = bench.it.of_all()
+    assert state == "REDUCING" and why.startswith("unwatched: neither health nor guard for 60 s")
+    bench.it.hear_beats({"health": beat(bench.clock), "guard": beat(bench.clock, age_s)})
     bench.recover()
     assert bench.it.of_all()[0] == "RUNNING"
 

@@ -22,13 +22,14 @@ class World:
     """Processes that do what a test says, and a Watch that looks at them."""
 
     def __init__(self, tmp_path):
-        self.config = load(write_config(tmp_path, health={"restarts_max": 2, "restart_window_s": 60}))
+        self.config = load(write_config(tmp_path, health={
+            "restarts_max": 2, "restart_window_s": 60, "restarts_per_day_max": 4}))
         self.clock, self.out, self.killed = HandClock(), io.StringIO(), Counter()
         self.halts = HaltFiles(tmp_path / "halt")
         self.used = {100 + n: Vitals(50 * MB, 0.0, 3) for n in range(len(NAMES))}
         self.pids = {name: 100 + n for n, name in enumerate(NAMES)}
         self.silent, self.crashes, self.programs = set(), {}, {}
-        self.last_beat, self.descriptors = {}, 10
+        self.last_beat, self.descriptors, self.runs = {}, 10, {}
         self.begin()
         self.clock.step(60)
 
@@ -48,6 +49,7 @@ class World:
             for name in NAMES:
                 if name not in self.silent:
                     self.last_beat[name] = {"pid": self.pids[name], "mono_ns": self.clock.mono,
+                                            "run": self.runs.get(name, 0),
                                             "crash_starts": self.crashes.get(name, []),
                                             "descriptors": self.descriptors if name == "executor" else 9,
                                             "descriptors_max": 1_000}
@@ -85,7 +87,7 @@ def test_watch_with_a_silent_process_kills_it_after_stuck_ms_and_not_before(worl
 def test_watch_with_a_process_that_never_beats_counts_from_when_it_was_seen(world):
     world.silent.add("executor")
     world.programs["executor"] = ProgramInfo("executor", "RUNNING", 100, "", 1)
-    world.pass_seconds(11)
+    world.pass_seconds(31)  # three times stuck_ms: a start on a busy host
     assert not world.killed
     world.pass_seconds(1)
     assert world.killed[100] == 1
@@ -96,7 +98,7 @@ def test_watch_with_a_killed_process_gives_its_successor_the_whole_time(world):
     world.pass_seconds(12)
     world.programs["executor"] = ProgramInfo("executor", "STARTING", 200, "", 1)
     world.used[200] = world.used.pop(100)
-    world.pass_seconds(9)
+    world.pass_seconds(29)
     assert world.killed[200] == 0
 
 
@@ -188,10 +190,45 @@ def test_watch_with_crashes_older_than_the_window_forgets_them(world):
     assert not world.halts.list() and not world.rules()
 
 
+def test_watch_with_starts_that_end_without_a_beat_after_startsecs_counts_them(world):
+    world.silent.add("executor")  # a hang in an import: supervisord says RUNNING, and health kills it
+    for number in range(3):
+        world.programs["executor"] = ProgramInfo("executor", "RUNNING", 200 + number, "", 10 * number + 1)
+        world.used[200 + number] = Vitals(50 * MB, 0.0, 3)
+        world.pass_seconds(10)
+        assert not world.halts.list()
+    world.programs["executor"] = ProgramInfo("executor", "EXITED", 0, "", 21)
+    world.pass_seconds(1)
+    assert "executor crashed 3 times within 60 s" in world.halts.list()[0].why
+
+
+def test_watch_with_restarts_by_the_operator_counts_none(world):
+    for number in range(4):
+        world.programs["executor"] = ProgramInfo("executor", "RUNNING", 200 + number, "", 1_000 + 5 * number)
+        world.pids["executor"], world.runs["executor"] = 200 + number, (1_001 + 5 * number) * S
+        world.used[200 + number] = Vitals(50 * MB, 0.0, 3)
+        world.pass_seconds(5)
+    assert not world.halts.list() and world.rules() == set()
+
+
+def test_watch_with_a_loop_too_slow_for_the_window_halts_by_the_day(world):
+    world.crashes["executor"] = []
+    for _ in range(4):  # one each 100 s, where the window is 60 s
+        world.crashes["executor"].append(world.clock.mono)
+        world.pass_seconds(100)
+        assert not world.halts.list() and not world.rules()
+    world.crashes["executor"].append(world.clock.mono)
+    world.pass_seconds(1)
+    assert "crashed 5 times within 86400 s, limit 4" in world.halts.list()[0].why
+    assert world.halts.clear("all") and world.rules() == {("process_restarting", "executor")}
+    world.pass_seconds(61)
+    assert not world.halts.list() and not world.rules(), "what was mended is told no longer"
+
+
 def test_watch_with_starts_that_fail_before_a_beat_counts_supervisords_tries(world):
     world.silent.add("executor")
     for spawn in range(3):
-        world.programs["executor"] = ProgramInfo("executor", "BACKOFF", 0, "Exited too quickly", spawn)
+        world.programs["executor"] = ProgramInfo("executor", "BACKOFF", 0, "Exited too quickly", spawn + 1)
         world.pass_seconds(4)
     assert [h.scope for h in world.halts.list()] == ["all"]
     assert "executor crashed 3 times within 60 s" in world.halts.list()[0].why
