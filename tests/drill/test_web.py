@@ -123,7 +123,7 @@ def test_page_with_each_state_of_a_running_appliance_shows_it(tmp_path, browser)
 
 def test_page_with_a_frozen_feed_on_a_phone_shows_stale(tmp_path, browser):
     port = free_port()
-    with Appliance(tmp_path, health={"page_port": port}) as it:
+    with Appliance(tmp_path, health={"page_port": port, "stuck_ms": 40_000}) as it:
         it.start("paper", "gateway", "executor", "health")
         it.wait_running(60)
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
