@@ -65,10 +65,11 @@ class Night:
         (folder / "steered.py").write_text(STEERED)
         self._mode = folder / "mode"
         self.mode("flat")
-        made = TABLES | metrics_config()
+        made = metrics_config()
         made["strategy"]["levels"] |= {"class": "steered:Steered", "signals_per_s_max": 5}
-        self.run = FaultyRun(folder, **(made | {name: made.get(name, {}) | table
-                                                for name, table in tables.items()}))
+        for name, table in [*TABLES.items(), *tables.items()]:
+            made[name] = made.get(name, {}) | table
+        self.run = FaultyRun(folder, **made)
         self.appliance = self.run.appliance
         self.monitoring = Monitoring(folder, self.appliance, SCALE)
         for name, changes in (("alerts.yml", {r"\[10m\]|\[1h\]": f"[{WINDOW}]", r"\[5m\]": "[1m]"}),
