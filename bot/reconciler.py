@@ -62,6 +62,7 @@ class Reconciler:
         self._stream_up_ns: int | None = None  # monotonic; None while there is a gap
         self._stream: Any = None
         self._stream_since_ns = 0  # exchange time
+        self._since_ns = 0  # likewise, of our first comparison
         self._untold: dict[tuple[str, str], int] = {}  # fills known from REST alone -> exchange time
         self.contract = Contract(config, clock, exchange=exchange, lock=self._lock, unlock=self._unlock)
         self.recorder = Recorder(log, keeper=keeper, lock=self._lock, halt=halt, is_traded=self._is_traded)
@@ -184,6 +185,7 @@ class Reconciler:
     async def reconcile(self, trigger: str) -> list[str]:
         """Compare all there is with the exchange; return the differences. Raises ExchangeError."""
         up_ns = self._stream_up_ns
+        self._since_ns = self._since_ns or self._exchange.server_ns()
         async with self._turn:
             await self._keep_key()
             account = await self._exchange.account()
@@ -222,15 +224,10 @@ class Reconciler:
             return book.last_trade_id
         if book.last_trade_id:
             fills = await self._exchange.fills_since(symbol, from_trade_id=book.last_trade_id + 1)
-        elif book.orders:
-            first_ns = min(o.intended_ns for o in book.orders.values())
-            start_ns = first_ns + self._exchange.clock_offset_ns - CLOCK_SLACK_NS
-            fills = await self._exchange.fills_since(symbol, start_ns=start_ns)
-        elif self._books.lacks_since_ns:
-            start_ns = self._books.lacks_since_ns - CLOCK_SLACK_NS
-            fills = await self._exchange.fills_since(symbol, start_ns=start_ns)
         else:
-            return 0
+            first_ns = min((o.intended_ns + self._exchange.clock_offset_ns for o in book.orders.values()),
+                           default=self._books.lacks_since_ns or self._since_ns)
+            fills = await self._exchange.fills_since(symbol, start_ns=first_ns - CLOCK_SLACK_NS)
         names: dict[str, str] = {}
         for fill in fills:
             if self._books.find_order(symbol, client_order_id=fill.client_order_id,
@@ -418,7 +415,7 @@ class Reconciler:
                 order = self._find(said)
                 if order is not None:
                     self.recorder.learn(order, said)
-                elif said.client_order_id.startswith(PREFIX):
+                elif self._is_compared and said.client_order_id.startswith(PREFIX):
                     self.recorder.unknown_of_ours(said.client_order_id)
                 if said.event is None:
                     self._log.warning("status_unrecognized", client_order_id=said.client_order_id,

@@ -525,6 +525,9 @@ def test_order_at_rest_that_was_seen_again_or_behind_a_gap_is_looked_for_anew(be
 
 def test_order_event_with_our_prefix_that_the_journal_does_not_know_halts_at_once(bench):
     bench.unknown_order()
+    bench.said = [status("th-another-8-open", exchange_order_id="71")]
+    bench.it._hear(b"")  # a comparison tells whose it is, after a restore too
+    asyncio.run(bench.it.reconcile("test"))
     for name in (NAME, "tc-canary", "web_1", "tg-flatten"):
         bench.said = [status(name, exchange_order_id=str(len(name)))]
         bench.it._hear(b"")
