@@ -36,6 +36,7 @@ class Engine:
         self.ledger = Ledger(self._rules(), taker_fee=config.taker_fee, maker_fee=config.maker_fee,
                              take=market.consume)
         store.load(self.ledger)
+        market.advance(self.now_ms())
         self.see_prices()
         for name, account in config.accounts.items():
             if name not in self.ledger.accounts:
@@ -60,7 +61,8 @@ class Engine:
     def listings(self) -> list[dict[str, Any]]:
         """Return the entries of exchangeInfo's `symbols`, with what changed since."""
         made = []
-        for info in self.market.symbols():
+        for feed in self.market.feeds.values():
+            info = feed.contract.listing()
             change = dict(self.changes.get(info["symbol"], {}))
             filters = change.pop("filters", {})
             made.append({**info, **change, "filters": [

@@ -1,11 +1,15 @@
 """One symbol's public data, the same for every paper market: frames, candles, depth, accounts' fills.
 
+A market tells its events in the words of the exchange's streams (`trade` or `aggTrade`, `bookTicker`,
+`depthUpdate`), and each minute's bar of the time before (`plan`); all else is made here. A market
+without recorded depth gets a synthetic book around its quotes, or around its trades.
+
 Prices and quantities are integers here, in units of the last printed decimal (60000.10 is 6000010):
 exact and fast. At the boundary they are Decimal, and symbols are the exchange's ("BTCUSDT").
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -13,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 Side = Literal["BUY", "SELL"]
+Event = dict[str, Any]  # the JSON of a stream's frame
 Depth = dict[int, int]  # price -> quantity
 Levels = list[tuple[int, int]]
 Bar = tuple[int, int, int, int, int, int, int, int, int]
@@ -22,13 +27,13 @@ GRID_MS = 100  # the exchange's fastest throttled depth stream
 UPDATES = 5  # update ids per step of the grid
 KLINE_MS = 500  # the exchange sends a changed candle at most every 250 ms
 HEAL_MS = 3_000  # depth that an account took is back, linearly, after this
-OWN_MS = 180_000  # by then a minute's candle is complete and kept, with what accounts traded
 FUNDING_MS = 8 * 3_600_000
 FUNDING_RATE = Decimal("0.00010000")  # the exchange's interest component, 0.01 % per 8 h
 MINUTES_MAX = 1_500  # candles reach back this far: the exchange's limit of one request
 HISTORY_MS = 500 * 60_000  # of past before the start
 TRADES_KEPT = 2_000  # the exchange hands out 1,000; a burst fits twice
 LADDER_LEVELS = 50  # of a synthetic book, per side; 1.00 apart near 60,000, so about 0.08 % deep
+LEVEL_NOTIONAL = 150_000  # of its thickest level, USDT; the fourth power makes 1.5 million a side
 QTY_MS = 3_000  # a resting quantity of a synthetic book is drawn anew this often
 NOTIONAL_MIN = {"BTCUSDT": "100", "ETHUSDT": "20"}  # the exchange's own; elsewhere 5
 INTERVALS = {  # minutes
@@ -39,7 +44,11 @@ INTERVALS = {  # minutes
 TICKER = {"p": "priceChange", "P": "priceChangePercent", "w": "weightedAvgPrice", "c": "lastPrice",
           "Q": "lastQty", "o": "openPrice", "h": "highPrice", "l": "lowPrice", "v": "volume",
           "q": "quoteVolume", "O": "openTime", "C": "closeTime", "F": "firstId", "L": "lastId", "n": "count"}
-EVENTS = {"ticker": ("24hrTicker", tuple(TICKER)), "miniTicker": ("24hrMiniTicker", tuple("cohlvq"))}
+TICKERS = {"ticker": ("24hrTicker", tuple(TICKER)), "miniTicker": ("24hrMiniTicker", tuple("cohlvq"))}
+PARTS = {f"depth{count}@100ms": count for count in (5, 10, 20)}  # of the book, from the best on
+STREAMS = {"bookTicker": "bookTicker", "depthUpdate": "depth@100ms"}  # of a recorded book
+# Kinds of frames that are made when somebody subscribed.
+ON_DEMAND = {*TICKERS, *PARTS, *(f"kline_{name}" for name in INTERVALS)}
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -127,59 +136,132 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
 class Feed:
     """One symbol. `now_ms` moves before each event; queries are as of then.
 
+    kinds: of events the market tells. plan: the bar of the market's own trades between two times (whole
+    seconds) before live_ms, since when the events are told. price: about the first one, in units.
     lag_ms: a trade may be published this much later than the time it bears.
     """
 
-    lag_ms = 0
-    mark_factor = 1.0  # moved by POST /paper/mark
-
-    def __init__(self, contract: Contract, start_ms: int) -> None:
-        self.contract = contract
-        self.now_ms = start_ms
+    def __init__(self, contract: Contract, start_ms: int, plan: Callable[[int, int], Bar | None],
+                 price: float, kinds: Iterable[str] = ("trade", "bookTicker")) -> None:
+        self.contract, self.kinds = contract, set(kinds)
+        self.now_ms = self.live_ms = start_ms
         self.history_ms = (start_ms - HISTORY_MS) // 60_000 * 60_000
+        self.lag_ms = 0
+        self.mark_factor = 1.0  # moved by POST /paper/mark
         self.trades: deque[Trade] = deque(maxlen=TRADES_KEPT)
-        self.wanted = {"kline_1m"}  # kinds of frames that are made on demand only
+        self.wanted = {"kline_1m"}  # of ON_DEMAND
+        self.last_id = 0  # of public trades
         self.inserted = 0  # trades of accounts so far: later ids move up by it
-        self.quantities = [1]  # of a synthetic book
-        self._own: list[Trade] = []
-        self._minutes: dict[int, Bar] = {}
+        self.update_id = 0  # of the book
+        self.depth: tuple[Depth, Depth] | None = None  # recorded; None: a synthetic book
+        self.quote, self.quote_ms = [(0, 0), (0, 0)], start_ms  # best bid and ask, quantity 0: unknown
+        self._mids: deque[float] = deque(maxlen=10)  # of the last whole seconds
+        self._minutes: dict[int, Bar] = {}  # of what was traded since live_ms
+        self._plan = lru_cache(2 * MINUTES_MAX)(plan)
+        self._level_units = LEVEL_NOTIONAL * 10**(contract.price_decimals + contract.qty_decimals) / price
         self._taken: dict[tuple[int, int], tuple[int, int]] = {}  # (side, price) -> quantity, when
         self._shown: Sequence[Depth] = ({}, {})
 
-    # What the kinds of market say
+    def begin(self, live_ms: int) -> None:
+        """Forget what was traded since the market was begun before; it is in the plan."""
+        self.live_ms = live_ms
+        self._minutes.clear()
 
-    def traded(self, from_ms: int, to_ms: int) -> Bar | None:
-        """Return the market's own bar over whole seconds that are over."""
-        raise NotImplementedError
+    # Events
 
-    def sides(self) -> tuple[Levels, Levels]:
-        """Return bids and asks, best first, before what accounts took."""
-        raise NotImplementedError
+    def play(self, event: Event) -> list[Frame]:
+        """Let an event of the market happen; return what it sends. "book" is the depth as a whole."""
+        kind = event["e"]
+        self.see_quote(event)
+        if kind == "book":
+            before, before_id = self.depth or ({}, {}), self.update_id
+            self.depth, self.update_id = ({}, {}), event["u"]
+            self._change(event["bids"], event["asks"])
+            return self.depth_frames(before_id, before, self.depth) if before_id != self.update_id else []
+        if kind == "depthUpdate" and self.depth:
+            self._change(event["b"], event["a"])
+            self.update_id = event["u"]
+        if kind in ("trade", "aggTrade"):
+            return self._trade(event)
+        return [self._frame(STREAMS[kind], event)] if self.depth and kind in STREAMS else []
 
-    def mean_path(self, seconds: int) -> float:
-        """Return the mean of the middle price at the last whole seconds."""
-        raise NotImplementedError
+    def see_quote(self, event: Event) -> None:
+        """Take the best bid and ask from a quote or, of a market that tells none, a trade."""
+        if event["e"] == "bookTicker":
+            price, qty = self.contract.price_units, self.contract.qty_units
+            self.quote = [(price(event["b"]), qty(event["B"])), (price(event["a"]), qty(event["A"]))]
+        elif self.is_price(event) and "bookTicker" not in self.kinds:
+            bid = self.trade_of(event).price - (0 if event["m"] else self.contract.tick)
+            self.quote = [(bid, 0), (bid + self.contract.tick, 0)]
+        self.quote_ms = self.now_ms
 
-    def update_id(self) -> int:
-        """Return the id of the book as it stands."""
-        raise NotImplementedError
+    @property
+    def main(self) -> str:
+        """Return the kind of event that prices are made of."""
+        return "trade" if "trade" in self.kinds else "aggTrade"
 
-    def next_trade_id(self) -> int:
-        """Return the id the next public trade will bear."""
-        raise NotImplementedError
+    def is_price(self, event: Event) -> bool:
+        """Say whether an event is a trade of the market, not one of the insurance fund or ADL."""
+        return bool(event["e"] == self.main and event.get("X", "MARKET") == "MARKET")
+
+    def trade_of(self, event: Event) -> Trade:
+        return Trade(event[self.main[0]], event["T"], self.contract.price_units(event["p"]),
+                     self.contract.qty_units(event["q"]), event["m"])
+
+    def consume(self, side: Side, fills: list[tuple[Decimal, Decimal]]) -> list[Trade]:
+        """Take (price, qty) out of the book for an account, the taker on a side; return the trades."""
+        made, number = [], int(side == "BUY")
+        self._taken = {key: value for key, value in self._taken.items() if self._gone(*key)}
+        for fill_price, fill_qty in fills:
+            price, qty = self.contract.price_units(fill_price), self.contract.qty_units(fill_qty)
+            self._taken[number, price] = (qty + self._gone(number, price), self.now_ms)
+            self.last_id += 1
+            self.inserted += 1
+            made.append(Trade(self.last_id, self.now_ms, price, qty, side == "SELL"))
+            self._record(made[-1])
+        return made
+
+    def _trade(self, event: Event) -> list[Frame]:
+        kind = event["e"]
+        if kind == self.main:  # ids go on behind the last, whatever a restart and accounts did to them
+            self.inserted = max(self.inserted, self.last_id + 1 - event[kind[0]])
+            self.last_id = event[kind[0]] + self.inserted
+        moved = {**event, **{key: event[key] + self.inserted for key in "tafl" if key in event}}
+        frame = self._frame(kind, moved)
+        if not self.is_price(event):
+            return [frame]
+        trade = self.trade_of(moved)
+        self._record(trade)
+        pair = dict(zip(("trade", "aggTrade"), self.trade_frames(trade), strict=True))
+        return [frame if name == kind else made for name, made in pair.items()
+                if name == kind or name not in self.kinds]
+
+    def _record(self, trade: Trade) -> None:
+        minute = trade.time_ms // 60_000
+        self.trades.append(trade)
+        self._minutes[minute] = fold([self._minutes.get(minute), bar_of([trade])])  # type: ignore[assignment]
+        if len(self._minutes) > 2 * MINUTES_MAX:
+            del self._minutes[min(self._minutes)]
+
+    def _change(self, bids: list[list[str]], asks: list[list[str]]) -> None:
+        for side, changes in zip(self.depth or (), (bids, asks), strict=True):
+            for price, qty in changes:
+                side[self.contract.price_units(price)] = self.contract.qty_units(qty)
+                if not side[self.contract.price_units(price)]:
+                    del side[self.contract.price_units(price)]
 
     # Prices and depth
 
     def mark(self) -> Decimal:
         """Return the mark, the mean of five seconds: no single print moves it far."""
-        return self.money(self.mean_path(5) * self.mark_factor)
+        return self.money(self._mean(5) * self.mark_factor)
 
     def index(self) -> Decimal:
         """Return the index, the mean of ten seconds and a little under the contract."""
-        return self.money(self.mean_path(10) * (1 - 2e-5))
+        return self.money(self._mean(10) * (1 - 2e-5))
 
     def last(self) -> Decimal:
-        return self.money(self.trades[-1].price if self.trades else self.mean_path(1))
+        return self.money(self.trades[-1].price if self.trades else self._mean(1))
 
     def money(self, units: float) -> Decimal:
         return Decimal(self.contract.price(units))
@@ -187,57 +269,44 @@ class Feed:
     def funding_ms(self) -> int:
         return (self.now_ms // FUNDING_MS + 1) * FUNDING_MS
 
+    def book(self, limit: int = 1_000) -> Book:
+        price, qty = self.contract.price_decimals, self.contract.qty_decimals
+        bids, asks = ([(_decimal(p, price), _decimal(q, qty)) for p, q in side[:limit]]
+                      for side in self.left())
+        return Book(bids, asks, self.update_id)
+
     def left(self) -> list[Levels]:
         """Return bids and asks, best first, without what accounts took."""
         made = []
-        for number, side in enumerate(self.sides()):
+        for number, side in enumerate(self._sides()):
             if self._taken:
                 side = [(price, qty - self._gone(number, price)) for price, qty in side]
             made.append([level for level in side if level[1] > 0])
         return made
 
+    def _mean(self, seconds: int) -> float:
+        mids = list(self._mids)[-seconds:] or [(self.quote[0][0] + self.quote[1][0]) / 2]
+        return sum(mids) / len(mids)
+
     def _gone(self, side: int, price: int) -> int:
         qty, at_ms = self._taken.get((side, price), (0, 0))
         return max(0, qty * (HEAL_MS - (self.now_ms - at_ms)) // HEAL_MS)
 
-    def book(self, limit: int = 1_000) -> Book:
-        price, qty = self.contract.price_decimals, self.contract.qty_decimals
-        bids, asks = ([(_decimal(p, price), _decimal(q, qty)) for p, q in side[:limit]]
-                      for side in self.left())
-        return Book(bids, asks, self.update_id())
-
-    def ladder(self, bid: int, ask: int, at_ms: int) -> tuple[Levels, Levels]:
-        """Return a synthetic book around a quote: quantities depend on price and time alone."""
-        tick = self.contract.tick
+    def _sides(self) -> list[Levels]:
+        if self.depth:
+            return [sorted(self.depth[0].items(), reverse=True), sorted(self.depth[1].items())]
+        (bid, bid_qty), (ask, ask_qty), tick = *self.quote, self.contract.tick
         stride = max(1, round(bid / tick / 60_000)) * tick
-        below = [bid, *range((bid - 1) // stride * stride, 0, -stride)[:LADDER_LEVELS]]
-        above = [ask, *range(ask // stride * stride + stride, 2 * ask, stride)[:LADDER_LEVELS]]
+        below = range((bid - 1) // stride * stride, 0, -stride)[:LADDER_LEVELS]
+        above = range(ask // stride * stride + stride, 2 * ask, stride)[:LADDER_LEVELS]
+        return [[(best, qty or self._rests(best)), *((price, self._rests(price)) for price in prices)]
+                for best, qty, prices in ((bid, bid_qty, below), (ask, ask_qty, above))]
 
-        def level(price: int) -> tuple[int, int]:
-            number, era = price // tick, (at_ms + price // tick * 97) // QTY_MS
-            return price, self.quantities[(number * 2_654_435_761 + era * 40_503) % len(self.quantities)]
-
-        return list(map(level, below)), list(map(level, above))
-
-    def consume(self, side: Side, fills: list[tuple[Decimal, Decimal]]) -> list[Trade]:
-        made, number = [], int(side == "BUY")
-        self._taken = {key: value for key, value in self._taken.items() if self._gone(*key)}
-        self._own = [t for t in self._own if t.time_ms > self.now_ms - OWN_MS]
-        for fill_price, fill_qty in fills:
-            price, qty = self.contract.price_units(fill_price), self.contract.qty_units(fill_qty)
-            made.append(Trade(self.next_trade_id(), self.now_ms, price, qty, side == "SELL"))
-            self._taken[number, price] = (qty + self._gone(number, price), self.now_ms)
-            self.inserted += 1
-        self.trades += made
-        self._own += made
-        return made
-
-    def recent(self, limit: int) -> list[dict[str, Any]]:
-        """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
-        c = self.contract
-        return [{"id": t.trade_id, "price": c.price(t.price), "qty": c.qty(t.qty), "time": t.time_ms,
-                 "quoteQty": c.quote(t.price * t.qty), "isBuyerMaker": t.is_buyer_maker}
-                for t in list(self.trades)[-limit:]]
+    def _rests(self, price: int) -> int:
+        # A synthetic level's quantity: of price and time alone, by multiplicative hashing.
+        number = price // self.contract.tick
+        era = (self.quote_ms + number * 97) // QTY_MS
+        return 1 + int(self._level_units * ((number * 2_654_435_761 + era * 40_503) % 1_024 / 1_024)**4)
 
     # Candles
 
@@ -245,7 +314,7 @@ class Feed:
                end_ms: int | None = None) -> list[list[Any]]:
         """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval.
 
-        They are made at the first call, and kept: 500 minutes take about a second.
+        Those of the past are made at the first call, and kept: 500 minutes take about a second.
         """
         length = INTERVALS[interval] * 60_000
         earliest = max(self.history_ms, self.now_ms - MINUTES_MAX * 60_000) // length * length
@@ -254,22 +323,6 @@ class Feed:
         first = max(earliest, first)
         last = min(last, first + (limit - 1) * length)
         return [self.row(at, at + length - 1) for at in range(first, last + 1, length)]
-
-    def day(self) -> list[Any]:
-        """Return the last 24 hours, as far as there is a past, as one kline row."""
-        return self.row(max(self.history_ms, self.now_ms // 60_000 * 60_000 - 1_439 * 60_000), self.now_ms)
-
-    def ticker(self) -> dict[str, Any]:
-        """Return the last 24 hours as `GET /fapi/v1/ticker/24hr` does."""
-        open_ms, first, high, low, last, volume, _, spent, count, *_ = self.day()
-        change, amount, newest = Decimal(last) - Decimal(first), Decimal(volume), self.recent(1)
-        last_id = newest[0]["id"] if newest else 0
-        return {"symbol": self.contract.symbol, "priceChange": f"{change:f}", "lastPrice": last,
-                "priceChangePercent": f"{change / Decimal(first) * 100:.3f}", "openPrice": first,
-                "weightedAvgPrice": f"{Decimal(spent) / amount if amount else Decimal(last):.2f}",
-                "highPrice": high, "lowPrice": low, "volume": volume, "quoteVolume": spent, "count": count,
-                "lastQty": newest[0]["qty"] if newest else "0", "openTime": open_ms, "closeTime": self.now_ms,
-                "firstId": last_id - count, "lastId": last_id}
 
     def row(self, open_ms: int, close_ms: int) -> list[Any]:
         """Return the kline row over whole minutes; without trades it is flat."""
@@ -280,30 +333,39 @@ class Feed:
         return [open_ms, price(o), price(h), price(l), price(c), qty(volume), close_ms, total(quote), count,
                 qty(buys[0]), total(buys[1]), "0"]
 
+    def ticker(self) -> dict[str, Any]:
+        """Return the last 24 hours, as far as there is a past, as `GET /fapi/v1/ticker/24hr` does."""
+        open_ms, first, high, low, last, volume, _, spent, count, *_ = self.row(
+            max(self.history_ms, self.now_ms // 60_000 * 60_000 - 1_439 * 60_000), self.now_ms)
+        change, amount, newest = Decimal(last) - Decimal(first), Decimal(volume), self.recent(1)
+        return {"symbol": self.contract.symbol, "priceChange": f"{change:f}", "lastPrice": last,
+                "priceChangePercent": f"{change / Decimal(first) * 100:.3f}", "openPrice": first,
+                "weightedAvgPrice": f"{Decimal(spent) / amount if amount else Decimal(last):.2f}",
+                "highPrice": high, "lowPrice": low, "volume": volume, "quoteVolume": spent, "count": count,
+                "lastQty": newest[0]["qty"] if newest else "0", "openTime": open_ms, "closeTime": self.now_ms,
+                "firstId": self.last_id - count, "lastId": self.last_id}
+
+    def recent(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
+        c = self.contract
+        return [{"id": t.trade_id, "price": c.price(t.price), "qty": c.qty(t.qty), "time": t.time_ms,
+                 "quoteQty": c.quote(t.price * t.qty), "isBuyerMaker": t.is_buyer_maker}
+                for t in list(self.trades)[-limit:]]
+
     def _minute(self, minute: int) -> Bar | None:
-        if minute in self._minutes:
-            return self._minutes[minute]
-        open_ms, close_ms = minute * 60_000, minute * 60_000 + 60_000
-        if not self.history_ms <= open_ms <= self.now_ms:
-            return None
-        # Seconds that are over come from the market's plan, the running one from what was published.
-        over_ms = max(open_ms, min(close_ms, (self.now_ms - self.lag_ms) // 1_000 * 1_000))
-        own = bar_of(t for t in self._own if open_ms <= t.time_ms < over_ms)
-        bar = fold([self.traded(open_ms, over_ms), own])
-        if over_ms < close_ms:
-            return fold([bar, bar_of(t for t in self.trades if over_ms <= t.time_ms < close_ms)])
-        if bar is not None:
-            self._minutes[minute] = bar
-            if len(self._minutes) > 2 * MINUTES_MAX:
-                del self._minutes[min(self._minutes)]
-        return bar
+        open_ms, planned = minute * 60_000, None
+        if self.history_ms <= open_ms < self.live_ms:
+            planned = self._plan(open_ms, min(open_ms + 60_000, self.live_ms))
+        return fold([planned, self._minutes.get(minute)])
 
     # Frames
 
     def frame(self, kind: str, event: str, **fields: Any) -> Frame:
+        return self._frame(kind, {"e": event, "E": self.now_ms, "s": self.contract.symbol, **fields})
+
+    def _frame(self, kind: str, event: Event) -> Frame:
         symbol = self.contract.symbol
-        payload = msgspec.json.encode({"e": event, "E": self.now_ms, "s": symbol, **fields})
-        return Frame(symbol, f"{symbol.lower()}@{kind}", payload, self.now_ms)
+        return Frame(symbol, f"{symbol.lower()}@{kind}", msgspec.json.encode(event), self.now_ms)
 
     def trade_frames(self, t: Trade) -> list[Frame]:
         """Return a trade's frames: the trade, and itself as an aggregate."""
@@ -313,8 +375,7 @@ class Feed:
                 self.frame("aggTrade", "aggTrade", a=t.trade_id, p=price, q=qty, f=t.trade_id, l=t.trade_id,
                            T=t.time_ms, m=t.is_buyer_maker)]
 
-    def depth_frames(self, previous_id: int, update_id: int, old: Sequence[Depth],
-                     new: Sequence[Depth], kind: str = "depth@100ms") -> list[Frame]:
+    def depth_frames(self, before_id: int, old: Sequence[Depth], new: Sequence[Depth]) -> list[Frame]:
         """Return what leads from one state of the book to another: the best if it changed, and the depth."""
         price, qty, sides = self.contract.price, self.contract.qty, []
         best = [[(p, book[p]) for p, book in zip((max(bids), min(asks)), (bids, asks), strict=True)]
@@ -322,44 +383,46 @@ class Feed:
         for before, after in zip(old, new, strict=True):
             sides.append([[price(p), qty(after.get(p, 0))] for p in sorted(before.keys() | after.keys())
                           if before.get(p) != after.get(p)])
-        frames = [self.frame(kind, "depthUpdate", T=self.now_ms, U=previous_id + 1, u=update_id,
-                             pu=previous_id, b=sides[0], a=sides[1])]
+        frames = [self.frame("depth@100ms", "depthUpdate", T=self.now_ms, U=before_id + 1, u=self.update_id,
+                             pu=before_id, b=sides[0], a=sides[1])]
         if best[0] != best[-1] or len(best) == 1:
             (bid, bid_qty), (ask, ask_qty) = best[-1]
-            frames.insert(0, self.frame("bookTicker", "bookTicker", u=update_id, b=price(bid), B=qty(bid_qty),
-                                        a=price(ask), A=qty(ask_qty), T=self.now_ms))
+            frames.insert(0, self.frame("bookTicker", "bookTicker", u=self.update_id, b=price(bid),
+                                        B=qty(bid_qty), a=price(ask), A=qty(ask_qty), T=self.now_ms))
         return frames
 
-    def show(self, previous_id: int, update_id: int) -> list[Frame]:
-        """Return what tells that a synthetic book changed since the last call."""
-        old, self._shown = self._shown, [dict(side) for side in self.left()]
-        return self.depth_frames(previous_id, update_id, old, self._shown) if old != self._shown else []
-
-    def clock_frames(self) -> list[Frame]:
-        """Return what the clock makes due: the mark price each second, the running or closed candle."""
+    def tick(self) -> list[Frame]:
+        """Return what a step of the grid makes due: mark, tickers, candles, and the synthetic book's diff."""
         frames = []
         if self.now_ms % 1_000 == 0:
+            self._mids.append((self.quote[0][0] + self.quote[1][0]) / 2)
             mark, index = str(self.mark()), str(self.index())
             frames.append(self.frame("markPrice@1s", "markPriceUpdate", p=mark, ap=mark, P=index, i=index,
                                      r=str(FUNDING_RATE), T=self.funding_ms()))
-            ticker = self.ticker() if self.wanted & EVENTS.keys() else {}
-            for kind in sorted(self.wanted & EVENTS.keys()):
-                event, keys = EVENTS[kind]
-                frames.append(self.frame(kind, event, **{key: ticker[TICKER[key]] for key in keys}))
+            if kinds := sorted(self.wanted & TICKERS.keys()):
+                row = self.ticker()
+                frames += [self.frame(kind, TICKERS[kind][0], **{key: row[TICKER[key]] for key in
+                                                                 TICKERS[kind][1]}) for kind in kinds]
         if self.now_ms % KLINE_MS == 0 and self.trades:
             frames += [self._kline_frame(kind) for kind in sorted(self.wanted) if kind.startswith("kline_")]
-        for kind in [kind for kind in sorted(self.wanted) if kind.startswith("depth")]:
-            bids, asks = self.left()
-            count = int(kind.removeprefix("depth").split("@")[0])
-            frames += [self.depth_frames(0, self.update_id(), ({}, {}), (dict(bids[:count]),
-                                                                         dict(asks[:count])), kind)[-1]]
+        for kind in sorted(self.wanted & PARTS.keys()):
+            bids, asks = ([[self.contract.price(p), self.contract.qty(q)] for p, q in side[:PARTS[kind]]]
+                          for side in self.left())
+            frames.append(self.frame(kind, "depthUpdate", T=self.now_ms, U=self.update_id, u=self.update_id,
+                                     pu=self.update_id - 1, b=bids, a=asks))
+        if not self.depth:
+            old, self._shown = self._shown, [dict(side) for side in self.left()]
+            if old != self._shown:
+                before_id, self.update_id = self.update_id, self.now_ms // GRID_MS * UPDATES
+                frames += self.depth_frames(before_id, old, self._shown)
         return frames
 
     def _kline_frame(self, kind: str) -> Frame:
         interval = kind.removeprefix("kline_")
         length = INTERVALS[interval] * 60_000
         now, before = ((self.now_ms - self.lag_ms - back) // length for back in (0, KLINE_MS))
-        row, last_id = self.row(before * length, (before + 1) * length - 1), self.trades[-1].trade_id
+        row = self.row(before * length, (before + 1) * length - 1)
+        last_id = next((t.trade_id for t in reversed(self.trades) if t.time_ms <= row[6]), self.last_id)
         return self.frame(kind, "kline", k={
             "t": row[0], "T": row[6], "s": self.contract.symbol, "i": interval, "f": last_id - row[8] + 1,
             "L": last_id, "o": row[1], "c": row[4], "h": row[2], "l": row[3], "v": row[5], "n": row[8],
@@ -368,23 +431,15 @@ class Feed:
 
 def bar_of(trades: Iterable[Trade]) -> Bar | None:
     """Return the bar of trades in order; None of none."""
-    if not (trades := list(trades)):
-        return None
-    prices, buys = [t.price for t in trades], [t for t in trades if not t.is_buyer_maker]
-    return (prices[0], max(prices), min(prices), prices[-1], sum(t.qty for t in trades),
-            sum(t.price * t.qty for t in trades), len(trades),
-            sum(t.qty for t in buys), sum(t.price * t.qty for t in buys))
+    return fold((t.price, t.price, t.price, t.price, t.qty, t.price * t.qty, 1,
+                 0 if t.is_buyer_maker else t.qty, 0 if t.is_buyer_maker else t.price * t.qty)
+                for t in trades)
 
 
 def fold(bars: Iterable[Bar | None]) -> Bar | None:
     """Return one bar over several in order; None over none."""
     o, h, l, c, *sums = list(zip(*filter(None, bars), strict=True)) or [()] * 9  # noqa: E741
     return (o[0], max(h), min(l), c[-1], *map(sum, sums)) if o else None  # type: ignore[return-value]
-
-
-def grid_id(at_ms: int) -> int:
-    """Return the update id of a synthetic book."""
-    return at_ms // GRID_MS * UPDATES
 
 
 @lru_cache(maxsize=65_536)

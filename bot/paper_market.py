@@ -1,64 +1,65 @@
-"""The market of the paper exchange: what the server asks of it, whatever makes the prices.
+"""The market of the paper exchange: a source's events played at their time, whatever makes the prices.
 
 Time is an argument (`now_ms`, the exchange's clock); nothing here reads a clock or opens a socket.
 """
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from bot.config import PaperConfig
-from bot.paper_feed import Feed, Frame, Side
+from bot.errors import ConfigError
+from bot.paper_feed import GRID_MS, Event, Feed, Frame, Side
+from bot.paper_playback import Rebased, Recording
+from bot.paper_synthetic import Synthetic
 
 CATCH_UP_MS = 600_000  # a longer pause of the process is passed over, as a restart is
+WARM_MS = 15_000  # before a start the clock's steps are gone through for so long: marks are means of 10 s
+STREAM = b'{"stream":"'  # how a recorded frame begins
+
+
+class Source(Protocol):
+    """What a kind of market must tell."""
+
+    feeds: dict[str, Feed]
+
+    def first_ms(self, now_ms: int) -> int:
+        """Return from where the events are to be played to stand at a time."""
+
+    def events(self, from_ms: int) -> Iterator[tuple[int, Feed, Event]]:
+        """Yield (when, feed, event) for ever, in order."""
 
 
 class Market:
-    """Where prices come from, by symbol in `feeds`. Everything is as of the last advance()."""
+    """Where prices come from, by symbol in `feeds`. Everything is as of the last advance().
+
+    booked: per symbol the highest trade id in the ledger, so that after a restart no id meets twice.
+    """
 
     is_tradable = True  # False: raw playback, orders are refused
 
-    def __init__(self, feeds: Mapping[str, Feed]) -> None:
-        self.feeds = feeds
+    def __init__(self, source: Source, booked: Mapping[str, int]) -> None:
+        self.feeds, self._source, self._booked = source.feeds, source, booked
         self._now_ms: int | None = None
-        self.pending: deque[Frame] = deque()
+        self._pending: deque[Frame] = deque()
 
-    def begin(self, now_ms: int) -> None:
-        """Stand where the market is at a time: at the first advance, and after a long pause."""
-        raise NotImplementedError
-
-    def due_ms(self) -> int:
-        """Return when pop() has something."""
-        raise NotImplementedError
-
-    def pop(self) -> list[Frame]:
-        """Go over the next event and return what it sends."""
-        raise NotImplementedError
-
-    def start(self, now_ms: int) -> None:
-        """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
-
-    def advance(self, now_ms: int, frames_max: int | None = None) -> list[Frame]:
+    def advance(self, now_ms: int, frames_max: int = 1 << 62) -> list[Frame]:
         """Return what is due up to now_ms, in order; frames_max leaves the rest for the next call."""
         if self._now_ms is None or now_ms - self._now_ms > CATCH_UP_MS:
-            self.begin(now_ms)
+            self._begin(now_ms)
         self._now_ms = max(now_ms, self._now_ms or 0)
-        while self.due_ms() <= self._now_ms:
-            self.pending.extend(self.pop())
-        for feed in self.feeds.values():
-            feed.now_ms = self._now_ms
-        count = len(self.pending) if frames_max is None else min(frames_max, len(self.pending))
-        return [self.pending.popleft() for _ in range(count)]
+        self._pending.extend(self._play(self._now_ms))
+        return [self._pending.popleft() for _ in range(min(frames_max, len(self._pending)))]
 
     def next_due_ms(self) -> int | None:
         """Return when advance() has something again; None: never (not started, or ended)."""
-        return self.pending[0].time_ms if self.pending else self.due_ms()
+        return self._pending[0].time_ms if self._pending else min(self._next[0], self._grid_ms)
 
-    def symbols(self) -> list[dict[str, Any]]:
-        """Return the entries of exchangeInfo's `symbols`."""
-        return [feed.contract.listing() for feed in self.feeds.values()]
+    def start(self, now_ms: int) -> None:
+        """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
 
     def consume(self, symbol: str, side: Side, fills: list[tuple[Decimal, Decimal]]) -> list[int]:
         """Take (price, qty) out of the book for an account whose order was the taker.
@@ -68,13 +69,81 @@ class Market:
         """
         trades = self.feeds[symbol].consume(side, fills)
         for trade in trades:
-            self.pending.extend(self.feeds[symbol].trade_frames(trade))
+            self._pending.extend(self.feeds[symbol].trade_frames(trade))
         return [trade.trade_id for trade in trades]
 
     def levels(self, symbol: str) -> list[Decimal]:
         """Return the planted support and resistance levels, ascending; none for a recording."""
-        del symbol
-        return []
+        plans = self._source.plans if isinstance(self._source, Synthetic) else {}
+        return [self.feeds[symbol].money(level) for level in plans[symbol].planted] if plans else []
+
+    def _begin(self, now_ms: int) -> None:
+        from_ms = self._source.first_ms(now_ms)
+        self._events = self._source.events(from_ms)
+        self._next = next(self._events)
+        self._grid_ms = max(from_ms, now_ms - WARM_MS) // GRID_MS * GRID_MS + GRID_MS
+        for feed in self.feeds.values():
+            feed.begin(from_ms)
+        for _ in self._play(now_ms):
+            pass  # nobody hears of what was before
+        for symbol, feed in self.feeds.items():
+            feed.last_id = max(feed.last_id, self._booked.get(symbol, 0))
+
+    def _play(self, now_ms: int) -> Iterator[Frame]:
+        while (due_ms := min(self._next[0], self._grid_ms)) <= now_ms:
+            if self._next[0] == due_ms:
+                _, feed, event = self._next
+                feed.now_ms = due_ms
+                yield from feed.play(event)
+                self._next = next(self._events)
+            else:
+                self._grid_ms += GRID_MS
+                for feed in self.feeds.values():
+                    feed.now_ms = due_ms
+                    yield from feed.tick()
+        for feed in self.feeds.values():
+            feed.now_ms = now_ms
+
+
+class RawMarket(Market):
+    """A recording's bytes, once, from the first subscription on. speed 0: as fast as it goes."""
+
+    is_tradable = False
+
+    def __init__(self, recording: Recording, speed: float) -> None:
+        if ".csv" in recording.path.suffixes or recording.path.suffix == ".zip":
+            raise ConfigError(f"[paper] recording must hold frames for `raw`, was {recording.path}")
+        self.feeds = recording.feeds(1 << 60, lambda *_: None)  # no past: no candles
+        for feed in self.feeds.values():
+            if recording.rest:
+                feed.play({**recording.rest, "e": "book", "u": recording.rest["lastUpdateId"]})
+        self._speed, self._now_ms = speed, 0
+        self._start_ms: int | None = None
+        self._lines = (line for line in recording.lines() if line[1].startswith(STREAM))
+        self._line = next(self._lines, None)
+        self._first_ns = self._line[0] if self._line else 0
+
+    def start(self, now_ms: int) -> None:
+        self._start_ms = self._start_ms or now_ms
+        for feed in self.feeds.values():
+            feed.now_ms = now_ms
+
+    def advance(self, now_ms: int, frames_max: int = 1 << 62) -> list[Frame]:
+        frames: list[Frame] = []
+        self._now_ms = now_ms
+        while self._line and (due_ms := self.next_due_ms()) and due_ms <= now_ms and len(frames) < frames_max:
+            raw = self._line[1]
+            stream = raw[len(STREAM):raw.index(b'"', len(STREAM))].decode()
+            frames.append(Frame(stream.split("@")[0].upper(), canonical_stream(stream), raw, due_ms, True))
+            self._line = next(self._lines, None)
+        return frames
+
+    def next_due_ms(self) -> int | None:
+        if self._start_ms is None or self._line is None:
+            return None
+        if not self._speed:
+            return max(self._now_ms or 0, self._start_ms)
+        return self._start_ms + math.ceil((self._line[0] - self._first_ns) / 1e6 / self._speed)
 
 
 def canonical_stream(name: str) -> str:
@@ -94,17 +163,13 @@ def canonical_stream(name: str) -> str:
 def build_market(paper: PaperConfig, start_ms: int, trade_ids: Mapping[str, int] | None = None) -> Market:
     """Return the configured market.
 
-    start_ms: when this market began, kept by the server over restarts: the market goes on from it.
-    trade_ids: per symbol the highest public trade id booked in the ledger, so that after a restart
-    no id meets twice. The first advance() may be any time later: what lies between is passed over.
-    A recording is named by an absolute path. Raises ConfigError.
+    start_ms: when this market began, kept by the server over restarts: the market goes on from it. The
+    first advance() may be any time later: what lies between is passed over. trade_ids: Market's
+    `booked`. A recording is named by an absolute path. Raises ConfigError.
     """
     if paper.market == "synthetic":
-        from bot.paper_synthetic import SyntheticMarket  # built on the classes above, as all markets
-
-        return SyntheticMarket(paper, start_ms, trade_ids or {})
-    from bot.paper_playback import RawMarket, RebasedMarket
-
+        return Market(Synthetic(paper, start_ms), trade_ids or {})
+    recording = Recording(Path(paper.recording))
     if paper.playback == "raw":
-        return RawMarket(Path(paper.recording), float(paper.speed))
-    return RebasedMarket(Path(paper.recording), start_ms, trade_ids or {})
+        return RawMarket(recording, float(paper.speed))
+    return Market(Rebased(recording, start_ms), trade_ids or {})

@@ -6,7 +6,6 @@ waits for it instead: nothing is dropped there, and nothing is buffered beyond B
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from aiohttp import WSMsgType, web
 
 from bot.paper_engine import Engine
 from bot.paper_faults import StreamFault
-from bot.paper_feed import EVENTS, INTERVALS, Frame
+from bot.paper_feed import ON_DEMAND, Frame
 from bot.paper_market import canonical_stream
 from bot.paper_model import Event
 from bot.paper_shapes import event_json
@@ -215,11 +214,9 @@ class Hub:
         symbol, _, kind = stream.partition("@")
         if stream.startswith("!"):
             symbol, kind = "", stream[1:].split("@")[0]
-        is_made = kind in EVENTS or re.fullmatch(r"depth(5|10|20)@100ms", kind)
-        if is_made or kind.removeprefix("kline_") in INTERVALS:
-            for feed in self.engine.market.feeds.values():
-                if symbol.upper() in ("", feed.contract.symbol):
-                    feed.wanted.add(kind)
+        for feed in self.engine.market.feeds.values():
+            if symbol.upper() in ("", feed.contract.symbol):
+                feed.wanted |= {kind} & ON_DEMAND
 
     def _unsubscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:

@@ -8,16 +8,17 @@ folded from the first block on, a few microseconds each. The past before the sta
 """
 
 import hashlib
+import heapq
 import math
 import struct
 from bisect import bisect_left
-from collections.abc import Mapping
-from decimal import Decimal
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
+from operator import attrgetter, itemgetter
 
 from bot.config import PaperConfig
-from bot.paper_feed import GRID_MS, Bar, Contract, Feed, Frame, Levels, Trade, bar_of, grid_id
-from bot.paper_market import Market
+from bot.paper_feed import GRID_MS, Bar, Contract, Event, Feed, Trade, bar_of, fold
 
 BLOCK_MS = 300_000
 STEPS = BLOCK_MS // GRID_MS
@@ -41,10 +42,9 @@ GAP = 0.5  # chance of a block to hold a gap: 4 to 6 s without trades and quotes
 TRADES = 3_000  # per block and symbol: 10/s
 BURSTS, BURST_TRADES, BURST_MS = 6, 40, 100  # of those: six times 40 trades within 100 ms
 TRADE_NOTIONAL = 100_000  # of the largest public trade, USDT; the sixth power makes most small
-DEPTH_NOTIONAL = 150_000  # of the thickest level; about 1.5 million USDT a side
 FIRST_TRADE_ID = 1_000_000_000
 BLOCKS_KEPT = 8
-TRADES_BEFORE = 1_000  # of the past, so that a start has recent trades
+WARM_MS = 60_000  # and up to a minute more is played before a start, so that it has recent trades
 CONTRACTS = {  # price decimals, quantity decimals, tick in units, price of the middle level
     "BTCUSDT": (2, 3, 10, 60_000),  # tick 0.10, step 0.001
     "ETHUSDT": (2, 3, 1, 3_000),  # tick 0.01, step 0.001
@@ -52,43 +52,40 @@ CONTRACTS = {  # price decimals, quantity decimals, tick in units, price of the 
 OTHER = (4, 0, 1, 10)  # tick 0.0001, step 1
 
 
-class _Block:
-    # Five minutes of one symbol: the path and the best bid at each step of the grid, and the trades.
+class Block:
+    """Five minutes of one symbol: best bids at the steps of the grid, None in a gap, and the trades."""
 
-    def __init__(self, feed: "SyntheticFeed", index: int) -> None:
-        self._draws = lambda kind, count: feed.draws(f"{kind}/{index}", count)
-        self.gap = (BLOCK_MS, BLOCK_MS)
-        self.breaks: list[int] = []  # when a level breaks
-        times, prices = self._knots(feed, index)
-        self.path = self._walk(times, prices)
-        frozen = self.path[min(self.gap[0] // GRID_MS, STEPS - 1)]
-        tick = feed.contract.tick
-        self.bids = [int((frozen if self.gap[0] <= step * GRID_MS < self.gap[1] else mid) / tick) * tick
+    def __init__(self, plan: "Plan", index: int) -> None:
+        self._draws = lambda kind, count: plan.draws(f"{kind}/{index}", count)
+        self._gap = (BLOCK_MS, BLOCK_MS)
+        self._breaks: list[int] = []  # when a level breaks
+        times, prices = self._knots(plan, index)
+        self.path, tick = self._walk(times, prices), plan.contract.tick
+        self.bids = [None if self._gap[0] <= step * GRID_MS < self._gap[1] else int(mid / tick) * tick
                      for step, mid in enumerate(self.path)]
-        self.trades: list[Trade] = []
-        self._fill(feed, index)
+        self.trades = self._trades(plan, index)
 
-    def _knots(self, feed: "SyntheticFeed", index: int) -> tuple[list[float], list[float]]:
-        levels = feed.legs(index)
+    def _knots(self, plan: "Plan", index: int) -> tuple[list[float], list[float]]:
+        levels = plan.legs(index)
         draws = self._draws("knots", 2 * LEGS + 3)
         weights = [LEG_SPREAD[0] + LEG_SPREAD[1] * draw for draw in draws[:LEGS]]
         chance, which, pause = draws[2 * LEGS:]
         gap_leg = 1 + int(which * (LEGS - 2)) if chance < GAP else 0  # never the first nor the last
-        times, prices = [0.0], [feed.turn(index, 0)]
+        times, prices = [0.0], [plan.turn(index, 0)]
         for leg, weight in enumerate(weights):
             begun, length = times[-1], BLOCK_MS * weight / sum(weights)
-            price, target = prices[-1], feed.turn(index, leg + 1)
+            price, target = prices[-1], plan.turn(index, leg + 1)
             onward = levels[leg + 1] - levels[leg]
             is_break = leg > 0 and onward == levels[leg] - levels[leg - 1]
             if is_break and leg != gap_leg and draws[LEGS + leg] < FEINT:
                 times += (begun + FEINT_MS, begun + 2 * FEINT_MS)
                 prices += (price * (1 - onward * FEINT_BACK), price)
             if is_break:
-                self.breaks.append(int(times[-1]))
+                self._breaks.append(int(times[-1]))
             if leg and leg == gap_leg:
                 start = int(begun + 0.4 * length) // GRID_MS * GRID_MS
-                self.gap = (start, start + (40 + int(20 * pause)) * GRID_MS)
-                times += self.gap
+                self._gap = (start, start + (40 + int(20 * pause)) * GRID_MS)
+                times += self._gap
                 prices += (price + 0.35 * (target - price), price + 0.65 * (target - price))
             times.append(begun + length)
             prices.append(target)
@@ -112,51 +109,41 @@ class _Block:
         draws = [2 * draw - 1 for draw in self._draws(kind, STEPS // count + 1)]
         return [a + (b - a) * i / count for a, b in pairwise(draws) for i in range(count)]
 
-    def _fill(self, feed: "SyntheticFeed", index: int) -> None:
-        when = [int(BLOCK_MS * u) for u in self._draws("bursts", BURSTS)]
-        when[:len(self.breaks)] = self.breaks[:BURSTS]
-        pause = self.gap[1] - self.gap[0]
-        span = BLOCK_MS - pause
-        draws = self._draws("trades", 3 * TRADES)
-        marks = [(int(span * draw), -1) for draw in draws[BURSTS * BURST_TRADES:TRADES]]
-        marks += [(min(span - 1, when[i // BURST_TRADES] + int(BURST_MS * draw)), i % BURST_TRADES)
-                  for i, draw in enumerate(draws[:BURSTS * BURST_TRADES])]
-        base_ms, trade_id = feed.origin_ms + index * BLOCK_MS, FIRST_TRADE_ID + index * TRADES
-        tick, size = feed.contract.tick, feed.trade_units
-        sides, shares = draws[TRADES:2 * TRADES], draws[2 * TRADES:]
-        for (offset, run), side, share in zip(sorted(marks), sides, shares, strict=True):
-            if offset >= self.gap[0]:
-                offset += pause
+    def _trades(self, plan: "Plan", index: int) -> list[Trade]:
+        bursts = [*self._breaks, *(int(BLOCK_MS * u) for u in self._draws("bursts", BURSTS))][:BURSTS]
+        pause, draws = self._gap[1] - self._gap[0], self._draws("trades", 3 * TRADES)
+        marks = [(int((BLOCK_MS - pause) * draw), -1) for draw in draws[BURSTS * BURST_TRADES:TRADES]]
+        marks += [(min(BLOCK_MS - pause - 1, bursts[i // BURST_TRADES] + int(BURST_MS * draw)),
+                   i % BURST_TRADES) for i, draw in enumerate(draws[:BURSTS * BURST_TRADES])]
+        made, tick = [], plan.contract.tick
+        for number, (offset, run) in enumerate(sorted(marks)):
+            offset += pause if offset >= self._gap[0] else 0
             step = offset // GRID_MS
-            bid = self.bids[step]
-            is_sale = side < 0.5
+            bid = self.bids[step] or 0  # never in a gap
+            is_sale = draws[TRADES + number] < 0.5
             if run >= 0:  # a burst runs with the market, and eats a tick now and then
                 is_sale = self.path[min(step + 10, STEPS - 1)] < bid
             price = (bid if is_sale else bid + tick) + (-tick if is_sale else tick) * (max(0, run) // 8)
-            self.trades.append(Trade(trade_id, base_ms + offset, price, 1 + int(size * share**6), is_sale))
-            trade_id += 1
+            made.append(Trade(FIRST_TRADE_ID + index * TRADES + number, plan.begin_ms(index) + offset, price,
+                              1 + int(plan.trade_units * draws[2 * TRADES + number]**6), is_sale))
+        return made
 
 
-class SyntheticFeed(Feed):
-    """One synthetic symbol."""
+class Plan:
+    """What one synthetic symbol does, for ever."""
 
-    def __init__(self, symbol: str, seed: int, start_ms: int, trade_id: int) -> None:
+    def __init__(self, symbol: str, seed: int, start_ms: int) -> None:
         price_decimals, qty_decimals, tick, middle = CONTRACTS.get(symbol, OTHER)
-        super().__init__(Contract(symbol=symbol, price_decimals=price_decimals, qty_decimals=qty_decimals,
-                                  tick=tick), start_ms)
+        self.contract = Contract(symbol=symbol, price_decimals=price_decimals, qty_decimals=qty_decimals,
+                                 tick=tick)
         self._seed = f"{seed}/{symbol}"
-        self._booked_id = trade_id
-        self._blocks: dict[int, _Block] = {}
         self._starts = [(0, 1)]  # level and direction at each block's beginning
         lead = LEAD_S[0] + int(LEAD_S[1] * self.draws("lead", 1)[0])
-        self.origin_ms = (start_ms // 1_000 + lead) * 1_000 - PAST_BLOCKS * BLOCK_MS
+        self._origin_ms = (start_ms // 1_000 + lead) * 1_000 - PAST_BLOCKS * BLOCK_MS
         self.planted = self._plant(middle * 10**price_decimals)
-        unit = 10 ** qty_decimals / middle
-        self.trade_units = TRADE_NOTIONAL * unit
-        self.quantities = [1 + int(DEPTH_NOTIONAL * unit * u**4) for u in self.draws("depth", 1_024)]
-        self._due_ms = self._next = -1  # of the grid, and which trade: not begun
-
-    # Generation
+        self.trade_units = TRADE_NOTIONAL * 10 ** qty_decimals / middle
+        self.block = lru_cache(BLOCKS_KEPT)(lambda index: Block(self, index))
+        self.feed = Feed(self.contract, start_ms, self.traded, self.planted[LEVELS])
 
     def draws(self, name: str, count: int) -> list[float]:
         """Return seeded numbers in [0, 1), the same for ever and on every machine."""
@@ -204,117 +191,49 @@ class SyntheticFeed(Feed):
             levels.insert(0, round(levels[0] * (1 - SPACING[0] - SPACING[1] * draw) / tick) * tick)
         return levels
 
-    def _block(self, at_ms: int) -> tuple[_Block, int]:
-        index, offset = divmod(at_ms - self.origin_ms, BLOCK_MS)
-        return self._block_of(index), offset // GRID_MS
+    def begin_ms(self, index: int) -> int:
+        return self._origin_ms + index * BLOCK_MS
 
-    def _block_of(self, index: int) -> _Block:
-        block = self._blocks.get(index)
-        if block is None:
-            block = self._blocks[index] = _Block(self, index)
-            if len(self._blocks) > BLOCKS_KEPT:
-                del self._blocks[next(iter(self._blocks))]
-        return block
-
-    def _number_at(self, at_ms: int) -> int:
-        index = (at_ms - self.origin_ms) // BLOCK_MS
-        return index * TRADES + bisect_left(self._block_of(index).trades, at_ms, key=_time_ms)
-
-    def _trade(self, number: int) -> Trade:
-        index, i = divmod(number, TRADES)
-        trade = self._block_of(index).trades[i]
-        return trade._replace(trade_id=trade.trade_id + self.inserted) if self.inserted else trade
-
-    # What Feed asks
+    def index_at(self, at_ms: int) -> int:
+        return (at_ms - self._origin_ms) // BLOCK_MS
 
     def traded(self, from_ms: int, to_ms: int) -> Bar | None:
-        number, end = self._number_at(from_ms), self._number_at(to_ms)
-        trades: list[Trade] = []
-        while number < end:
-            index, first = divmod(number, TRADES)
-            trades += self._block_of(index).trades[first:first + end - number]
-            number += min(end - number, TRADES - first)
-        return bar_of(trades)
+        """Return the bar of the trades between two times."""
+        blocks = map(self.block, range(self.index_at(from_ms), self.index_at(to_ms) + 1))
+        return fold(bar_of(block.trades[bisect_left(block.trades, from_ms, key=_time_ms):
+                                        bisect_left(block.trades, to_ms, key=_time_ms)]) for block in blocks)
 
-    def mean_path(self, seconds: int) -> float:
-        at_ms = self.now_ms // 1_000 * 1_000
-        steps = [self._block(at_ms - 1_000 * back) for back in range(seconds)]
-        return sum(block.path[step] for block, step in steps) / seconds
-
-    def sides(self) -> tuple[Levels, Levels]:
-        shown_ms = self._shown_at(self.now_ms)
-        block, step = self._block(shown_ms)
-        return self.ladder(block.bids[step], block.bids[step] + self.contract.tick, shown_ms)
-
-    def update_id(self) -> int:
-        # Inside the next depth frame, as on a busy exchange.
-        return grid_id(self._shown_at(self.now_ms)) + 1
-
-    def next_trade_id(self) -> int:
-        return FIRST_TRADE_ID + self._next + self.inserted
-
-    def _shown_at(self, at_ms: int) -> int:
-        # When the quotes shown at that time were made: they stand still in a gap.
-        index, offset = divmod(at_ms - self.origin_ms, BLOCK_MS)
-        gap = self._block_of(index).gap
-        if gap[0] <= offset < gap[1]:
-            offset = gap[0]
-        return self.origin_ms + index * BLOCK_MS + offset // GRID_MS * GRID_MS
-
-    # Events
-
-    def begin(self, now_ms: int) -> None:
-        """Start, or go on after a pause, at a time."""
-        self._due_ms = self.origin_ms - (self.origin_ms - now_ms) // GRID_MS * GRID_MS
-        self._next = self._number_at(self._due_ms)
-        self.inserted = max(self.inserted, self._booked_id + 1 - FIRST_TRADE_ID - self._next)
-        self.trades.extend(self._trade(n) for n in range(self._next - TRADES_BEFORE, self._next))
-        self.now_ms = self._due_ms - GRID_MS
-        self.show(0, 0)
-        self.now_ms = now_ms
-
-    def due_ms(self) -> int:
-        """Return when pop() has something."""
-        return min(self._due_ms, self._trade(self._next).time_ms)
-
-    def pop(self) -> list[Frame]:
-        """Return what the next event sends, and go behind it."""
-        self.now_ms = self.due_ms()
-        if self.now_ms < self._due_ms:
-            trade = self._trade(self._next)
-            self._next += 1
-            self.trades.append(trade)
-            return self.trade_frames(trade)
-        self._due_ms += GRID_MS
-        frames = self.clock_frames()
-        before, after = (grid_id(self._shown_at(self.now_ms - back)) for back in (GRID_MS, 0))
-        if after > before:
-            frames += self.show(before, after)
-        return frames
+    def events(self, from_ms: int) -> Iterator[tuple[int, Feed, Event]]:
+        """Yield (when, feed, event) for ever: a quote at each step, and the trades."""
+        index, price = self.index_at(from_ms), self.contract.price
+        while True:
+            block, begin_ms = self.block(index), self.begin_ms(index)
+            quotes: list[tuple[int, Feed, Event]] = [(begin_ms + step * GRID_MS, self.feed, {
+                "e": "bookTicker", "b": price(bid), "B": "0", "a": price(bid + self.contract.tick), "A": "0"})
+                for step, bid in enumerate(block.bids) if bid]
+            trades: Iterator[tuple[int, Feed, Event]] = ((t.time_ms, self.feed, {
+                "e": "trade", "E": t.time_ms, "T": t.time_ms, "s": self.contract.symbol, "t": t.trade_id,
+                "p": price(t.price), "q": self.contract.qty(t.qty), "X": "MARKET", "m": t.is_buyer_maker})
+                for t in block.trades)
+            yield from (row for row in heapq.merge(quotes, trades, key=_when) if row[0] >= from_ms)
+            index += 1
 
 
-class SyntheticMarket(Market):
-    """All synthetic symbols, their events merged by time."""
+class Synthetic:
+    """All synthetic symbols as a source of events."""
 
-    def __init__(self, paper: PaperConfig, start_ms: int, trade_ids: Mapping[str, int]) -> None:
+    def __init__(self, paper: PaperConfig, start_ms: int) -> None:
         names = [symbol.split(":")[0].replace("/", "") for symbol in paper.symbols]
-        self._made = {name: SyntheticFeed(name, paper.seed, start_ms, trade_ids.get(name, 0))
-                      for name in names}
-        super().__init__(self._made)
+        self.plans = {name: Plan(name, paper.seed, start_ms) for name in names}
+        self.feeds = {name: plan.feed for name, plan in self.plans.items()}
 
-    def begin(self, now_ms: int) -> None:
-        for feed in self._made.values():
-            feed.begin(now_ms)
+    def first_ms(self, now_ms: int) -> int:
+        """Return from where the events are to be played to stand at a time."""
+        return now_ms // 60_000 * 60_000 - WARM_MS
 
-    def due_ms(self) -> int:
-        return min(feed.due_ms() for feed in self._made.values())
-
-    def pop(self) -> list[Frame]:
-        return min(self._made.values(), key=SyntheticFeed.due_ms).pop()
-
-    def levels(self, symbol: str) -> list[Decimal]:
-        return [self._made[symbol].money(level) for level in self._made[symbol].planted]
+    def events(self, from_ms: int) -> Iterator[tuple[int, Feed, Event]]:
+        """Yield all symbols' events by time."""
+        return heapq.merge(*(plan.events(from_ms) for plan in self.plans.values()), key=_when)
 
 
-def _time_ms(trade: Trade) -> int:
-    return trade.time_ms
+_time_ms, _when = attrgetter("time_ms"), itemgetter(0)

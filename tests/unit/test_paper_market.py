@@ -8,8 +8,9 @@ import ccxt
 import pytest
 
 from bot.config import PaperConfig
-from bot.paper_feed import FUNDING_RATE
+from bot.paper_feed import FUNDING_RATE, GRID_MS
 from bot.paper_market import build_market, canonical_stream
+from bot.paper_synthetic import BLOCK_MS
 
 START_MS = 1_700_000_012_345
 BTC = "BTCUSDT"
@@ -98,7 +99,7 @@ def test_mark_price_in_a_gap_goes_on_each_second(minutes):
 
 def test_market_over_half_an_hour_has_bursts_and_gaps():
     made = market()
-    times = [t.time_ms for block in range(102, 108) for t in made._made[BTC]._block_of(block).trades]
+    times = [t.time_ms for block in range(102, 108) for t in made._source.plans[BTC].block(block).trades]
     bursts = Counter(at // 100 for at in times)
     silences = [b - a for a, b in zip(times, times[1:], strict=False) if b - a > 3_500]
     assert max(bursts.values()) >= 35
@@ -117,12 +118,11 @@ def test_price_after_the_start_touches_levels_again_and_again():
 
 def touches_of(made, symbol, seconds):
     """When the path came within 0.02 % of a level, having been 0.1 % away from it before."""
-    feed, levels = made._made[symbol], [float(level) for level in made.levels(symbol)]
+    plan, levels = made._source.plans[symbol], [float(level) for level in made.levels(symbol)]
     found, near = [], None
     for offset in range(0, seconds * 1_000, 200):
-        feed.now_ms = START_MS // 1_000 * 1_000 + offset
-        block, step = feed._block(feed.now_ms)
-        price = block.path[step] / 100
+        index, at_ms = divmod(START_MS // 1_000 * 1_000 + offset - plan.begin_ms(0), BLOCK_MS)
+        price = plan.block(index).path[at_ms // GRID_MS] / 100
         level = min(levels, key=lambda at: abs(at - price))
         if abs(level / price - 1) < 0.0002 and near != level:
             found.append(offset)
@@ -197,7 +197,7 @@ def test_klines_with_span_and_interval_are_cut_as_asked(minutes):
     five = made.feeds[BTC].klines("5m", 2)[0]
     parts = [row for row in rows if five[0] <= row[0] < five[0] + 300_000]
     assert five[2] == max(row[2] for row in parts) and five[8] == sum(row[8] for row in parts)
-    assert made.feeds[BTC].day()[8] >= sum(row[8] for row in rows)
+    assert made.feeds[BTC].ticker()["count"] >= sum(row[8] for row in rows)
     with pytest.raises(KeyError):
         made.feeds[BTC].klines("7m", 1)
 
@@ -327,7 +327,8 @@ def test_prices_with_mark_and_index_stay_near_the_last(minutes):
 
 def test_symbols_with_ccxt_are_parsed_as_markets():
     exchange = ccxt.binanceusdm()
-    parsed = {m["symbol"]: m for m in exchange.parse_markets(market().symbols())}
+    listings = [feed.contract.listing() for feed in market().feeds.values()]
+    parsed = {m["symbol"]: m for m in exchange.parse_markets(listings)}
     btc, eth = parsed["BTC/USDT:USDT"], parsed["ETH/USDT:USDT"]
     assert (btc["precision"]["price"], btc["precision"]["amount"]) == (0.1, 0.001)
     assert (eth["precision"]["price"], eth["precision"]["amount"]) == (0.01, 0.001)

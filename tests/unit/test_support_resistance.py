@@ -348,7 +348,7 @@ def entries_on(seed, start_ms=1_760_000_000_000):
     """Trade ten minutes of the synthetic market; return (seconds since start, symbol, price) of entries."""
     market = build_market(PaperConfig(seed=seed), start_ms)
     market.advance(start_ms)
-    instruments = {SYMBOLS[entry["symbol"]]: listed(entry) for entry in market.symbols()}
+    instruments = {SYMBOLS[name]: listed(feed.contract.listing()) for name, feed in market.feeds.items()}
     play, entries, held = Play(), [], {}
     play.strategy = SupportResistanceStrategy({"notional": 1_000}, instruments)
     for name, symbol in SYMBOLS.items():
