@@ -19,7 +19,7 @@ from bot.errors import ConfigError, InvariantError
 from bot.log import Tally
 from bot.paper_endpoints import ROUTES
 from bot.paper_engine import Engine
-from bot.paper_faults import Control, Faults
+from bot.paper_faults import Control
 from bot.paper_market import build_market
 from bot.paper_rest import Answer, Rest
 from bot.paper_store import Store
@@ -37,10 +37,10 @@ class Server:
     """HTTP in front of the engine: requests with their faults, and the control endpoint."""
 
     def __init__(self, daemon: Daemon, engine: Engine, keys: dict[str, tuple[str, str]]) -> None:
-        self.clock, self.engine, self.faults = daemon.clock, engine, Faults()
+        self.clock, self.engine = daemon.clock, engine
         self.rest = Rest(engine, keys, ROUTES)
         self.hub = Hub(engine, self.rest.answer_ws)
-        self.control, self.spawn = Control(engine, self.faults, self.hub.inject), daemon.spawn
+        self.control, self.spawn = Control(engine, self.hub.inject), daemon.spawn
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -60,7 +60,7 @@ class Server:
             raise
 
     async def _serve(self, request: web.Request, body: str) -> web.StreamResponse:
-        fault = self.faults.take(f"{request.method} {request.path}")
+        fault = self.control.take(f"{request.method} {request.path}")
         if fault is None:
             return _response(await self._execute(request, body))
         delay_s = fault.delay_ms / 1_000
@@ -93,11 +93,13 @@ class Server:
         await self._execute(request, body, received_ms)
 
     async def _execute(self, request: web.Request, body: str, received_ms: int | None = None) -> Answer:
-        route = ROUTES.get(f"{request.method} {request.path}")
+        name = f"{request.method} {request.path}"
+        route = ROUTES.get(name)
         if route and (route.orders or request.method == "DELETE"):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
-        answer = self.rest.answer(request.method, request.path, request.raw_path.partition("?")[2], body,
-                                  request.headers.get("X-MBX-APIKEY"), request.remote or "", received_ms)
+        key, address = request.headers.get("X-MBX-APIKEY", ""), request.remote or ""
+        answer = self.rest.answer(name, request.raw_path.partition("?")[2], body,
+                                  key, address, received_ms)
         if route and route.orders:
             point("paper.before_answer")
         return answer

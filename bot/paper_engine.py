@@ -13,7 +13,7 @@ from bot.crash import point
 from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed, Frame
 from bot.paper_ledger import Ledger
 from bot.paper_market import Market
-from bot.paper_model import CLOSED, Event, Limits, Order, Refused, Rules
+from bot.paper_model import Event, Limits, Order, Refused, Rules
 from bot.paper_store import Store
 
 LISTEN_KEY_MS = 3_600_000  # a listen key lives 60 minutes, and again from each keepalive
@@ -143,7 +143,7 @@ class Engine:
     def place(self, order: Order) -> Order:
         """Take an order of either kind. Raises Refused."""
         if not self.market.is_tradable:
-            raise Refused(*CLOSED)
+            raise Refused(-4108)
         self.see_prices()
         order.time_ms = order.update_ms = self.now_ms()
         feed = self.feed(order.symbol)

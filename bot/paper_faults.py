@@ -3,23 +3,27 @@
 Deterministic: a fault is for the next, or after `skip` the n-th, request of a kind. Example, the
 answer to the second order from now is lost although the order is executed:
 curl -d '{"match": "POST /fapi/v1/order", "skip": 1, "do": "lose_answer"}' 127.0.0.1:5560/paper/faults
+docs/paper.md has an example of each.
 """
 
 from collections.abc import Callable
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from bot.paper_engine import Engine
-from bot.paper_model import Limits, Order, Refused, Side, refuse_if
+from bot.paper_model import Limits, Order, Refused, Side
 from bot.paper_shapes import account_json
 
-T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
+# What each other control must be told, and may be.
+FIELDS = {"clock": ("offset_ms", ""), "mark": ("symbol offset_pct", ""), "funding": ("account rate", ""),
+          "symbol": ("symbol", "status filters"), "liquidate": ("account symbol", ""),
+          "adl": ("account symbol", "qty"), "trade": ("account symbol side qty", "reduce_only")}
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,61 +65,27 @@ class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
     duration_ms: Milliseconds = 0
 
 
-class ManualTrade(msgspec.Struct, forbid_unknown_fields=True):
-    """A person trades on the account, behind the bot's back (POST /paper/trade)."""
+class Wish(msgspec.Struct):
+    """What the other controls are told: FIELDS says which of it. The exchange's clock may go back a day."""
 
-    account: str
-    symbol: str
-    side: Side
-    qty: Decimal
-    reduce_only: bool = False
-
-
-class Forced(msgspec.Struct, forbid_unknown_fields=True):
-    """The exchange closes a position (POST /paper/liquidate), or qty of it (POST /paper/adl)."""
-
-    account: str
-    symbol: str
+    account: str = ""
+    symbol: str = ""
+    side: Side = "BUY"
     qty: Decimal | None = None
-
-
-class Listing(msgspec.Struct, forbid_unknown_fields=True):
-    """A listing changes (POST /paper/symbol). filters: {"LOT_SIZE": {"stepSize": "0.01"}}.
-
-    A status other than TRADING refuses orders; SETTLING and CLOSE end orders and positions too, and what is
-    closed is not listed any more.
-    """
-
-    symbol: str
+    reduce_only: bool = False
     status: Literal["PENDING_TRADING", "TRADING", "PRE_SETTLE", "SETTLING", "CLOSE"] = "TRADING"
     filters: dict[str, dict[str, str]] = {}
+    offset_pct: Annotated[float, Meta(ge=-99, le=1_000)] = 0
+    offset_ms: Annotated[int, Meta(ge=-86_400_000, le=86_400_000)] = 0
+    rate: Decimal = Decimal(0)
 
 
-class Mark(msgspec.Struct, forbid_unknown_fields=True):
-    """The mark price leaves the market by so much, until told otherwise (POST /paper/mark)."""
+class Control:
+    """What /paper/... answers: faults in, and the truth out. inject: see paper_stream's Hub."""
 
-    symbol: str
-    offset_pct: Annotated[float, Meta(ge=-99, le=1_000)]
-
-
-class Funding(msgspec.Struct, forbid_unknown_fields=True):
-    """Funding is settled now, at this rate (POST /paper/funding)."""
-
-    account: str
-    rate: Decimal
-
-
-class ClockFault(msgspec.Struct, forbid_unknown_fields=True):
-    """The exchange's clock is off by this much (POST /paper/clock)."""
-
-    offset_ms: Annotated[int, Meta(ge=-86_400_000, le=86_400_000)]
-
-
-class Faults:
-    """The faults that wait, first come first taken."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Fault] = []
+    def __init__(self, engine: Engine, inject: Callable[[StreamFault], int]) -> None:
+        self.engine, self.inject = engine, inject
+        self.waiting: list[Fault] = []  # first come first taken
 
     def take(self, request: str) -> Fault | None:
         """Return the fault of this request ("METHOD path"), counted down."""
@@ -129,13 +99,6 @@ class Faults:
             return fault
         return None
 
-
-class Control:
-    """What /paper/... answers: faults in, and the truth out."""
-
-    def __init__(self, engine: Engine, faults: Faults, inject: Callable[[StreamFault], int]) -> None:
-        self.engine, self.faults, self.inject = engine, faults, inject
-
     def answer(self, request: str, body: str) -> tuple[int, Any]:
         """Serve one control request; return HTTP status and the value to send."""
         try:
@@ -147,52 +110,53 @@ class Control:
 
     def _do(self, request: str, body: str) -> Any:
         engine, ledger = self.engine, self.engine.ledger
+        engine.see_prices()
+        wish = self._wish(request.removeprefix("POST /paper/"), body)
         match request:
             case "POST /paper/faults":
-                self.faults.waiting.append(msgspec.json.decode(body, type=Fault))
+                self.waiting.append(msgspec.json.decode(body, type=Fault))
             case "DELETE /paper/faults":
-                self.faults.waiting.clear()
+                self.waiting.clear()
             case "GET /paper/faults":
-                return self.faults.waiting
+                return self.waiting
             case "POST /paper/stream":
                 return {"connections": self.inject(msgspec.json.decode(body, type=StreamFault))}
-            case "POST /paper/clock":
-                engine.offset_ms = msgspec.json.decode(body, type=ClockFault).offset_ms
             case "POST /paper/limits":
                 engine.limits = msgspec.json.decode(body, type=Limits)
-            case "POST /paper/liquidate" | "POST /paper/adl":
-                forced = self._known(body, Forced)
-                kind = "adl" if request.endswith("adl") else "liquidation"
-                engine.force(kind, forced.account, forced.symbol, forced.qty)
-            case "POST /paper/symbol":
-                listing = self._known(body, Listing)
-                engine.change_symbol(listing.symbol, listing.status, listing.filters)
+            case "POST /paper/clock":
+                engine.offset_ms = wish.offset_ms
             case "POST /paper/mark":
-                mark = self._known(body, Mark)
-                engine.feed(mark.symbol).mark_factor = 1 + mark.offset_pct / 100
+                engine.feed(wish.symbol).mark_factor = 1 + Decimal(str(wish.offset_pct)) / 100
             case "POST /paper/funding":
-                funding = self._known(body, Funding)
-                refuse_if((not -1 <= funding.rate <= 1, -1130, "The rate must be within -1 and 1."))
-                engine.see_prices()
-                engine.fund(funding.account, funding.rate)
+                engine.fund(wish.account, wish.rate)
+            case "POST /paper/symbol":
+                engine.change_symbol(wish.symbol, wish.status, wish.filters)
+            case "POST /paper/liquidate":
+                engine.force("liquidation", wish.account, wish.symbol)
+            case "POST /paper/adl":
+                engine.force("adl", wish.account, wish.symbol, wish.qty)
             case "POST /paper/trade":
-                wish = self._known(body, ManualTrade)
                 return engine.place(Order(
                     account=wish.account, symbol=wish.symbol, client_id=f"web_{engine.clock.token(20)}",
-                    side=wish.side, type="MARKET", qty=wish.qty, reduce_only=wish.reduce_only))
-            case "GET /paper/levels":
-                return {symbol: engine.market.levels(symbol) for symbol in ledger.rules}
+                    side=wish.side, type="MARKET", qty=wish.qty or Decimal(0), reduce_only=wish.reduce_only))
             case "GET /paper/state":
-                engine.see_prices()
                 return {name: {**account_json(ledger, name, 2), "orders": ledger.mine(name, "order"),
                                "algos": ledger.mine(name, "algo")} for name in ledger.accounts}
             case _:
-                raise Refused(-5000, f"{request} is no control of the paper exchange", 404)
+                raise Refused(-5000, *reversed(request.split()))
         return {}
 
-    def _known(self, body: str, type_: type[T]) -> T:
-        wish, ledger = msgspec.json.decode(body, type=type_), self.engine.ledger
-        for name, known in (("symbol", ledger.rules), ("account", ledger.accounts)):
-            if getattr(wish, name, None) not in (None, *known):
-                raise Refused(-1121, f"Invalid {name}; known are {', '.join(known)}.")
+    def _wish(self, control: str, body: str) -> Wish:
+        if control not in FIELDS:
+            return Wish()
+        told = msgspec.json.decode(body, type=dict[str, Any])
+        must, may = (names.split() for names in FIELDS[control])
+        if wrong := {*must} - told.keys() | told.keys() - {*must, *may}:
+            raise ValueError(f"{control} must be told {must}, may be told {may}; was wrong: {sorted(wrong)}")
+        wish = msgspec.convert(told, Wish)
+        for name, known in (("symbol", self.engine.ledger.rules), ("account", self.engine.ledger.accounts)):
+            if name in must and getattr(wish, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; was {getattr(wish, name)}")
+        if abs(wish.rate) > 1:
+            raise ValueError(f"rate must be within -1 and 1; was {wish.rate}")
         return wish

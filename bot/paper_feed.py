@@ -3,24 +3,21 @@
 A market tells its events in the words of the exchange's streams (`trade` or `aggTrade`, `bookTicker`,
 `depthUpdate`), and each minute's bar of the time before (`plan`); all else is made here. A market
 without recorded depth gets a synthetic book around its quotes, or around its trades.
-
-Prices and quantities are integers here, in units of the last printed decimal (60000.10 is 6000010):
-exact and fast. At the boundary they are Decimal, and symbols are the exchange's ("BTCUSDT").
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-Side = Literal["BUY", "SELL"]
+from bot.paper_model import ZERO, Levels, Side
+
 Event = dict[str, Any]  # the JSON of a stream's frame
-Depth = dict[int, int]  # price -> quantity
-Levels = list[tuple[int, int]]
-Bar = tuple[int, int, int, int, int, int, int, int, int]
+Depth = dict[Decimal, Decimal]  # price -> quantity
+Bar = tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal, int, Decimal, Decimal]
 # open, high, low, close, volume, quote volume, count, taker buys: volume and quote volume
 
 GRID_MS = 100  # the exchange's fastest throttled depth stream
@@ -51,76 +48,62 @@ STREAMS = {"bookTicker": "bookTicker", "depthUpdate": "depth@100ms"}  # of a rec
 ON_DEMAND = {*TICKERS, *PARTS, *(f"kline_{name}" for name in INTERVALS)}
 
 
-class Frame(msgspec.Struct, frozen=True):
-    """One market-stream message.
+class Frame(NamedTuple):
+    """One market-stream message: canonical stream ("btcusdt@trade"), the payload's JSON, when it is due."""
 
-    stream: the canonical name, "btcusdt@trade"; match subscriptions by canonical_stream(). raw: the
-    payload's JSON; with is_enveloped it is the recorded bytes, envelope {"stream","data"} included,
-    and must be sent as it is. time_ms: when it is due.
-    """
-
-    symbol: str
     stream: str
     raw: bytes
     time_ms: int
-    is_enveloped: bool = False
 
 
-class Book(msgspec.Struct, frozen=True):
+class Book(NamedTuple):
     """Order book, best first. The next depth frame continues it: U <= last_update_id <= u, or equal to pu."""
 
-    bids: list[tuple[Decimal, Decimal]]
-    asks: list[tuple[Decimal, Decimal]]
+    bids: Levels
+    asks: Levels
     last_update_id: int
 
 
 class Trade(NamedTuple):
     trade_id: int
     time_ms: int
-    price: int
-    qty: int
+    price: Decimal
+    qty: Decimal
     is_buyer_maker: bool
 
 
-class Contract(msgspec.Struct, frozen=True, kw_only=True):
-    """A listed contract. tick: price increment in units of the last decimal."""
+class Contract(NamedTuple):
+    """A listed contract: its increments, with as many places as prices and quantities are told in."""
 
     symbol: str
-    price_decimals: int
-    qty_decimals: int
-    tick: int
+    tick: Decimal
+    step: Decimal
 
-    def price(self, units: float) -> str:
-        return f"{units / 10**self.price_decimals:.{self.price_decimals}f}"
+    def price(self, value: Decimal) -> str:
+        return str(value.quantize(self.tick))
 
-    def qty(self, units: float) -> str:
-        return f"{units / 10**self.qty_decimals:.{self.qty_decimals}f}"
+    def qty(self, value: Decimal) -> str:
+        return str(value.quantize(self.step))
 
-    def quote(self, units: int) -> str:
-        decimals = self.price_decimals + self.qty_decimals
-        return f"{units / 10**decimals:.{decimals}f}"
-
-    def price_units(self, price: str | float | Decimal) -> int:
-        return round(float(price) * 10**self.price_decimals)
-
-    def qty_units(self, qty: str | float | Decimal) -> int:
-        return round(float(qty) * 10**self.qty_decimals)
+    def level(self, price: Decimal, qty: Decimal) -> list[str]:
+        return [self.price(price), self.qty(qty)]
 
     def listing(self) -> dict[str, Any]:
         """Return the entry of exchangeInfo. Shape: GET /fapi/v1/exchangeInfo."""
-        base, lot = self.symbol.removesuffix("USDT"), {"minQty": self.qty(1), "stepSize": self.qty(1)}
-        most = 10_000 * 10 ** (3 - min(3, self.qty_decimals))
+        lot, (price_places, qty_places) = {"minQty": str(self.step), "stepSize": str(self.step)}, (
+            len(str(number).partition(".")[2]) for number in (self.tick, self.step))
+        most = 10_000 * 10 ** (3 - min(3, qty_places))
         return {
             "symbol": self.symbol, "pair": self.symbol, "contractType": "PERPETUAL", "status": "TRADING",
             "deliveryDate": 4133404800000, "onboardDate": 1569398400000, "maintMarginPercent": "2.5000",
-            "requiredMarginPercent": "5.0000", "baseAsset": base, "quoteAsset": "USDT",
-            "marginAsset": "USDT", "pricePrecision": self.price_decimals,
-            "quantityPrecision": self.qty_decimals, "baseAssetPrecision": 8, "quotePrecision": 8,
+            "requiredMarginPercent": "5.0000", "baseAsset": self.symbol.removesuffix("USDT"),
+            "quoteAsset": "USDT", "marginAsset": "USDT", "pricePrecision": price_places,
+            "quantityPrecision": qty_places, "baseAssetPrecision": 8, "quotePrecision": 8,
             "underlyingType": "COIN", "underlyingSubType": [], "triggerProtect": "0.0500",
             "liquidationFee": "0.012500", "marketTakeBound": "0.05", "maxMoveOrderLimit": 10000,
             "filters": [
-                {"filterType": "PRICE_FILTER", "minPrice": self.price(self.tick),
-                 "maxPrice": "10000000", "tickSize": self.price(self.tick)},
+                {"filterType": "PRICE_FILTER", "minPrice": str(self.tick), "maxPrice": "10000000",
+                 "tickSize": str(self.tick)},
                 {"filterType": "LOT_SIZE", "maxQty": str(most), **lot},
                 {"filterType": "MARKET_LOT_SIZE", "maxQty": str(most // 5), **lot},
                 {"filterType": "MAX_NUM_ORDERS", "limit": 200},
@@ -137,29 +120,30 @@ class Feed:
     """One symbol. `now_ms` moves before each event; queries are as of then.
 
     kinds: of events the market tells. plan: the bar of the market's own trades between two times (whole
-    seconds) before live_ms, since when the events are told. price: about the first one, in units.
+    seconds) before live_ms, since when the events are told. price: about the first one.
     lag_ms: a trade may be published this much later than the time it bears.
     """
 
     def __init__(self, contract: Contract, start_ms: int, plan: Callable[[int, int], Bar | None],
                  price: float, kinds: Iterable[str] = ("trade", "bookTicker")) -> None:
         self.contract, self.kinds = contract, set(kinds)
+        self.main = "trade" if "trade" in self.kinds else "aggTrade"  # what prices are made of
         self.now_ms = self.live_ms = start_ms
         self.history_ms = (start_ms - HISTORY_MS) // 60_000 * 60_000
         self.lag_ms = 0
-        self.mark_factor = 1.0  # moved by POST /paper/mark
+        self.mark_factor = Decimal(1)  # moved by POST /paper/mark
         self.trades: deque[Trade] = deque(maxlen=TRADES_KEPT)
         self.wanted = {"kline_1m"}  # of ON_DEMAND
         self.last_id = 0  # of public trades
         self.inserted = 0  # trades of accounts so far: later ids move up by it
         self.update_id = 0  # of the book
         self.depth: tuple[Depth, Depth] | None = None  # recorded; None: a synthetic book
-        self.quote, self.quote_ms = [(0, 0), (0, 0)], start_ms  # best bid and ask, quantity 0: unknown
-        self._mids: deque[float] = deque(maxlen=10)  # of the last whole seconds
-        self._minutes: dict[int, Bar] = {}  # of what was traded since live_ms
+        self.quote, self.quote_ms = [(ZERO, ZERO), (ZERO, ZERO)], start_ms  # quantity 0: unknown
+        self._mids: deque[Decimal] = deque(maxlen=10)  # of the last whole seconds
+        self._minutes: dict[int, Bar | None] = {}  # of what was traded since live_ms
         self._plan = lru_cache(2 * MINUTES_MAX)(plan)
-        self._level_units = LEVEL_NOTIONAL * 10**(contract.price_decimals + contract.qty_decimals) / price
-        self._taken: dict[tuple[int, int], tuple[int, int]] = {}  # (side, price) -> quantity, when
+        self._level_steps = LEVEL_NOTIONAL / price / float(contract.step)
+        self._taken: dict[tuple[int, Decimal], tuple[Decimal, int]] = {}  # (side, price) -> quantity, when
         self._shown: Sequence[Depth] = ({}, {})
 
     def begin(self, live_ms: int) -> None:
@@ -177,7 +161,7 @@ class Feed:
             before, before_id = self.depth or ({}, {}), self.update_id
             self.depth, self.update_id = ({}, {}), event["u"]
             self._change(event["bids"], event["asks"])
-            return self.depth_frames(before_id, before, self.depth) if before_id != self.update_id else []
+            return self._depth_frames(before_id, before, self.depth) if before_id != self.update_id else []
         if kind == "depthUpdate" and self.depth:
             self._change(event["b"], event["a"])
             self.update_id = event["u"]
@@ -188,38 +172,29 @@ class Feed:
     def see_quote(self, event: Event) -> None:
         """Take the best bid and ask from a quote or, of a market that tells none, a trade."""
         if event["e"] == "bookTicker":
-            price, qty = self.contract.price_units, self.contract.qty_units
-            self.quote = [(price(event["b"]), qty(event["B"])), (price(event["a"]), qty(event["A"]))]
+            bid, bid_qty, ask, ask_qty = (Decimal(event[key]) for key in "bBaA")
+            self.quote, self.quote_ms = [(bid, bid_qty), (ask, ask_qty)], self.now_ms
         elif self.is_price(event) and "bookTicker" not in self.kinds:
-            bid = self.trade_of(event).price - (0 if event["m"] else self.contract.tick)
-            self.quote = [(bid, 0), (bid + self.contract.tick, 0)]
-        self.quote_ms = self.now_ms
-
-    @property
-    def main(self) -> str:
-        """Return the kind of event that prices are made of."""
-        return "trade" if "trade" in self.kinds else "aggTrade"
+            bid = Decimal(event["p"]) - (0 if event["m"] else self.contract.tick)
+            self.quote, self.quote_ms = [(bid, ZERO), (bid + self.contract.tick, ZERO)], self.now_ms
 
     def is_price(self, event: Event) -> bool:
         """Say whether an event is a trade of the market, not one of the insurance fund or ADL."""
         return bool(event["e"] == self.main and event.get("X", "MARKET") == "MARKET")
 
     def trade_of(self, event: Event) -> Trade:
-        return Trade(event[self.main[0]], event["T"], self.contract.price_units(event["p"]),
-                     self.contract.qty_units(event["q"]), event["m"])
+        return Trade(event[self.main[0]], event["T"], Decimal(event["p"]), Decimal(event["q"]), event["m"])
 
-    def consume(self, side: Side, fills: list[tuple[Decimal, Decimal]]) -> list[Trade]:
-        """Take (price, qty) out of the book for an account, the taker on a side; return the trades."""
-        made, number = [], int(side == "BUY")
+    def consume(self, side: Side, fills: Levels) -> list[Frame]:
+        """Take (price, qty) out of the book for an account, the taker on a side; return the frames."""
+        frames, number = [], int(side == "BUY")
         self._taken = {key: value for key, value in self._taken.items() if self._gone(*key)}
-        for fill_price, fill_qty in fills:
-            price, qty = self.contract.price_units(fill_price), self.contract.qty_units(fill_qty)
+        for price, qty in fills:
             self._taken[number, price] = (qty + self._gone(number, price), self.now_ms)
             self.last_id += 1
             self.inserted += 1
-            made.append(Trade(self.last_id, self.now_ms, price, qty, side == "SELL"))
-            self._record(made[-1])
-        return made
+            frames += self._record(Trade(self.last_id, self.now_ms, price, qty, side == "SELL"))
+        return frames
 
     def _trade(self, event: Event) -> list[Frame]:
         kind = event["e"]
@@ -230,83 +205,80 @@ class Feed:
         frame = self._frame(kind, moved)
         if not self.is_price(event):
             return [frame]
-        trade = self.trade_of(moved)
-        self._record(trade)
-        pair = dict(zip(("trade", "aggTrade"), self.trade_frames(trade), strict=True))
+        pair = dict(zip(("trade", "aggTrade"), self._record(self.trade_of(moved)), strict=True))
         return [frame if name == kind else made for name, made in pair.items()
                 if name == kind or name not in self.kinds]
 
-    def _record(self, trade: Trade) -> None:
-        minute = trade.time_ms // 60_000
-        self.trades.append(trade)
-        self._minutes[minute] = fold([self._minutes.get(minute), bar_of([trade])])  # type: ignore[assignment]
+    def _record(self, t: Trade) -> list[Frame]:
+        # The frames: the trade, and itself as an aggregate.
+        minute = t.time_ms // 60_000
+        self.trades.append(t)
+        self._minutes[minute] = fold([self._minutes.get(minute), bar_of([t])])
         if len(self._minutes) > 2 * MINUTES_MAX:
             del self._minutes[min(self._minutes)]
+        price, qty = self.contract.level(t.price, t.qty)
+        return [self._made("trade", "trade", T=t.time_ms, t=t.trade_id, p=price, q=qty, X="MARKET",
+                           m=t.is_buyer_maker),
+                self._made("aggTrade", "aggTrade", a=t.trade_id, p=price, q=qty, f=t.trade_id, l=t.trade_id,
+                           T=t.time_ms, m=t.is_buyer_maker)]
 
     def _change(self, bids: list[list[str]], asks: list[list[str]]) -> None:
         for side, changes in zip(self.depth or (), (bids, asks), strict=True):
             for price, qty in changes:
-                side[self.contract.price_units(price)] = self.contract.qty_units(qty)
-                if not side[self.contract.price_units(price)]:
-                    del side[self.contract.price_units(price)]
+                side[Decimal(price)] = Decimal(qty)
+                if not side[Decimal(price)]:
+                    del side[Decimal(price)]
 
     # Prices and depth
 
     def mark(self) -> Decimal:
         """Return the mark, the mean of five seconds: no single print moves it far."""
-        return self.money(self._mean(5) * self.mark_factor)
+        return (self._mean(5) * self.mark_factor).quantize(self.contract.tick)
 
     def index(self) -> Decimal:
         """Return the index, the mean of ten seconds and a little under the contract."""
-        return self.money(self._mean(10) * (1 - 2e-5))
+        return (self._mean(10) * Decimal("0.99998")).quantize(self.contract.tick)
 
     def last(self) -> Decimal:
-        return self.money(self.trades[-1].price if self.trades else self._mean(1))
-
-    def money(self, units: float) -> Decimal:
-        return Decimal(self.contract.price(units))
+        return self.trades[-1].price if self.trades else self._mean(1).quantize(self.contract.tick)
 
     def funding_ms(self) -> int:
         return (self.now_ms // FUNDING_MS + 1) * FUNDING_MS
 
     def book(self, limit: int = 1_000) -> Book:
-        price, qty = self.contract.price_decimals, self.contract.qty_decimals
-        bids, asks = ([(_decimal(p, price), _decimal(q, qty)) for p, q in side[:limit]]
-                      for side in self.left())
+        """Return the book without what accounts took."""
+        sides = self._sides()
+        if self._taken:
+            sides = [[(price, qty - self._gone(number, price)) for price, qty in side]
+                     for number, side in enumerate(sides)]
+        bids, asks = ([level for level in side if level[1] > 0][:limit] for side in sides)
         return Book(bids, asks, self.update_id)
 
-    def left(self) -> list[Levels]:
-        """Return bids and asks, best first, without what accounts took."""
-        made = []
-        for number, side in enumerate(self._sides()):
-            if self._taken:
-                side = [(price, qty - self._gone(number, price)) for price, qty in side]
-            made.append([level for level in side if level[1] > 0])
-        return made
-
-    def _mean(self, seconds: int) -> float:
+    def _mean(self, seconds: int) -> Decimal:
         mids = list(self._mids)[-seconds:] or [(self.quote[0][0] + self.quote[1][0]) / 2]
-        return sum(mids) / len(mids)
+        return sum(mids, ZERO) / len(mids)
 
-    def _gone(self, side: int, price: int) -> int:
-        qty, at_ms = self._taken.get((side, price), (0, 0))
-        return max(0, qty * (HEAL_MS - (self.now_ms - at_ms)) // HEAL_MS)
+    def _gone(self, side: int, price: Decimal) -> Decimal:
+        if (side, price) not in self._taken:
+            return ZERO
+        qty, at_ms = self._taken[side, price]
+        return max(ZERO, qty * (HEAL_MS - self.now_ms + at_ms) / HEAL_MS).quantize(self.contract.step)
 
     def _sides(self) -> list[Levels]:
         if self.depth:
             return [sorted(self.depth[0].items(), reverse=True), sorted(self.depth[1].items())]
-        (bid, bid_qty), (ask, ask_qty), tick = *self.quote, self.contract.tick
-        stride = max(1, round(bid / tick / 60_000)) * tick
+        tick, (bid, ask) = self.contract.tick, (int(price / self.contract.tick) for price, _ in self.quote)
+        stride = max(1, round(bid / 60_000))  # in ticks: 1.00 near 60,000
         below = range((bid - 1) // stride * stride, 0, -stride)[:LADDER_LEVELS]
         above = range(ask // stride * stride + stride, 2 * ask, stride)[:LADDER_LEVELS]
-        return [[(best, qty or self._rests(best)), *((price, self._rests(price)) for price in prices)]
-                for best, qty, prices in ((bid, bid_qty, below), (ask, ask_qty, above))]
+        return [[(best, qty or self._rests(number)), *((n * tick, self._rests(n)) for n in numbers)]
+                for (best, qty), number, numbers in zip(self.quote, (bid, ask), (below, above), strict=True)]
 
-    def _rests(self, price: int) -> int:
-        # A synthetic level's quantity: of price and time alone, by multiplicative hashing.
-        number = price // self.contract.tick
+    def _rests(self, number: int) -> Decimal:
+        # A synthetic level's quantity: of price (in ticks) and time alone, by multiplicative hashing.
         era = (self.quote_ms + number * 97) // QTY_MS
-        return 1 + int(self._level_units * ((number * 2_654_435_761 + era * 40_503) % 1_024 / 1_024)**4)
+        share = (number * 2_654_435_761 + era * 40_503) % 1_024 / 1_024
+        return (1 + int(self._level_steps * share**4)) * self.contract.step
 
     # Candles
 
@@ -326,12 +298,11 @@ class Feed:
 
     def row(self, open_ms: int, close_ms: int) -> list[Any]:
         """Return the kline row over whole minutes; without trades it is flat."""
-        close = self.contract.price_units(self.last())
-        o, h, l, c, volume, quote, count, *buys = fold(  # noqa: E741
-            map(self._minute, range(open_ms // 60_000, close_ms // 60_000 + 1))) or (*[close] * 4, *[0] * 5)
-        price, qty, total = self.contract.price, self.contract.qty, self.contract.quote
-        return [open_ms, price(o), price(h), price(l), price(c), qty(volume), close_ms, total(quote), count,
-                qty(buys[0]), total(buys[1]), "0"]
+        bars = map(self._minute, range(open_ms // 60_000, close_ms // 60_000 + 1))
+        *prices, volume, spent, count, bought, paid = fold(bars) or (*[self.last()] * 4, *[ZERO] * 5)
+        qty = self.contract.qty
+        return [open_ms, *map(self.contract.price, prices), qty(volume), close_ms, f"{spent:f}", int(count),
+                qty(bought), f"{paid:f}", "0"]
 
     def ticker(self) -> dict[str, Any]:
         """Return the last 24 hours, as far as there is a past, as `GET /fapi/v1/ticker/24hr` does."""
@@ -349,7 +320,7 @@ class Feed:
         """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
         c = self.contract
         return [{"id": t.trade_id, "price": c.price(t.price), "qty": c.qty(t.qty), "time": t.time_ms,
-                 "quoteQty": c.quote(t.price * t.qty), "isBuyerMaker": t.is_buyer_maker}
+                 "quoteQty": f"{t.price * t.qty:f}", "isBuyerMaker": t.is_buyer_maker}
                 for t in list(self.trades)[-limit:]]
 
     def _minute(self, minute: int) -> Bar | None:
@@ -360,35 +331,25 @@ class Feed:
 
     # Frames
 
-    def frame(self, kind: str, event: str, **fields: Any) -> Frame:
+    def _made(self, kind: str, event: str, **fields: Any) -> Frame:
         return self._frame(kind, {"e": event, "E": self.now_ms, "s": self.contract.symbol, **fields})
 
     def _frame(self, kind: str, event: Event) -> Frame:
-        symbol = self.contract.symbol
-        return Frame(symbol, f"{symbol.lower()}@{kind}", msgspec.json.encode(event), self.now_ms)
+        return Frame(f"{self.contract.symbol.lower()}@{kind}", msgspec.json.encode(event), self.now_ms)
 
-    def trade_frames(self, t: Trade) -> list[Frame]:
-        """Return a trade's frames: the trade, and itself as an aggregate."""
-        price, qty = self.contract.price(t.price), self.contract.qty(t.qty)
-        return [self.frame("trade", "trade", T=t.time_ms, t=t.trade_id, p=price, q=qty, X="MARKET",
-                           m=t.is_buyer_maker),
-                self.frame("aggTrade", "aggTrade", a=t.trade_id, p=price, q=qty, f=t.trade_id, l=t.trade_id,
-                           T=t.time_ms, m=t.is_buyer_maker)]
-
-    def depth_frames(self, before_id: int, old: Sequence[Depth], new: Sequence[Depth]) -> list[Frame]:
-        """Return what leads from one state of the book to another: the best if it changed, and the depth."""
-        price, qty, sides = self.contract.price, self.contract.qty, []
+    def _depth_frames(self, before_id: int, old: Sequence[Depth], new: Sequence[Depth]) -> list[Frame]:
+        # What leads from one state of the book to another: the best if it changed, and the depth.
+        level = self.contract.level
         best = [[(p, book[p]) for p, book in zip((max(bids), min(asks)), (bids, asks), strict=True)]
                 for bids, asks in (old, new) if bids and asks]
-        for before, after in zip(old, new, strict=True):
-            sides.append([[price(p), qty(after.get(p, 0))] for p in sorted(before.keys() | after.keys())
-                          if before.get(p) != after.get(p)])
-        frames = [self.frame("depth@100ms", "depthUpdate", T=self.now_ms, U=before_id + 1, u=self.update_id,
+        sides = [[level(p, after.get(p, ZERO)) for p in sorted(before.keys() | after.keys())
+                  if before.get(p) != after.get(p)] for before, after in zip(old, new, strict=True)]
+        frames = [self._made("depth@100ms", "depthUpdate", T=self.now_ms, U=before_id + 1, u=self.update_id,
                              pu=before_id, b=sides[0], a=sides[1])]
         if best[0] != best[-1] or len(best) == 1:
-            (bid, bid_qty), (ask, ask_qty) = best[-1]
-            frames.insert(0, self.frame("bookTicker", "bookTicker", u=self.update_id, b=price(bid),
-                                        B=qty(bid_qty), a=price(ask), A=qty(ask_qty), T=self.now_ms))
+            (bid, bid_qty), (ask, ask_qty) = (level(*pair) for pair in best[-1])
+            frames.insert(0, self._made("bookTicker", "bookTicker", u=self.update_id, b=bid, B=bid_qty, a=ask,
+                                        A=ask_qty, T=self.now_ms))
         return frames
 
     def tick(self) -> list[Frame]:
@@ -397,24 +358,23 @@ class Feed:
         if self.now_ms % 1_000 == 0:
             self._mids.append((self.quote[0][0] + self.quote[1][0]) / 2)
             mark, index = str(self.mark()), str(self.index())
-            frames.append(self.frame("markPrice@1s", "markPriceUpdate", p=mark, ap=mark, P=index, i=index,
+            frames.append(self._made("markPrice@1s", "markPriceUpdate", p=mark, ap=mark, P=index, i=index,
                                      r=str(FUNDING_RATE), T=self.funding_ms()))
-            if kinds := sorted(self.wanted & TICKERS.keys()):
-                row = self.ticker()
-                frames += [self.frame(kind, TICKERS[kind][0], **{key: row[TICKER[key]] for key in
-                                                                 TICKERS[kind][1]}) for kind in kinds]
+            row = self.ticker() if self.wanted & TICKERS.keys() else {}
+            for kind in sorted(self.wanted & TICKERS.keys()):
+                event, letters = TICKERS[kind]
+                frames.append(self._made(kind, event, **{letter: row[TICKER[letter]] for letter in letters}))
         if self.now_ms % KLINE_MS == 0 and self.trades:
             frames += [self._kline_frame(kind) for kind in sorted(self.wanted) if kind.startswith("kline_")]
         for kind in sorted(self.wanted & PARTS.keys()):
-            bids, asks = ([[self.contract.price(p), self.contract.qty(q)] for p, q in side[:PARTS[kind]]]
-                          for side in self.left())
-            frames.append(self.frame(kind, "depthUpdate", T=self.now_ms, U=self.update_id, u=self.update_id,
-                                     pu=self.update_id - 1, b=bids, a=asks))
+            bids, asks, id_ = self.book(PARTS[kind])
+            b, a = ([self.contract.level(*pair) for pair in side] for side in (bids, asks))
+            frames.append(self._made(kind, "depthUpdate", T=self.now_ms, U=id_, u=id_, pu=id_ - 1, b=b, a=a))
         if not self.depth:
-            old, self._shown = self._shown, [dict(side) for side in self.left()]
+            old, self._shown = self._shown, [dict(side) for side in self.book()[:2]]
             if old != self._shown:
                 before_id, self.update_id = self.update_id, self.now_ms // GRID_MS * UPDATES
-                frames += self.depth_frames(before_id, old, self._shown)
+                frames += self._depth_frames(before_id, old, self._shown)
         return frames
 
     def _kline_frame(self, kind: str) -> Frame:
@@ -423,16 +383,15 @@ class Feed:
         now, before = ((self.now_ms - self.lag_ms - back) // length for back in (0, KLINE_MS))
         row = self.row(before * length, (before + 1) * length - 1)
         last_id = next((t.trade_id for t in reversed(self.trades) if t.time_ms <= row[6]), self.last_id)
-        return self.frame(kind, "kline", k={
-            "t": row[0], "T": row[6], "s": self.contract.symbol, "i": interval, "f": last_id - row[8] + 1,
-            "L": last_id, "o": row[1], "c": row[4], "h": row[2], "l": row[3], "v": row[5], "n": row[8],
-            "x": now != before, "q": row[7], "V": row[9], "Q": row[10], "B": "0"})
+        return self._made(kind, "kline", k={
+            **dict(zip("tohlcvTqnVQB", row, strict=True)), "s": self.contract.symbol, "i": interval,
+            "f": last_id - row[8] + 1, "L": last_id, "x": now != before})
 
 
 def bar_of(trades: Iterable[Trade]) -> Bar | None:
     """Return the bar of trades in order; None of none."""
     return fold((t.price, t.price, t.price, t.price, t.qty, t.price * t.qty, 1,
-                 0 if t.is_buyer_maker else t.qty, 0 if t.is_buyer_maker else t.price * t.qty)
+                 ZERO if t.is_buyer_maker else t.qty, ZERO if t.is_buyer_maker else t.price * t.qty)
                 for t in trades)
 
 
@@ -440,8 +399,3 @@ def fold(bars: Iterable[Bar | None]) -> Bar | None:
     """Return one bar over several in order; None over none."""
     o, h, l, c, *sums = list(zip(*filter(None, bars), strict=True)) or [()] * 9  # noqa: E741
     return (o[0], max(h), min(l), c[-1], *map(sum, sums)) if o else None  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=65_536)
-def _decimal(units: int, decimals: int) -> Decimal:
-    return Decimal(units).scaleb(-decimals)

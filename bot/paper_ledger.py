@@ -7,34 +7,15 @@ that balance (checked after each one) and events that say what happened.
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Literal
 
 import msgspec
 
 from bot import paper_model as model
 from bot.errors import InvariantError
-from bot.paper_model import (
-    BRACKETS,
-    CLOSED,
-    OPEN,
-    ZERO,
-    Account,
-    Event,
-    Levels,
-    Order,
-    Position,
-    Refused,
-    Rules,
-    Side,
-    maintenance,
-    money,
-    notional_max,
-    refuse_if,
-)
+from bot.paper_model import OPEN, ZERO, Account, Levels, Order, Position, Refused, money, refuse_if
 
 LEVERAGE = 20  # of a symbol whose leverage was never set, as on a fresh account
 LIQUIDATION_FEE = Decimal("0.0125")  # liquidationFee of exchangeInfo; it goes to the insurance fund
-TOO_LARGE = (-2027, "Exceeded the maximum allowable position at current leverage.")
 # Orders of the exchange itself: how their client ids begin, and what their fills are called.
 FORCED = {"liquidation": ("autoclose-", "CALCULATED"), "adl": ("adl_autoclose-", "CALCULATED"),
           "settlement": ("settlement_autoclose-", "TRADE")}
@@ -46,17 +27,17 @@ class Ledger:
     take: called with (symbol, side, [(price, qty)]) when depth was used; returns the trade ids.
     """
 
-    def __init__(self, rules: dict[str, Rules], *, taker_fee: Decimal, maker_fee: Decimal,
-                 take: Callable[[str, Side, Levels], list[int]]) -> None:
+    def __init__(self, rules: dict[str, model.Rules], *, taker_fee: Decimal, maker_fee: Decimal,
+                 take: Callable[[str, model.Side, Levels], list[int]]) -> None:
         self.rules, self.taker_fee, self.maker_fee, self._take = rules, taker_fee, maker_fee, take
         self.accounts: dict[str, Account] = {}
         self.open: dict[int, Order] = {}  # ids of the two kinds never meet
         self.marks: dict[str, Decimal] = {}
         # Ids exceed 32 bits, as the real ones do.
         self.last_ids = {"order": 10_000_000_000, "algo": 1_000_000_000_000_000, "income": 0}
-        self._events: list[Event] = []
+        self._events: list[model.Event] = []
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[model.Event]:
         """Return what happened since the last call, in order."""
         events, self._events = self._events, []
         return events
@@ -76,10 +57,10 @@ class Ledger:
     def set_leverage(self, name: str, symbol: str, leverage: int, now_ms: int) -> None:
         account, before = self.accounts[name], self.leverage(name, symbol)
         notional = abs(self.position(name, symbol).qty) * self.marks[symbol]
-        refuse_if((not 1 <= leverage <= BRACKETS[0][1], -4028, f"Leverage {leverage} is not valid"))
-        refuse_if((notional > notional_max(leverage), *TOO_LARGE),
+        refuse_if((not 1 <= leverage <= model.BRACKETS[0][1], -4028, leverage))
+        refuse_if((notional > model.notional_max(leverage), -2027),
                   (leverage < before and notional / leverage - notional / before > self.available(name),
-                   -2028, "Leverage is smaller than permitted: insufficient margin balance."))
+                   -2028))
         account.leverage[symbol] = leverage
         self._account_event(account, "CONFIG", symbol, ZERO, now_ms)
 
@@ -111,18 +92,16 @@ class Ledger:
         depth = [level for level in (asks if order.side == "BUY" else bids) if order.crosses(level[0])]
         price = order.price or (depth[0][0] if depth else self.marks[order.symbol])
         need, held = self._margin_of(order, price), self.position(order.account, order.symbol).qty
-        most = notional_max(self.leverage(order.account, order.symbol))
+        most = model.notional_max(self.leverage(order.account, order.symbol))
         refuse_if(
-            (need and abs(held + order.sign * order.qty) * price > most, *TOO_LARGE),
-            (order.tif == "GTX" and depth, -5022, "Due to the order could not be executed as maker, the Post "
-             "Only order will be rejected. The order will not be recorded in the order history"),
-            (need and need + order.qty * price * self.taker_fee > self.available(order.account), -2019,
-             "Margin is insufficient."))
+            (need and abs(held + order.sign * order.qty) * price > most, -2027),
+            (order.tif == "GTX" and depth, -5022),
+            (need and need + order.qty * price * self.taker_fee > self.available(order.account), -2019))
         self._admit(order)
         if order.tif != "FOK" or sum(qty for _, qty in depth) >= order.qty:
             self._fill(order, depth, is_maker=False)
         if order.status in OPEN and (order.type == "MARKET" or order.tif in ("IOC", "FOK")):
-            self._close(order, "EXPIRED", order.update_ms)
+            self._become(order, "EXPIRED", order.update_ms)
         self.check(order.account)
 
     def place_algo(self, algo: Order, price: Decimal) -> None:
@@ -130,20 +109,18 @@ class Ledger:
         rules, others = self.rules[algo.symbol], self.mine(algo.account, "algo", algo.symbol)
         rules.check_price(algo.trigger)
         if not algo.close_position:
-            rules.check_qty(algo.qty, rules.market_qty_max)
+            rules.check_qty(algo.qty, "MARKET_LOT_SIZE")
         refuse_if(
-            (rules.status != "TRADING", *CLOSED),
-            (self._is_named_twice(algo), -4116, "ClientOrderId is duplicated."),
-            (len(others) >= rules.algos_max, -4045, "Reach max stop order limit."),
+            (rules.status != "TRADING", -4108), (self._is_named_twice(algo), -4116),
+            (len(others) >= rules.numbers["MAX_NUM_ALGO_ORDERS.limit"], -4045),
             (algo.close_position and any(o.close_position and (o.side, o.type) == (algo.side, algo.type)
-                                         for o in others), -4130,
-             "An open stop or take profit order with GTE and closePosition in the direction is existing."),
-            (algo.is_due(price), -2021, "Order would immediately trigger."))
+                                         for o in others), -4130),
+            (algo.is_due(price), -2021))
         self._admit(algo)
 
     def cancel(self, order: Order, now_ms: int) -> None:
         """Cancel what is open, of either kind."""
-        self._close(order, "CANCELED", now_ms)
+        self._become(order, "CANCELED", now_ms)
 
     def fund(self, name: str, symbol: str, rate: Decimal, now_ms: int) -> None:
         """Settle the funding of a position: longs pay a positive rate, at the mark."""
@@ -153,11 +130,22 @@ class Ledger:
             self._credit(self.accounts[name], "FUNDING_FEE", symbol, amount, now_ms)
             self.check(name)
 
+    def maintained(self, name: str) -> Decimal:
+        """Return the maintenance margin of all positions, at marks."""
+        return sum(map(model.maintenance, self.held(name).values()), ZERO)
+
     def is_due_for_liquidation(self, name: str) -> bool:
         """Say whether the wallet and unrealized profit no longer cover the maintenance margin."""
-        held = self.held(name)
-        spare = self.accounts[name].wallet + self.margin(name)[2] if held else ZERO
-        return spare < sum(map(maintenance, held.values()), ZERO)
+        return bool(self.held(name)) and self._spare(name) < 0
+
+    def liquidation_price(self, name: str, symbol: str) -> Decimal:
+        """Return the mark of a symbol at which its account is due for liquidation."""
+        qty, mark = self.position(name, symbol).qty, self.marks[symbol]
+        relief = qty - abs(qty) * model.bracket(qty * mark)[2]
+        return max(ZERO, mark - self._spare(name) / relief) if qty else ZERO
+
+    def _spare(self, name: str) -> Decimal:
+        return self.accounts[name].wallet + self.margin(name)[2] - self.maintained(name)
 
     def liquidate(self, name: str, symbol: str, depth: Levels, now_ms: int) -> None:
         """Close all of a position by force; the insurance fund takes its fee, and pays what is missing."""
@@ -177,7 +165,7 @@ class Ledger:
         Source: recorded events of liquidation, ADL and settlement: LIMIT, IOC, the taker's fee.
         """
         held, (prefix, execution) = self.position(name, symbol).qty, FORCED[kind]
-        refuse_if((not 0 < qty <= abs(held), -4003, f"The quantity must be within the position, {held}."))
+        refuse_if((not 0 < qty <= abs(held), -4003))
         mark = self.marks[symbol] - self.marks[symbol] % self.rules[symbol].price_step
         order = Order(account=name, symbol=symbol, client_id=f"{prefix}{self.last_ids['order'] + 1}", qty=qty,
                       side="SELL" if held > 0 else "BUY", type="LIMIT", tif="IOC", price=mark,
@@ -208,7 +196,7 @@ class Ledger:
         order's own events, FINISHED with what was filled.
         """
         algo.trigger_ms = now_ms
-        self._algo_event(algo, "TRIGGERING", now_ms)
+        self._become(algo, "TRIGGERING", now_ms)
         order = Order(
             account=algo.account, symbol=algo.symbol, client_id=algo.client_id, side=algo.side,
             type="MARKET", qty=algo.qty or abs(self.position(algo.account, algo.symbol).qty),
@@ -219,10 +207,10 @@ class Ledger:
             self.place(order, bids, asks)
         except Refused as refusal:
             algo.reason = "Reduce Only reject" if refusal.code == -2022 else refusal.text
-            self._algo_event(algo, "REJECTED", now_ms)
+            self._become(algo, "REJECTED", now_ms)
             return
         algo.filled, algo.spent = order.filled, order.spent
-        self._algo_event(algo, "FINISHED", now_ms)
+        self._become(algo, "FINISHED", now_ms)
 
     def check(self, name: str) -> None:
         """Check that an account's books balance. Raises InvariantError."""
@@ -243,28 +231,23 @@ class Ledger:
         rules, mark = self.rules[order.symbol], self.marks[order.symbol]
         closable, is_buy = self._closable(order), order.side == "BUY"
         refuse_if(
-            (rules.status != "TRADING", *CLOSED),
-            (self.accounts[order.account].is_hedged, -4061,
-             "Order's position side does not match user's setting."),
-            (not order.ref and self._is_named_twice(order), -4116, "ClientOrderId is duplicated."),
-            (order.reduce_only and not closable, -2022, "ReduceOnly Order is rejected."))
+            (rules.status != "TRADING", -4108), (self.accounts[order.account].is_hedged, -4061),
+            (not order.ref and self._is_named_twice(order), -4116),
+            (order.reduce_only and not closable, -2022))
         if order.reduce_only:
             order.qty = min(order.qty, closable)
         is_limit = order.type == "LIMIT"
-        rules.check_qty(order.qty, rules.qty_max if is_limit else rules.market_qty_max)
+        rules.check_qty(order.qty, "LOT_SIZE" if is_limit else "MARKET_LOT_SIZE")
         if is_limit:
             rules.check_price(order.price)
-            bound = mark * (rules.price_up if is_buy else rules.price_down)
+            bound = mark * rules.numbers[f"PERCENT_PRICE.multiplier{'Up' if is_buy else 'Down'}"]
             bound -= bound % rules.price_step
-            refuse_if((is_buy and order.price > bound, -4016, f"Limit price can't be higher than {bound}."),
-                      (not is_buy and order.price < bound, -4024,
-                       f"Limit price can't be lower than {bound}."))
-        notional, least = order.qty * (order.price or mark), rules.notional_min
-        refuse_if(
-            (not order.reduce_only and notional < least, -4164, "Order's notional must be no smaller than "
-             f"{least.normalize():f} (unless you choose reduce only)."),
-            (len(self.mine(order.account, "order", order.symbol)) >= rules.orders_max, -2025,
-             "Reach max open order limit."))
+            refuse_if((is_buy and order.price > bound, -4016, bound),
+                      (not is_buy and order.price < bound, -4024, bound))
+        notional, least = order.qty * (order.price or mark), rules.numbers["MIN_NOTIONAL.notional"]
+        refuse_if((not order.reduce_only and notional < least, -4164, f"{least.normalize():f}"),
+                  (len(self.mine(order.account, "order", order.symbol))
+                   >= rules.numbers["MAX_NUM_ORDERS.limit"], -2025))
 
     def _closable(self, order: Order) -> Decimal:
         return max(ZERO, -order.sign * self.position(order.account, order.symbol).qty)
@@ -281,7 +264,7 @@ class Ledger:
         self.open[order.id] = order
         if order.ref:
             self.open[order.ref].ref = order.id
-            self._algo_event(self.open[order.ref], "TRIGGERED", order.time_ms)
+            self._become(self.open[order.ref], "TRIGGERED", order.time_ms)
         self._order_event("NEW", order)
 
     def _fill(self, order: Order, depth: Levels, *, is_maker: bool) -> None:
@@ -324,21 +307,16 @@ class Ledger:
         # What can only reduce a position does not outlive it.
         for order in self.mine(name, "order", symbol):
             if order.reduce_only and not self._closable(order):
-                self._close(order, "EXPIRED", now_ms)
+                self._become(order, "EXPIRED", now_ms)
         for algo in self.mine(name, "algo", symbol):
             if algo.tif == "GTE_GTC" and algo.status == "NEW" and not self.position(name, symbol).qty:
-                self._close(algo, "EXPIRED", now_ms)
+                self._become(algo, "EXPIRED", now_ms)
 
-    def _close(self, order: Order, status: Literal["CANCELED", "EXPIRED"], now_ms: int) -> None:
-        del self.open[order.id]
+    def _become(self, order: Order, status: str, now_ms: int) -> None:
         order.status, order.update_ms = status, now_ms
-        self._order_event(status, order)
-
-    def _algo_event(self, algo: Order, status: str, now_ms: int) -> None:
-        algo.status, algo.update_ms = status, now_ms
         if status not in OPEN:
-            del self.open[algo.id]
-        self._order_event(status, algo)
+            del self.open[order.id]
+        self._order_event(status, order)
 
     def _order_event(self, execution: str, order: Order, fill: model.Fill | None = None) -> None:
         self._events.append(model.OrderEvent(order.account, execution, msgspec.structs.replace(order), fill))

@@ -6,19 +6,19 @@ Time is an argument (`now_ms`, the exchange's clock); nothing here reads a clock
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Protocol
 
 from bot.config import PaperConfig
 from bot.errors import ConfigError
-from bot.paper_feed import GRID_MS, Event, Feed, Frame, Side
+from bot.paper_feed import GRID_MS, Event, Feed, Frame
+from bot.paper_model import Levels, Side
 from bot.paper_playback import Rebased, Recording
 from bot.paper_synthetic import Synthetic
 
 CATCH_UP_MS = 600_000  # a longer pause of the process is passed over, as a restart is
 WARM_MS = 15_000  # before a start the clock's steps are gone through for so long: marks are means of 10 s
-STREAM = b'{"stream":"'  # how a recorded frame begins
+STREAM = b'{"stream":"', b'","data":', b"}"  # around a recorded frame's name and payload
 
 
 class Source(Protocol):
@@ -61,21 +61,14 @@ class Market:
     def start(self, now_ms: int) -> None:
         """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
 
-    def consume(self, symbol: str, side: Side, fills: list[tuple[Decimal, Decimal]]) -> list[int]:
+    def consume(self, symbol: str, side: Side, fills: Levels) -> list[int]:
         """Take (price, qty) out of the book for an account whose order was the taker.
 
         side: of the taker. Returns the public trade id of each fill. The depth is gone at once and
         comes back within seconds; the trade frames are due immediately.
         """
-        trades = self.feeds[symbol].consume(side, fills)
-        for trade in trades:
-            self._pending.extend(self.feeds[symbol].trade_frames(trade))
-        return [trade.trade_id for trade in trades]
-
-    def levels(self, symbol: str) -> list[Decimal]:
-        """Return the planted support and resistance levels, ascending; none for a recording."""
-        plans = self._source.plans if isinstance(self._source, Synthetic) else {}
-        return [self.feeds[symbol].money(level) for level in plans[symbol].planted] if plans else []
+        self._pending.extend(self.feeds[symbol].consume(side, fills))
+        return [self.feeds[symbol].last_id - back for back in reversed(range(len(fills)))]
 
     def _begin(self, now_ms: int) -> None:
         from_ms = self._source.first_ms(now_ms)
@@ -119,7 +112,7 @@ class RawMarket(Market):
                 feed.play({**recording.rest, "e": "book", "u": recording.rest["lastUpdateId"]})
         self._speed, self._now_ms = speed, 0
         self._start_ms: int | None = None
-        self._lines = (line for line in recording.lines() if line[1].startswith(STREAM))
+        self._lines = (line for line in recording.lines() if line[1].startswith(STREAM[0]))
         self._line = next(self._lines, None)
         self._first_ns = self._line[0] if self._line else 0
 
@@ -132,9 +125,8 @@ class RawMarket(Market):
         frames: list[Frame] = []
         self._now_ms = now_ms
         while self._line and (due_ms := self.next_due_ms()) and due_ms <= now_ms and len(frames) < frames_max:
-            raw = self._line[1]
-            stream = raw[len(STREAM):raw.index(b'"', len(STREAM))].decode()
-            frames.append(Frame(stream.split("@")[0].upper(), canonical_stream(stream), raw, due_ms, True))
+            stream, _, payload = self._line[1].removeprefix(STREAM[0]).partition(STREAM[1])
+            frames.append(Frame(canonical_stream(stream.decode()), payload.removesuffix(STREAM[2]), due_ms))
             self._line = next(self._lines, None)
         return frames
 

@@ -20,72 +20,100 @@ BRACKETS = [(Decimal(cap), leverage, Decimal(ratio), Decimal(cum)) for cap, leve
     (800_000_000, 3, "0.15", 41_482_000), (1_200_000_000, 2, "0.25", 121_482_000),
     (1_800_000_000, 1, "0.5", 421_482_000))]
 
-CLOSED = (-4108, "Symbol is on delivering or delivered or settling or closed or pre-trading.")
+# The exchange's refusals, as it words them.
+TEXTS = {
+    -1003: "Too many requests; current limit of IP({}) is {} requests per minute. Please use the websocket "
+           "for live updates to avoid polling the API.",
+    -1015: "Too many new orders; current limit is {} orders per {}.",
+    -1021: "Timestamp for this request is outside of the recvWindow.",
+    -1022: "Signature for this request is not valid.",
+    -1100: "Illegal characters found in parameter '{}'; legal range is '{}'.",
+    -1102: "Mandatory parameter '{}' was not sent, was empty/null, or malformed.",
+    -1106: "Parameter '{}' sent when not required.",
+    -1111: "Precision is over the maximum defined for this asset.",
+    -1115: "Invalid timeInForce.", -1116: "Invalid orderType.", -1117: "Invalid side.",
+    -1120: "Invalid interval.", -1121: "Invalid symbol.", -1125: "This listenKey does not exist.",
+    -1130: "Data sent for parameter '{}' is not valid.",
+    -1131: "recvWindow must be less than 60000",
+    -2011: "Unknown order sent.", -2013: "Order does not exist.", -2014: "API-key format invalid.",
+    -2015: "Invalid API-key, IP, or permissions for action", -2019: "Margin is insufficient.",
+    -2021: "Order would immediately trigger.", -2022: "ReduceOnly Order is rejected.",
+    -2025: "Reach max open order limit.",
+    -2027: "Exceeded the maximum allowable position at current leverage.",
+    -2028: "Leverage is smaller than permitted: insufficient margin balance.",
+    -4001: "Price less than 0.", -4002: "Price greater than max price.",
+    -4003: "Quantity less than or equal to zero.", -4004: "Quantity less than min quantity.",
+    -4005: "Quantity greater than max quantity.", -4013: "Price less than min price.",
+    -4014: "Price not increased by tick size.", -4016: "Limit price can't be higher than {}.",
+    -4024: "Limit price can't be lower than {}.", -4028: "Leverage {} is not valid",
+    -4045: "Reach max stop order limit.", -4046: "No need to change margin type.",
+    -4047: "Margin type cannot be changed if there exists open orders.",
+    -4048: "Margin type cannot be changed if there exists position.",
+    -4059: "No need to change position side.",
+    -4061: "Order's position side does not match user's setting.",
+    -4068: "Position side cannot be changed if there exists position.",
+    -4082: "Invalid number of batch place orders.",
+    -4108: "Symbol is on delivering or delivered or settling or closed or pre-trading.",
+    -4116: "ClientOrderId is duplicated.",
+    -4120: "Order type not supported for this endpoint. Please use the Algo Order API endpoints instead.",
+    -4130: "An open stop or take profit order with GTE and closePosition in the direction is existing.",
+    -4164: "Order's notional must be no smaller than {} (unless you choose reduce only).",
+    -5000: "Path {}, Method {} is invalid",
+    -5022: "Due to the order could not be executed as maker, the Post Only order will be rejected. The order "
+           "will not be recorded in the order history"}
+STATUSES = {-1003: 429, -1015: 429, -2014: 401, -2015: 401, -5000: 404}  # of HTTP; all others 400
 
 
 class Refused(Exception):
     """The exchange says no: `code` and `text` as the real one words them, `status` of HTTP."""
 
-    def __init__(self, code: int, text: str, status: int = 400) -> None:
-        super().__init__(f"{code} {text}")
-        self.code, self.text, self.status = code, text, status
+    def __init__(self, code: int, *words: object, text: str = "", status: int = 0) -> None:
+        self.code, self.text = code, text or TEXTS[code].format(*words)
+        self.status = status or STATUSES.get(code, 400)
+        super().__init__(f"{code} {self.text}")
 
 
-def refuse_if(*rules: tuple[object, int, str]) -> None:
-    """Raise Refused for the first rule that is broken: (is it, code, text)."""
-    for is_broken, code, text in rules:
+def refuse_if(*rules: tuple[Any, ...]) -> None:
+    """Raise Refused for the first rule that is broken: (is it, code, words of the text)."""
+    for is_broken, code, *words in rules:
         if is_broken:
-            raise Refused(code, text)
+            raise Refused(code, *words)
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What a symbol's filters say (exchangeInfo)."""
+class Rules(msgspec.Struct, frozen=True):
+    """What a symbol's listing says; `numbers` by filter and field, "LOT_SIZE.stepSize"."""
 
     symbol: str
-    status: str = "TRADING"
+    status: str
     quote: str
-    price_step: Decimal
-    price_min: Decimal
-    price_max: Decimal
-    price_up: Decimal
-    price_down: Decimal
-    qty_step: Decimal
-    qty_min: Decimal
-    qty_max: Decimal
-    market_qty_max: Decimal
-    notional_min: Decimal
-    orders_max: int
-    algos_max: int
+    numbers: dict[str, Decimal]
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "Rules":
         """Read one entry of exchangeInfo's `symbols`."""
-        rows = {row["filterType"]: row for row in info["filters"]}
-        price, lot, percent = rows["PRICE_FILTER"], rows["LOT_SIZE"], rows["PERCENT_PRICE"]
-        return msgspec.convert({
-            "symbol": info["symbol"], "status": info["status"], "quote": info["quoteAsset"],
-            "price_step": price["tickSize"], "price_min": price["minPrice"], "price_max": price["maxPrice"],
-            "price_up": percent["multiplierUp"], "price_down": percent["multiplierDown"],
-            "qty_step": lot["stepSize"], "qty_min": lot["minQty"], "qty_max": lot["maxQty"],
-            "market_qty_max": rows["MARKET_LOT_SIZE"]["maxQty"],
-            "notional_min": rows["MIN_NOTIONAL"]["notional"], "orders_max": rows["MAX_NUM_ORDERS"]["limit"],
-            "algos_max": rows["MAX_NUM_ALGO_ORDERS"]["limit"]}, cls)
+        return cls(info["symbol"], info["status"], info["quoteAsset"], {
+            f"{row['filterType']}.{key}": Decimal(value) for row in info["filters"]
+            for key, value in row.items() if key != "filterType"})
 
-    def check_qty(self, qty: Decimal, most: Decimal) -> None:
-        """Check a quantity against the lot size. Raises Refused."""
-        refuse_if((qty <= 0, -4003, "Quantity less than or equal to zero."),
-                  (qty > most, -4005, "Quantity greater than max quantity."),
-                  (qty % self.qty_step, -1111, "Precision is over the maximum defined for this asset."),
-                  (qty < self.qty_min, -4004, "Quantity less than min quantity."))
+    @property
+    def price_step(self) -> Decimal:
+        return self.numbers["PRICE_FILTER.tickSize"]
+
+    @property
+    def qty_step(self) -> Decimal:
+        return self.numbers["LOT_SIZE.stepSize"]
+
+    def check_qty(self, qty: Decimal, lot: str) -> None:
+        """Check a quantity against LOT_SIZE, or the largest of MARKET_LOT_SIZE. Raises Refused."""
+        refuse_if((qty <= 0, -4003), (qty > self.numbers[f"{lot}.maxQty"], -4005),
+                  (qty % self.qty_step, -1111), (qty < self.numbers["LOT_SIZE.minQty"], -4004))
 
     def check_price(self, price: Decimal) -> None:
         """Check a price against the price filter. Raises Refused."""
-        refuse_if((price <= 0, -4001, "Price less than 0."),
-                  (price > self.price_max, -4002, "Price greater than max price."),
-                  (price.normalize().quantize(self.price_step.normalize()) != price, -1111,
-                   "Precision is over the maximum defined for this asset."),
-                  (price % self.price_step, -4014, "Price not increased by tick size."),
-                  (price < self.price_min, -4013, "Price less than min price."))
+        refuse_if((price <= 0, -4001), (price > self.numbers["PRICE_FILTER.maxPrice"], -4002),
+                  (price.normalize().quantize(self.price_step.normalize()) != price, -1111),
+                  (price % self.price_step, -4014),
+                  (price < self.numbers["PRICE_FILTER.minPrice"], -4013))
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -257,9 +285,14 @@ class Income(msgspec.Struct, frozen=True):
 Event = OrderEvent | AccountEvent | Income
 
 
+def bracket(notional: Decimal) -> tuple[Decimal, int, Decimal, Decimal]:
+    """Return the bracket that a position is in."""
+    return next((row for row in BRACKETS if abs(notional) <= row[0]), BRACKETS[-1])
+
+
 def maintenance(notional: Decimal) -> Decimal:
     """Return the maintenance margin of a position."""
-    _, _, ratio, cum = next((row for row in BRACKETS if abs(notional) <= row[0]), BRACKETS[-1])
+    _, _, ratio, cum = bracket(notional)
     return abs(notional) * ratio - cum
 
 

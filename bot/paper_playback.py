@@ -18,6 +18,7 @@ import gzip
 import math
 import zipfile
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -55,13 +56,8 @@ class Recording:
         """Return a feed for each symbol, at its first quote."""
         made = {}
         for symbol, (prices, qtys) in self._numbers.items():
-            price_decimals, qty_decimals = (max(len(number.partition(".")[2]) for number in numbers)
-                                            for numbers in (prices, qtys))
-            units = [round(float(price) * 10**price_decimals) for price in prices]
-            contract = Contract(symbol=symbol, price_decimals=price_decimals, qty_decimals=qty_decimals,
-                                tick=math.gcd(*units))
-            kinds = self._firsts[symbol]
-            made[symbol] = Feed(contract, start_ms, partial(plan, symbol), max(units), kinds)
+            kinds, contract = self._firsts[symbol], Contract(symbol, _increment(prices), _increment(qtys, 1))
+            made[symbol] = Feed(contract, start_ms, partial(plan, symbol), max(map(float, prices)), kinds)
             made[symbol].see_quote(kinds.get("bookTicker") or kinds[made[symbol].main])
         return made
 
@@ -177,3 +173,10 @@ def _open(path: Path) -> IO[bytes]:
         archive = zipfile.ZipFile(path)
         return archive.open(archive.namelist()[0])
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _increment(numbers: set[str], most: int = 0) -> Decimal:
+    # What divides them all, or the last place of the longest.
+    places = max(len(number.partition(".")[2]) for number in numbers)
+    units = math.gcd(*(int(Decimal(number).scaleb(places)) for number in numbers))
+    return Decimal(min(units, most) if most else units).scaleb(-places)

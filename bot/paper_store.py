@@ -25,11 +25,12 @@ CREATE INDEX IF NOT EXISTS row_ref ON row (kind, account, ref);
 CREATE INDEX IF NOT EXISTS row_open ON row (id) WHERE is_open = 1;
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, body BLOB);
 """
+TYPES = {"order": Order, "algo": Order, "fill": Fill, "income": Income}  # kinds of rows
 T = TypeVar("T")
 
 
 class Store:
-    """The file. Rows of kind order, algo, fill, income; the state table holds single values."""
+    """The file: rows, and a state table of single values."""
 
     def __init__(self, path: Path | str) -> None:
         try:
@@ -77,7 +78,7 @@ class Store:
         found = self._db.execute("SELECT body FROM state WHERE name = ?", (name,)).fetchone()
         return msgspec.json.decode(found[0], type=type_) if found else default
 
-    def find(self, kind: str, type_: type[T], account: str, tests: dict[str, Any], limit: int) -> list[T]:
+    def find(self, kind: str, account: str, tests: dict[str, Any], limit: int) -> list[Any]:
         """Return rows oldest first: those that pass the tests ("column op" -> value, None: no test).
 
         With a lower bound the first ones from there on, else the newest.
@@ -88,7 +89,7 @@ class Store:
         rows = self._db.execute(
             f"SELECT body FROM row WHERE kind = ? AND account = ?{where} "
             f"ORDER BY time_ms {order}, id {order} LIMIT ?", (kind, account, *given.values(), limit))
-        found = [msgspec.json.decode(body, type=type_) for body, in rows]
+        found = [msgspec.json.decode(body, type=TYPES[kind]) for body, in rows]
         return found[::-1] if order else found
 
     def trade_ids(self) -> dict[str, int]:

@@ -114,7 +114,7 @@ class Hub:
             elif kind in OF_ALL:
                 of_all[OF_ALL[kind]].append(frame.raw)
         for stream, rows in of_all.items():
-            self._spread(Frame("", stream, b"[%s]" % b",".join(rows), now_ms), stream, now_ms, touched)
+            self._spread(Frame(stream, b"[%s]" % b",".join(rows), now_ms), stream, now_ms, touched)
         for connection in touched:
             self._send(connection)
         if now_ms // 1_000 != self._second:
@@ -126,7 +126,7 @@ class Hub:
         for connection in self._readers.get(stream, ()):
             name = connection.names[stream] if connection.is_combined else ""
             if name not in made:
-                made[name] = text_frame(_payload(frame, name))
+                made[name] = text_frame(_payload(frame.raw, name))
             connection.put(made[name], now_ms)
             touched.add(connection)
 
@@ -193,8 +193,8 @@ class Hub:
 
     def _tell(self, readers: list[Connection], body: bytes, now_ms: int) -> None:
         for connection in readers:
-            stream = b'{"stream":"%s","data":%s}' % (connection.listen_key.encode(), body)
-            connection.put(text_frame(stream if connection.is_combined else body), now_ms)
+            name = connection.listen_key if connection.is_combined else ""
+            connection.put(text_frame(_payload(body, name)), now_ms)
             self._send(connection)
 
     def _subscribe(self, connection: Connection, names: list[str]) -> None:
@@ -271,8 +271,7 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + size.to_bytes(8, "big") + payload
 
 
-def _payload(frame: Frame, name: str) -> bytes:
-    if frame.is_enveloped:  # recorded bytes: sent as they are, or what is inside them
-        return frame.raw if name else frame.raw[frame.raw.index(b'"data":') + 7:frame.raw.rindex(b"}")]
-    return b'{"stream":"%s","data":%s}' % (name.encode(), frame.raw) if name else frame.raw
+def _payload(raw: bytes, name: str) -> bytes:
+    # With the envelope of a combined stream as the exchange writes it: a recorded frame is whole again.
+    return b'{"stream":"%s","data":%s}' % (name.encode(), raw) if name else raw
 

@@ -13,6 +13,7 @@ import math
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator
+from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter, itemgetter
@@ -45,23 +46,21 @@ TRADE_NOTIONAL = 100_000  # of the largest public trade, USDT; the sixth power m
 FIRST_TRADE_ID = 1_000_000_000
 BLOCKS_KEPT = 8
 WARM_MS = 60_000  # and up to a minute more is played before a start, so that it has recent trades
-CONTRACTS = {  # price decimals, quantity decimals, tick in units, price of the middle level
-    "BTCUSDT": (2, 3, 10, 60_000),  # tick 0.10, step 0.001
-    "ETHUSDT": (2, 3, 1, 3_000),  # tick 0.01, step 0.001
-}
-OTHER = (4, 0, 1, 10)  # tick 0.0001, step 1
+CONTRACTS = {  # tick, step, price of the middle level
+    "BTCUSDT": ("0.10", "0.001", 60_000), "ETHUSDT": ("0.01", "0.001", 3_000)}
+OTHER = ("0.0001", "1", 10)
 
 
 class Block:
-    """Five minutes of one symbol: best bids at the steps of the grid, None in a gap, and the trades."""
+    """Five minutes of one symbol: best bids, in ticks, at the grid's steps, 0 in a gap; and the trades."""
 
     def __init__(self, plan: "Plan", index: int) -> None:
         self._draws = lambda kind, count: plan.draws(f"{kind}/{index}", count)
         self._gap = (BLOCK_MS, BLOCK_MS)
         self._breaks: list[int] = []  # when a level breaks
         times, prices = self._knots(plan, index)
-        self.path, tick = self._walk(times, prices), plan.contract.tick
-        self.bids = [None if self._gap[0] <= step * GRID_MS < self._gap[1] else int(mid / tick) * tick
+        self.path = self._walk(times, prices)
+        self.bids = [0 if self._gap[0] <= step * GRID_MS < self._gap[1] else int(mid)
                      for step, mid in enumerate(self.path)]
         self.trades = self._trades(plan, index)
 
@@ -115,35 +114,35 @@ class Block:
         marks = [(int((BLOCK_MS - pause) * draw), -1) for draw in draws[BURSTS * BURST_TRADES:TRADES]]
         marks += [(min(BLOCK_MS - pause - 1, bursts[i // BURST_TRADES] + int(BURST_MS * draw)),
                    i % BURST_TRADES) for i, draw in enumerate(draws[:BURSTS * BURST_TRADES])]
-        made, tick = [], plan.contract.tick
+        made, (_, tick, lot) = [], plan.contract
         for number, (offset, run) in enumerate(sorted(marks)):
             offset += pause if offset >= self._gap[0] else 0
             step = offset // GRID_MS
-            bid = self.bids[step] or 0  # never in a gap
             is_sale = draws[TRADES + number] < 0.5
             if run >= 0:  # a burst runs with the market, and eats a tick now and then
-                is_sale = self.path[min(step + 10, STEPS - 1)] < bid
-            price = (bid if is_sale else bid + tick) + (-tick if is_sale else tick) * (max(0, run) // 8)
-            made.append(Trade(FIRST_TRADE_ID + index * TRADES + number, plan.begin_ms(index) + offset, price,
-                              1 + int(plan.trade_units * draws[2 * TRADES + number]**6), is_sale))
+                is_sale = self.path[min(step + 10, STEPS - 1)] < self.bids[step]
+            away = max(0, run) // 8
+            price = self.bids[step] - away if is_sale else self.bids[step] + 1 + away
+            lots = 1 + int(plan.trade_lots * draws[2 * TRADES + number]**6)
+            made.append(Trade(FIRST_TRADE_ID + index * TRADES + number, plan.begin_ms(index) + offset,
+                              price * tick, lots * lot, is_sale))
         return made
 
 
 class Plan:
-    """What one synthetic symbol does, for ever."""
+    """What one synthetic symbol does, for ever. Its prices are in ticks."""
 
     def __init__(self, symbol: str, seed: int, start_ms: int) -> None:
-        price_decimals, qty_decimals, tick, middle = CONTRACTS.get(symbol, OTHER)
-        self.contract = Contract(symbol=symbol, price_decimals=price_decimals, qty_decimals=qty_decimals,
-                                 tick=tick)
+        tick, step, middle = CONTRACTS.get(symbol, OTHER)
+        self.contract = Contract(symbol, Decimal(tick), Decimal(step))
         self._seed = f"{seed}/{symbol}"
         self._starts = [(0, 1)]  # level and direction at each block's beginning
         lead = LEAD_S[0] + int(LEAD_S[1] * self.draws("lead", 1)[0])
         self._origin_ms = (start_ms // 1_000 + lead) * 1_000 - PAST_BLOCKS * BLOCK_MS
-        self.planted = self._plant(middle * 10**price_decimals)
-        self.trade_units = TRADE_NOTIONAL * 10 ** qty_decimals / middle
+        self.planted = self._plant(int(middle / self.contract.tick))
+        self.trade_lots = TRADE_NOTIONAL / middle / float(step)
         self.block = lru_cache(BLOCKS_KEPT)(lambda index: Block(self, index))
-        self.feed = Feed(self.contract, start_ms, self.traded, self.planted[LEVELS])
+        self.feed = Feed(self.contract, start_ms, self.traded, middle)
 
     def draws(self, name: str, count: int) -> list[float]:
         """Return seeded numbers in [0, 1), the same for ever and on every machine."""
@@ -184,11 +183,11 @@ class Plan:
         return level * (1 - after * beyond)
 
     def _plant(self, middle: int) -> list[int]:
-        levels, tick = [middle], self.contract.tick
+        levels = [middle]
         for draw in self.draws("levels", LEVELS):
-            levels.append(round(levels[-1] * (1 + SPACING[0] + SPACING[1] * draw) / tick) * tick)
+            levels.append(round(levels[-1] * (1 + SPACING[0] + SPACING[1] * draw)))
         for draw in self.draws("levels below", LEVELS):
-            levels.insert(0, round(levels[0] * (1 - SPACING[0] - SPACING[1] * draw) / tick) * tick)
+            levels.insert(0, round(levels[0] * (1 - SPACING[0] - SPACING[1] * draw)))
         return levels
 
     def begin_ms(self, index: int) -> int:
@@ -205,15 +204,15 @@ class Plan:
 
     def events(self, from_ms: int) -> Iterator[tuple[int, Feed, Event]]:
         """Yield (when, feed, event) for ever: a quote at each step, and the trades."""
-        index, price = self.index_at(from_ms), self.contract.price
+        index, (symbol, tick, _) = self.index_at(from_ms), self.contract
         while True:
             block, begin_ms = self.block(index), self.begin_ms(index)
             quotes: list[tuple[int, Feed, Event]] = [(begin_ms + step * GRID_MS, self.feed, {
-                "e": "bookTicker", "b": price(bid), "B": "0", "a": price(bid + self.contract.tick), "A": "0"})
+                "e": "bookTicker", "b": bid * tick, "B": 0, "a": (bid + 1) * tick, "A": 0})
                 for step, bid in enumerate(block.bids) if bid]
             trades: Iterator[tuple[int, Feed, Event]] = ((t.time_ms, self.feed, {
-                "e": "trade", "E": t.time_ms, "T": t.time_ms, "s": self.contract.symbol, "t": t.trade_id,
-                "p": price(t.price), "q": self.contract.qty(t.qty), "X": "MARKET", "m": t.is_buyer_maker})
+                "e": "trade", "E": t.time_ms, "T": t.time_ms, "s": symbol, "t": t.trade_id,
+                "p": t.price, "q": t.qty, "X": "MARKET", "m": t.is_buyer_maker})
                 for t in block.trades)
             yield from (row for row in heapq.merge(quotes, trades, key=_when) if row[0] >= from_ms)
             index += 1

@@ -16,9 +16,12 @@ from bot.paper_model import Order, OrderEvent, Refused, Rules
 from bot.paper_store import Store
 
 D = Decimal
-RULES = Rules(symbol="BTCUSDT", quote="USDT", price_step=D("0.1"), price_min=D("1"), price_max=D("1000000"),
-              price_up=D("1.05"), price_down=D("0.95"), qty_step=D("0.001"), qty_min=D("0.001"),
-              qty_max=D("100"), market_qty_max=D("50"), notional_min=D("50"), orders_max=3, algos_max=2)
+RULES = Rules("BTCUSDT", "TRADING", "USDT", {
+    "PRICE_FILTER.tickSize": D("0.1"), "PRICE_FILTER.minPrice": D(1), "PRICE_FILTER.maxPrice": D(1_000_000),
+    "PERCENT_PRICE.multiplierUp": D("1.05"), "PERCENT_PRICE.multiplierDown": D("0.95"),
+    "LOT_SIZE.stepSize": D("0.001"), "LOT_SIZE.minQty": D("0.001"), "LOT_SIZE.maxQty": D(100),
+    "MARKET_LOT_SIZE.maxQty": D(50), "MIN_NOTIONAL.notional": D(50), "MAX_NUM_ORDERS.limit": D(3),
+    "MAX_NUM_ALGO_ORDERS.limit": D(2)})
 TAKER, MAKER = D("0.0005"), D("0.0002")
 names = itertools.count()
 
@@ -213,9 +216,9 @@ def test_close_position_stop_with_a_position_closes_all_of_it():
 
 def test_open_orders_with_their_number_reached_refuse_one_more():
     ledger = new_ledger()
-    for _ in range(RULES.orders_max):
+    for _ in range(int(RULES.numbers["MAX_NUM_ORDERS.limit"])):
         ledger.place(order("BUY", "1", price="99"), BIDS, ASKS)
-    for _ in range(RULES.algos_max):
+    for _ in range(int(RULES.numbers["MAX_NUM_ALGO_ORDERS.limit"])):
         ledger.place_algo(algo("SELL", "1", "90"), D("100"))
     assert refusal(ledger, order("BUY", "1", price="99")) == -2025
     assert refusal(ledger, algo("SELL", "1", "90")) == -4045

@@ -53,7 +53,7 @@ def test_frames_with_any_pace_of_advance_are_byte_equal():
 def test_frames_with_another_seed_or_start_differ():
     first = [f.raw for f in run(market(), START_MS, START_MS + 2_000)]
     assert first != [f.raw for f in run(market(seed=2), START_MS, START_MS + 2_000)]
-    assert market(seed=2).levels(BTC) != market().levels(BTC)
+    assert market(seed=2)._source.plans[BTC].planted != market()._source.plans[BTC].planted
 
 
 def test_frames_after_a_restart_go_on_where_the_clock_is(minutes):
@@ -71,7 +71,7 @@ def test_start_a_month_later_costs_no_simulation():
     made = market()
     later = START_MS + 30 * 86_400_000
     assert made.advance(later) == []
-    assert Counter(f.symbol for f in made.advance(later + 1_000))[BTC] > 20
+    assert sum(f.stream.startswith("btcusdt@") for f in made.advance(later + 1_000)) > 20
 
 
 def test_frames_with_their_times_are_in_order_and_due(minutes):
@@ -116,14 +116,19 @@ def test_price_after_the_start_touches_levels_again_and_again():
             assert max(waits) <= 90_000 and len(touches) >= 8
 
 
+def levels_of(made, symbol):
+    plan = made._source.plans[symbol]
+    return [level * plan.contract.tick for level in plan.planted]
+
+
 def touches_of(made, symbol, seconds):
     """When the path came within 0.02 % of a level, having been 0.1 % away from it before."""
-    plan, levels = made._source.plans[symbol], [float(level) for level in made.levels(symbol)]
+    plan = made._source.plans[symbol]
     found, near = [], None
     for offset in range(0, seconds * 1_000, 200):
         index, at_ms = divmod(START_MS // 1_000 * 1_000 + offset - plan.begin_ms(0), BLOCK_MS)
-        price = plan.block(index).path[at_ms // GRID_MS] / 100
-        level = min(levels, key=lambda at: abs(at - price))
+        price = plan.block(index).path[at_ms // GRID_MS]
+        level = min(plan.planted, key=lambda at: abs(at - price))
         if abs(level / price - 1) < 0.0002 and near != level:
             found.append(offset)
             near = level
@@ -154,7 +159,7 @@ def test_trades_with_a_naive_swing_detector_turn_at_the_planted_levels(minutes):
     for symbol in (BTC, "ETHUSDT"):
         turns = turns_of([float(t["p"]) for t in kinds(frames, "trade", symbol)], 0.0015)
         assert len(turns) >= 3
-        assert share_near(turns, made.levels(symbol), 0.0004) == 1
+        assert share_near(turns, levels_of(made, symbol), 0.0004) == 1
 
 
 def test_history_with_a_naive_swing_detector_turns_at_the_planted_levels(minutes):
@@ -168,7 +173,7 @@ def test_history_with_a_naive_swing_detector_turns_at_the_planted_levels(minutes
         swings += [high] if high == max(float(row[2]) for row in around) else []
         swings += [low] if low == min(float(row[3]) for row in around) else []
     assert len(swings) > 100
-    assert share_near(swings, made.levels(BTC), 0.0005) > 0.97
+    assert share_near(swings, levels_of(made, BTC), 0.0005) > 0.97
 
 
 def test_candles_with_the_frames_are_made_of_the_trades(minutes):
