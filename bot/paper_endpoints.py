@@ -194,8 +194,8 @@ def named(p: Params, kind: str) -> tuple[int | None, str | None]:
     id_name, client_name = NAMES[kind]
     id_, client_id = p.get(id_name), p.get(client_name)
     if id_ is None and client_id is None:
-        raise Refused(-1102,
-                      text=f"Param '{client_name}' or '{id_name}' must be sent, but both were empty/null!")
+        raise Refused(-1102, text=f"Param '{client_name}' or '{id_name}' must be sent, but both were "
+                                  "empty/null!")
     return id_, client_id if id_ is None else None
 
 

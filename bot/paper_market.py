@@ -7,11 +7,10 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from bot.config import PaperConfig
 from bot.errors import ConfigError
-from bot.paper_feed import GRID_MS, Event, Feed, Frame
+from bot.paper_feed import GRID_MS, Frame
 from bot.paper_model import Levels, Side
 from bot.paper_playback import Rebased, Recording
 from bot.paper_synthetic import Synthetic
@@ -19,18 +18,6 @@ from bot.paper_synthetic import Synthetic
 CATCH_UP_MS = 600_000  # a longer pause of the process is passed over, as a restart is
 WARM_MS = 15_000  # before a start the clock's steps are gone through for so long: marks are means of 10 s
 STREAM = b'{"stream":"', b'","data":', b"}"  # around a recorded frame's name and payload
-
-
-class Source(Protocol):
-    """What a kind of market must tell."""
-
-    feeds: dict[str, Feed]
-
-    def first_ms(self, now_ms: int) -> int:
-        """Return from where the events are to be played to stand at a time."""
-
-    def events(self, from_ms: int) -> Iterator[tuple[int, Feed, Event]]:
-        """Yield (when, feed, event) for ever, in order."""
 
 
 class Market:
@@ -41,7 +28,7 @@ class Market:
 
     is_tradable = True  # False: raw playback, orders are refused
 
-    def __init__(self, source: Source, booked: Mapping[str, int]) -> None:
+    def __init__(self, source: Synthetic | Rebased, booked: Mapping[str, int]) -> None:
         self.feeds, self._source, self._booked = source.feeds, source, booked
         self._now_ms: int | None = None
         self._pending: deque[Frame] = deque()

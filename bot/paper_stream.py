@@ -5,10 +5,9 @@ A connection that does not read is cut (as on the real exchange) when the market
 waits for it instead: nothing is dropped there, and nothing is buffered beyond BUFFER_BYTES.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -22,7 +21,7 @@ from bot.paper_shapes import event_json
 
 LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
 CLOSE_FRAME = b"\x88\x02\x03\xe8"  # code 1000
-# Streams over all symbols: of which kind of frame they are made.
+# Streams over all symbols: of which kind of frame they are made, together or one by one.
 OF_ALL = {"markPrice@1s": "!markPrice@arr", "ticker": "!ticker@arr", "miniTicker": "!miniTicker@arr"}
 OF_EACH = {"bookTicker": "!bookTicker"}
 PING_S = 180.0  # the exchange pings every three minutes
@@ -32,15 +31,21 @@ BUFFER_BYTES = 262_144  # raw playback waits while more than this is unsent
 BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent (a minute of a busy market) is cut
 
 
+class Command(msgspec.Struct):
+    """What a client may say on a stream connection. params of SET_PROPERTY: "combined", and whether."""
+
+    method: Literal["SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY"]
+    params: list[str | bool] = []
+
+
 class Connection:
-    """One websocket. names: canonical stream -> as the client called it (the envelope says it so)."""
+    """One websocket. names: stream, canonical or a listen key -> as the client called it."""
 
     def __init__(self, ws: web.WebSocketResponse, request: web.Request, kind: str, opened_ms: int) -> None:
         self.ws, self.address, self.opened_ms = ws, request.remote or "", opened_ms
         self.transport: Any = request.transport
         self.is_combined, self.is_order_api = kind == "stream", kind == "ws-fapi"
         self.names: dict[str, str] = {}
-        self.account, self.listen_key = "", ""
         self.lost, self.frozen_until_ms, self.is_half_open = 0, 0, False
         self.reordered, self.held = 0, list[bytes]()
         self.out: list[bytes] = []
@@ -67,6 +72,12 @@ class Connection:
         elif not self.is_half_open and now_ms >= self.frozen_until_ms:
             self.out.append(message)
 
+    def end(self) -> None:
+        """Close it as the exchange does after a day."""
+        self.out.append(CLOSE_FRAME)
+        self.flush()
+        self.transport.close()
+
 
 class Hub:
     """All websocket connections. order_api: from a message and its sender's address to the answer."""
@@ -74,7 +85,6 @@ class Hub:
     def __init__(self, engine: Engine, order_api: Callable[[str, str], bytes]) -> None:
         self.engine, self.order_api, self._second = engine, order_api, 0
         self.connections: set[Connection] = set()
-        self._readers: dict[str, list[Connection]] = defaultdict(list)
         engine.listener = self.tell
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
@@ -93,87 +103,64 @@ class Hub:
                 self._subscribe(connection, [name for name in wanted if name and not name.isdigit()])
             async for message in ws:
                 if message.type is WSMsgType.TEXT:
-                    connection.out.append(text_frame(self._control(connection, message.data)))
+                    connection.out.append(text_frame(self._answer(connection, message.data)))
                     connection.flush()
                 while connection.is_half_open and not connection.transport.is_closing():
                     await self.engine.clock.sleep(0.05)
         finally:
-            self._unsubscribe(connection, list(connection.names.values()))
             self.connections.discard(connection)
         return ws
 
     def publish(self, frames: list[Frame]) -> None:
         """Send market frames to those who want them."""
-        touched: set[Connection] = set()
         now_ms, of_all = self.engine.now_ms(), defaultdict[str, list[bytes]](list)
-        for frame in frames:
-            self._spread(frame, frame.stream, now_ms, touched)
-            kind = frame.stream.partition("@")[2]
+        for stream, raw, _ in frames:
+            self._spread(stream, raw, now_ms)
+            kind = stream.partition("@")[2]
             if kind in OF_EACH:
-                self._spread(frame, OF_EACH[kind], now_ms, touched)
+                self._spread(OF_EACH[kind], raw, now_ms)
             elif kind in OF_ALL:
-                of_all[OF_ALL[kind]].append(frame.raw)
+                of_all[OF_ALL[kind]].append(raw)
         for stream, rows in of_all.items():
-            self._spread(Frame(stream, b"[%s]" % b",".join(rows), now_ms), stream, now_ms, touched)
-        for connection in touched:
-            self._send(connection)
+            self._spread(stream, b"[%s]" % b",".join(rows), now_ms)
+        self._flush()
         if now_ms // 1_000 != self._second:
             self._second = now_ms // 1_000
             self._end_old(now_ms)
-
-    def _spread(self, frame: Frame, stream: str, now_ms: int, touched: set[Connection]) -> None:
-        made: dict[str, bytes] = {}
-        for connection in self._readers.get(stream, ()):
-            name = connection.names[stream] if connection.is_combined else ""
-            if name not in made:
-                made[name] = text_frame(_payload(frame.raw, name))
-            connection.put(made[name], now_ms)
-            touched.add(connection)
-
-    def _end_old(self, now_ms: int) -> None:
-        for connection in list(self.connections):
-            if connection.account and not self.engine.account_of(connection.listen_key):
-                self._expire(connection, now_ms)
-            if now_ms - connection.opened_ms >= LIFE_MS and not connection.transport.is_closing():
-                connection.out.append(CLOSE_FRAME)
-                connection.flush()
-                connection.transport.close()
-
-    def _expire(self, connection: Connection, now_ms: int) -> None:
-        body = {"e": "listenKeyExpired", "E": now_ms, "listenKey": connection.listen_key}
-        self._tell([connection], msgspec.json.encode(body), now_ms)
-        connection.account = ""
 
     def tell(self, events: list[Event]) -> None:
         """Send what happened to an account to its user streams."""
         now_ms = self.engine.now_ms()
         for event in events:
-            readers = [c for c in self.connections if c.account == event.account]
-            for body in event_json(event, self.engine.ledger, now_ms) if readers else ():
-                self._tell(readers, msgspec.json.encode(body), now_ms)
+            key = self._key(event.account)
+            if any(key in connection.names for connection in self.connections):
+                for body in event_json(event, self.engine.ledger, now_ms):
+                    self._spread(key, msgspec.json.encode(body), now_ms)
+        self._flush()
 
     def inject(self, fault: StreamFault) -> int:
         """Apply a fault to the open connections that carry the stream; return how many."""
-        found = [c for c in self.connections if f"user:{c.account}" == fault.match
-                 or canonical_stream(fault.match) in c.names]
-        now_ms = self.engine.now_ms()
+        account = fault.match.removeprefix("user:")
+        stream = self._key(account) if account != fault.match else canonical_stream(fault.match)
+        found = [connection for connection in self.connections if stream in connection.names]
         for connection in found:
-            if fault.do == "gap":
-                connection.lost += fault.count
-            elif fault.do == "reorder":
-                connection.reordered = fault.count
-            elif fault.do == "age":
-                connection.opened_ms -= fault.duration_ms
-            elif fault.do == "freeze":
-                connection.frozen_until_ms = now_ms + fault.duration_ms
-            elif fault.do == "half_open":
-                connection.is_half_open = True
-                connection.transport.pause_reading()
-            elif fault.do == "close":
-                connection.transport.abort()
-            else:
-                self.engine.drop_listen_key(connection.account)
-                self._expire(connection, now_ms)
+            match fault.do:
+                case "gap":
+                    connection.lost += fault.count
+                case "reorder":
+                    connection.reordered = fault.count
+                case "age":
+                    connection.opened_ms -= fault.duration_ms
+                case "freeze":
+                    connection.frozen_until_ms = self.engine.now_ms() + fault.duration_ms
+                case "half_open":
+                    connection.is_half_open = True
+                    connection.transport.pause_reading()
+                case "close":
+                    connection.transport.abort()
+                case "expire":
+                    self.engine.drop_listen_key(account)
+        self._end_old(self.engine.now_ms())
         return len(found)
 
     async def drain(self) -> None:
@@ -186,79 +173,87 @@ class Hub:
         for connection in list(self.connections):
             await connection.ws.close(code=1001)
 
-    def _send(self, connection: Connection) -> None:
-        connection.flush()
-        if self.engine.market.is_tradable and connection.unsent > BUFFER_BYTES_MAX:
-            connection.transport.abort()
+    def _key(self, account: str) -> str:
+        return self.engine.listen_keys.get(account, ("", 0))[0]
 
-    def _tell(self, readers: list[Connection], body: bytes, now_ms: int) -> None:
-        for connection in readers:
-            name = connection.listen_key if connection.is_combined else ""
-            connection.put(text_frame(_payload(body, name)), now_ms)
-            self._send(connection)
+    def _spread(self, stream: str, raw: bytes, now_ms: int) -> None:
+        made: dict[str, bytes] = {}
+        for connection in self.connections:
+            if name := connection.names.get(stream):
+                name = name if connection.is_combined else ""
+                made[name] = made.get(name) or enveloped(raw, name)
+                connection.put(made[name], now_ms)
+
+    def _flush(self) -> None:
+        for connection in self.connections:
+            connection.flush()
+            if self.engine.market.is_tradable and connection.unsent > BUFFER_BYTES_MAX:
+                connection.transport.abort()
+
+    def _end_old(self, now_ms: int) -> None:
+        for connection in list(self.connections):
+            for key in [k for k in connection.names if is_key(k) and not self.engine.account_of(k)]:
+                body = msgspec.json.encode({"e": "listenKeyExpired", "E": now_ms, "listenKey": key})
+                connection.put(enveloped(body, key if connection.is_combined else ""), now_ms)
+                del connection.names[key]
+            connection.flush()
+            if now_ms - connection.opened_ms >= LIFE_MS and not connection.transport.is_closing():
+                connection.end()
 
     def _subscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
-            if "@" not in name and not name.startswith("!"):
-                connection.listen_key, connection.account = name, self.engine.account_of(name)
+            if is_key(name):
+                connection.names |= {name: name} if self.engine.account_of(name) else {}
                 continue
             stream = canonical_stream(name)
-            if stream not in connection.names:
-                self._readers[stream].append(connection)
             connection.names[stream] = name
-            self._want(stream)
+            symbol, _, kind = stream.partition("@")
+            for feed in self.engine.market.feeds.values():
+                if symbol.upper() == feed.contract.symbol or stream.startswith("!"):
+                    feed.wanted |= {kind, symbol[1:]} & ON_DEMAND
             if "@markPrice" not in stream:  # on a connection of its own, and in no recording
                 self.engine.market.start(self.engine.now_ms())
 
-    def _want(self, stream: str) -> None:
-        symbol, _, kind = stream.partition("@")
-        if stream.startswith("!"):
-            symbol, kind = "", stream[1:].split("@")[0]
-        for feed in self.engine.market.feeds.values():
-            if symbol.upper() in ("", feed.contract.symbol):
-                feed.wanted |= {kind} & ON_DEMAND
-
-    def _unsubscribe(self, connection: Connection, names: list[str]) -> None:
-        for name in names:
-            stream = canonical_stream(name)
-            if connection.names.pop(stream, None) is not None:
-                self._readers[stream].remove(connection)
-
-    def _control(self, connection: Connection, text: str) -> bytes:
+    def _answer(self, connection: Connection, text: str) -> bytes:
         id_: Any = None
-        if connection.is_order_api:
-            try:
-                return self.order_api(text, connection.address)
-            except msgspec.MsgspecError as error:
-                return msgspec.json.encode({"id": None, "status": 400, "error": {
-                    "code": -1135, "msg": f"Invalid JSON Request: {error}"}})
         try:
-            message = json.loads(text)
+            if connection.is_order_api:
+                return self.order_api(text, connection.address)
+            message = msgspec.json.decode(text)
             id_ = message.get("id")
-            return msgspec.json.encode({"result": self._command(connection, message), "id": id_})
+            result = self._obey(connection, msgspec.convert(message, Command))
+            return msgspec.json.encode({"result": result, "id": id_})
         except (ValueError, AttributeError, RecursionError) as error:
-            return msgspec.json.encode({"error": {"code": 2, "msg": f"Invalid request: {error}"}, "id": id_})
+            text = f"Invalid JSON Request: {error}"
+            if connection.is_order_api:
+                return msgspec.json.encode({"id": None, "status": 400, "error": {"code": -1135, "msg": text}})
+            return msgspec.json.encode({"error": {"code": 2, "msg": text}, "id": id_})
 
-    def _command(self, connection: Connection, message: dict[str, Any]) -> Any:
-        method, params = message.get("method"), message.get("params", [])
-        if method == "LIST_SUBSCRIPTIONS":
+    def _obey(self, connection: Connection, command: Command) -> list[str] | None:
+        if command.method == "LIST_SUBSCRIPTIONS":
             return [*connection.names.values()]
-        if not isinstance(params, list):
-            raise ValueError("params must be an array")
-        if method == "SET_PROPERTY" and len(params) == 2 and params[0] == "combined":
-            connection.is_combined = params[1] is True
+        if command.method == "SET_PROPERTY":
+            connection.is_combined = command.params == ["combined", True]
             return None
-        actions: dict[Any, Callable[[Connection, list[str]], None]] = {
-            "SUBSCRIBE": self._subscribe, "UNSUBSCRIBE": self._unsubscribe}
-        if not isinstance(method, str) or method not in actions:
-            raise ValueError(f"unknown variant `{method}`, expected one of `SUBSCRIBE`, `UNSUBSCRIBE`, "
-                             "`LIST_SUBSCRIPTIONS`, `SET_PROPERTY`, `GET_PROPERTY`")
-        if not all(isinstance(name, str) for name in params):
-            raise ValueError("every stream must be a string")
-        if len(connection.names) + len(params) > STREAMS_MAX and method == "SUBSCRIBE":
+        names = [str(name) for name in command.params]
+        if command.method == "UNSUBSCRIBE":
+            gone = {*names, *map(canonical_stream, names)}
+            connection.names = {s: name for s, name in connection.names.items() if s not in gone}
+        elif len(connection.names) + len(names) > STREAMS_MAX:
             raise ValueError(f"at most {STREAMS_MAX} streams a connection")
-        actions[method](connection, params)
+        else:
+            self._subscribe(connection, names)
         return None
+
+
+def is_key(name: str) -> bool:
+    """Say whether a subscription names an account by its listen key, not a market stream."""
+    return "@" not in name and not name.startswith("!")
+
+
+def enveloped(raw: bytes, name: str) -> bytes:
+    """Return a message, with a name in a combined stream's envelope: a recorded frame is whole again."""
+    return text_frame(b'{"stream":"%s","data":%s}' % (name.encode(), raw) if name else raw)
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -269,9 +264,3 @@ def text_frame(payload: bytes) -> bytes:
     if size < 65_536:
         return b"\x81\x7e" + size.to_bytes(2, "big") + payload
     return b"\x81\x7f" + size.to_bytes(8, "big") + payload
-
-
-def _payload(raw: bytes, name: str) -> bytes:
-    # With the envelope of a combined stream as the exchange writes it: a recorded frame is whole again.
-    return b'{"stream":"%s","data":%s}' % (name.encode(), raw) if name else raw
-
