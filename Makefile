@@ -10,7 +10,7 @@ LIST    := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile -q -
 COMPILE := $(LIST) --build-deps-for editable
 
 CLIENTS := binance-sdk-derivatives-trading-usds-futures==18.0.1 binance-futures-connector==4.2.0 \
-           python-binance==1.0.37
+           python-binance==1.0.37 typed-binance==1.6.0
 
 ANSIBLE := ansible-core==2.19.14 ansible-lint==26.10.1
 

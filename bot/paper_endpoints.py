@@ -37,8 +37,8 @@ def trades(p: Params) -> list[Json]:
 
 
 def agg_trades(p: Params) -> list[Json]:
-    return [{"a": t["id"], "p": t["price"], "q": t["qty"], "f": t["id"], "l": t["id"], "T": t["time"],
-             "m": t["isBuyerMaker"]} for t in trades(p)]
+    return [{"a": t["id"], "p": t["price"], "q": t["qty"], "nq": t["qty"], "f": t["id"], "l": t["id"],
+             "T": t["time"], "m": t["isBuyerMaker"]} for t in trades(p)]
 
 
 def klines(p: Params, name: str = "symbol") -> list[Any]:
@@ -57,7 +57,7 @@ def premium_index(p: Params, symbol: str) -> Json:
 def funding_rates(p: Params) -> list[Json]:
     feed = p.engine.feed(p["symbol"])
     return [{"symbol": p["symbol"], "fundingRate": f"{FUNDING_RATE:.8f}", "markPrice": f"{feed.mark():.8f}",
-             "fundingTime": feed.funding_ms() - back * FUNDING_MS}
+             "fundingTime": feed.funding_ms() - back * FUNDING_MS, "rateType": "Regular"}
             for back in range(p.limit(100, 1_000), 0, -1)]
 
 
@@ -142,7 +142,10 @@ def history(p: Params, kind: str, limit: int = 500) -> list[Json]:
              "time_ms >=": p.get("startTime"),
              "time_ms <=": min(p.get("endTime", SOME_DAY_MS), p.engine.seen_ms())}
     rows = p.engine.store.find(kind, p.account, tests, p.limit(limit, 1_000))
-    return [shapes.row_json(row, p.ledger) for row in rows]
+    shown = [shapes.row_json(row, p.ledger) for row in rows]
+    if kind == "order":  # only here
+        shown = [{**row, "pair": row["symbol"], "cumBase": row["executedQty"]} for row in shown]
+    return shown
 
 
 def listen_key(p: Params) -> Json:

@@ -143,7 +143,7 @@ class Control:
                 return {name: {**account_json(ledger, name, 2), "orders": ledger.mine(name, "order"),
                                "algos": ledger.mine(name, "algo")} for name in ledger.accounts}
             case _:
-                raise Refused(-5000, *reversed(request.split()))
+                raise Refused(-5000, *request.partition(" ")[::-2])
         return {}
 
     def _wish(self, control: str, body: str) -> Wish:

@@ -320,7 +320,7 @@ class Feed:
         """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
         c = self.contract
         return [{"id": t.trade_id, "price": c.price(t.price), "qty": c.qty(t.qty), "time": t.time_ms,
-                 "quoteQty": f"{t.price * t.qty:f}", "isBuyerMaker": t.is_buyer_maker}
+                 "quoteQty": f"{t.price * t.qty:f}", "isBuyerMaker": t.is_buyer_maker, "isRPITrade": False}
                 for t in list(self.trades)[-limit:]]
 
     def _minute(self, minute: int) -> Bar | None:

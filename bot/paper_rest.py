@@ -145,7 +145,7 @@ class Rest:
         headers: dict[str, str] = {}
         try:
             if (route := self.routes.get(name)) is None:
-                raise Refused(-5000, *reversed(name.split(" ", 1)))
+                raise Refused(-5000, *name.partition(" ")[::-2])
             self._weigh(params.address, route.weight_of(params), headers)
             if route.security != "none":
                 refuse_if((not api_key, -2014), (api_key not in self.keys, -2015))

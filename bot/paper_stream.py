@@ -160,7 +160,7 @@ class Hub:
                     connection.transport.abort()
                 case "expire":
                     self.engine.drop_listen_key(account)
-        self._end_old(self.engine.now_ms())
+                    self._end_old(self.engine.now_ms())
         return len(found)
 
     async def drain(self) -> None:

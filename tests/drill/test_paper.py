@@ -181,7 +181,7 @@ def test_kill_minus_nine_in_the_middle_of_orders_keeps_what_was_acknowledged(tmp
             for number in range(5):
                 assert server.market(newClientOrderId=f"r{round_}n{number}")[0] == 200
             with pytest.raises(OSError):
-                server.market(newClientOrderId=f"r{round_}last", timeout=0.3)
+                server.market(newClientOrderId=f"r{round_}last", timeout=1)
             server.process.kill()
             server.process.wait()
             server.start()

@@ -1,7 +1,8 @@
 """Public clients that we did not write, unmodified but for the base URL, in an environment of their own.
 
 `make clients` makes it (ops/requirements-clients.lock): Binance's official SDK, whose answers are pydantic
-models, its older connector, and python-binance.
+models; typed-binance, which validates REST answers, stream events and the websocket order API by types of
+its own; Binance's older connector, and python-binance.
 """
 
 import json
@@ -29,7 +30,7 @@ def paper(tmp_path_factory):
     assert stop_process(server.process) == 0
 
 
-@pytest.mark.parametrize("script", ["official", "community"])
+@pytest.mark.parametrize("script", ["official", "typed", "community"])
 def test_public_client_with_only_its_url_changed_understands_every_answer(paper, script):
     paper.control("limits", {"weight_1m": 1_000_000})
     command = [PYTHON, ROOT / "tests" / "clients" / f"{script}.py", f"http://{paper.host}"]
