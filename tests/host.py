@@ -42,7 +42,7 @@ class Host:
         done = subprocess.run(
             [BIN / "ansible-playbook", "-i", INVENTORY, "-l", self.name, playbook, *words,
              "-e", f"@{self._write_vars()}"],
-            cwd=ROOT / "ansible", capture_output=True, text=True, timeout=900,
+            cwd=ROOT / "ansible", capture_output=True, text=True, timeout=1_200,
             env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"})
         assert (done.returncode == 0) == is_good, done.stdout[-6000:] + done.stderr[-1000:]
         recap = re.search(rf"^{re.escape(self.name)}\s+: (.+)$", done.stdout, re.M)[1]

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.harness import wait_until
-from tests.ops.test_host import Host
+from tests.host import Host
 
 UNITS = ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter")
 # A receiver of both kinds of message, on the host: writes each body to a file.

@@ -97,7 +97,7 @@ def test_release_that_does_not_run_as_before_is_rolled_back_with_config_key_and_
     assert _go(switch, monkeypatch, one) == 0
     two = _release(switch, "two", status=broken, units={"bot.service": "2", "new.timer": "2"})
     _stage(switch, "config 2", "key 2")
-    assert _go(switch, monkeypatch, two) == 1 and _current(switch) == "one"
+    assert _go(switch, monkeypatch, two) == 4 and _current(switch) == "one"
     assert (switch.ETC / "bot.toml").read_text() == "config 1"
     assert (switch.ETC / "keys" / "api.key").read_text() == "key 1"
     assert [(path.name, path.read_text()) for path in switch.UNITS.iterdir()] == [("bot.service", "one")]
@@ -112,7 +112,7 @@ def test_loop_halt_of_a_release_that_is_gone_ends_with_it_and_any_other_halt_sta
     two = _release(switch, "two", status={**RUNNING, "state": "HALTED", "halted": halts})
     switch.states["one"] = {**RUNNING, "halted": halts}
     monkeypatch.setattr(switch, "compare", lambda now, before: now["state"] == "HALTED" and "halted")
-    assert _go(switch, monkeypatch, two) == 1
+    assert _go(switch, monkeypatch, two) == 4
     assert [did for did in switch.did if "resume" in did] == ["resume"]
 
 
@@ -140,6 +140,6 @@ def test_releases_kept_are_those_used_last_and_never_the_current_one_goes(switch
     for name in ("one", "two", "three"):
         assert _go(switch, monkeypatch, _release(switch, name)) == 0
     _release(switch, "failed", status=switch.DOWN)
-    assert _go(switch, monkeypatch, switch.OPT / "releases" / "failed") == 1
+    assert _go(switch, monkeypatch, switch.OPT / "releases" / "failed") == 4
     assert _go(switch, monkeypatch, switch.OPT / "releases" / "one") == 0
     assert {path.name for path in (switch.OPT / "releases").iterdir()} == {"one", "two", "three"}

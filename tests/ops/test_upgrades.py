@@ -86,7 +86,7 @@ import hashlib, hmac, http.client, json, sys, time
 key, secret = (open(f"/var/lib/exchange/{name}").read() for name in ("old.key", "old.secret"))
 
 def ask(path):
-    query = f"timestamp={time.time_ns() // 1_000_000}&recvWindow=5000"
+    query = f"symbol=BTCUSDT&timestamp={time.time_ns() // 1_000_000}&recvWindow=5000"
     sign = hmac.new(secret.encode(), query.encode(), hashlib.sha256).hexdigest()
     connection = http.client.HTTPConnection("127.0.0.1", 5570, timeout=5, source_address=("127.0.9.9", 0))
     connection.request("GET", f"/fapi/{path}?{query}&signature={sign}", headers={"X-MBX-APIKEY": key})
