@@ -191,7 +191,7 @@ def test_supervisord_that_is_killed_or_hangs_comes_back_trading(host, number):
 def test_host_that_goes_down_comes_back_trading(host, how, command):
     before = host.do("systemctl show -p InvocationID --value bot").stdout.strip()
     began = time.monotonic()
-    host.do(command)
+    assert host.do(f"systemd-run --on-active=1s {command}").returncode == 0  # a connection would hang
     wait_until(lambda: host.do("systemctl show -p InvocationID --value bot").stdout.strip()
                not in ("", before), 120)
     _assert_trades_again(host, f"{how}: RUNNING after {time.monotonic() - began:.0f} s", timeout=120)
@@ -212,7 +212,9 @@ def test_host_without_the_network_to_the_exchange_trades_again_by_itself(host):
 
 
 def test_host_with_a_full_disk_trades_again_once_there_is_room(host):
-    assert host.do("dd if=/dev/zero of=/var/lib/bot/full bs=1M 2>&1 | grep 'No space'").returncode == 0
+    free = "df --output=avail -B1 /var/lib/bot | tail -n 1"
+    host.do(f"fallocate -l $({free}) /var/lib/bot/full")  # takes what it gets, and then complains
+    assert int(host.do(free).stdout) < 16_000_000
     wait_until(lambda: host.status()["state"] in ("REDUCING", "DOWN"), 30)
     time.sleep(10)
     assert host.status()["state"] in ("REDUCING", "DOWN", "RECONCILING")
@@ -225,8 +227,8 @@ def test_host_with_a_full_disk_trades_again_once_there_is_room(host):
 
 @pytest.mark.skipif(not MEMORY_MB, reason="TRADEHOST_MEMORY_MB, the memory of the host, is not given")
 def test_host_with_a_memory_hog_trades_again_by_itself(host):
-    """Something of somebody else's takes all the memory of the host, and is ended by the kernel."""
-    hog = f"held = [bytearray(10_000_000) for _ in range({MEMORY_MB // 8})]"
+    """Something of somebody else's takes and touches all the memory, until the kernel ends it."""
+    hog = f"held = [bytearray(b'x') * 10_000_000 for _ in range({MEMORY_MB // 8})]"
     done = host.do(f"systemd-run --wait --collect -p OOMScoreAdjust=500 /usr/bin/python3 -c "
                    f"{shlex.quote(hog)}")
     assert done.returncode != 0, "it got all that it asked for"
