@@ -213,7 +213,8 @@ def orders_are_answered_late(it: Night) -> Iterator[None]:
 
 
 def requests_are_nearly_used_up(it: Night) -> AbstractContextManager[None]:
-    return it.answers("GET /fapi/v1/openOrders", body="[]", headers={"X-MBX-USED-WEIGHT-1M": "2100"})
+    # Night lifts the limit to a million, for what a drill asks; the executor may know it before or after.
+    return it.answers("GET /fapi/v1/openOrders", body="[]", headers={"X-MBX-USED-WEIGHT-1M": "950000"})
 
 
 @contextmanager
