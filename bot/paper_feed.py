@@ -143,6 +143,7 @@ class Feed:
         self._minutes: dict[int, Bar | None] = {}  # of what was traded since live_ms
         self._plan = lru_cache(2 * MINUTES_MAX)(plan)
         self._level_steps = LEVEL_NOTIONAL / price / float(contract.step)
+        self._level = lru_cache(1_024)(self._drawn)
         self._taken: dict[tuple[int, Decimal], tuple[Decimal, int]] = {}  # (side, price) -> quantity, when
         self._shown: Sequence[Depth] = ({}, {})
 
@@ -267,18 +268,20 @@ class Feed:
     def _sides(self) -> list[Levels]:
         if self.depth:
             return [sorted(self.depth[0].items(), reverse=True), sorted(self.depth[1].items())]
-        tick, (bid, ask) = self.contract.tick, (int(price / self.contract.tick) for price, _ in self.quote)
+        bid, ask = (int(price / self.contract.tick) for price, _ in self.quote)
         stride = max(1, round(bid / 60_000))  # in ticks: 1.00 near 60,000
         below = range((bid - 1) // stride * stride, 0, -stride)[:LADDER_LEVELS]
         above = range(ask // stride * stride + stride, 2 * ask, stride)[:LADDER_LEVELS]
-        return [[(best, qty or self._rests(number)), *((n * tick, self._rests(n)) for n in numbers)]
-                for (best, qty), number, numbers in zip(self.quote, (bid, ask), (below, above), strict=True)]
+        sides = [[self._level(number, (self.quote_ms + number * 97) // QTY_MS) for number in numbers]
+                 for numbers in ((bid, *below), (ask, *above))]
+        for side, (best, qty) in zip(sides, self.quote, strict=True):
+            side[0] = (best, qty or side[0][1])
+        return sides
 
-    def _rests(self, number: int) -> Decimal:
-        # A synthetic level's quantity: of price (in ticks) and time alone, by multiplicative hashing.
-        era = (self.quote_ms + number * 97) // QTY_MS
+    def _drawn(self, number: int, era: int) -> tuple[Decimal, Decimal]:
+        # A synthetic level: its quantity is of price (in ticks) and time alone, by multiplicative hashing.
         share = (number * 2_654_435_761 + era * 40_503) % 1_024 / 1_024
-        return (1 + int(self._level_steps * share**4)) * self.contract.step
+        return number * self.contract.tick, (1 + int(self._level_steps * share**4)) * self.contract.step
 
     # Candles
 

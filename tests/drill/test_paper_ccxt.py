@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import inspect
 import itertools
 import socket
 import ssl
@@ -54,6 +55,32 @@ def sync(paper):
     made = client(paper, ccxt)
     made.load_markets()
     return made
+
+
+class InAsync:
+    """ccxt's async client, called as the sync one is."""
+
+    def __init__(self, made):
+        self.made, self.loop = made, asyncio.new_event_loop()
+
+    def __getattr__(self, name):
+        found = getattr(self.made, name)
+
+        def call(*args, **named):
+            answer = found(*args, **named)
+            return self.loop.run_until_complete(answer) if inspect.isawaitable(answer) else answer
+        return call if callable(found) else found
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def world(request, paper, sync):
+    if request.param == "sync":
+        yield sync
+    else:
+        made = InAsync(client(paper, ccxt.async_support))
+        made.load_markets()
+        yield made
+        made.close()
 
 
 def same_in_async(paper, method, args):
@@ -137,36 +164,38 @@ ORDERS = [  # type, side, price as a share of the last, params, status afterward
 
 
 @pytest.mark.parametrize(("type_", "side", "share", "params", "status"), ORDERS, ids=str)
-def test_ccxt_order_of_each_type_is_found_and_canceled_by_id_and_client_id(sync, type_, side, share, params,
+def test_ccxt_order_of_each_type_is_found_and_canceled_by_id_and_client_id(world, type_, side, share, params,
                                                                            status):
-    sync.create_order(BTC, "market", "buy", 0.01)
-    prices = {k: round_price(sync, v) if isinstance(v, float) else v for k, v in params.items()}
+    world.create_order(BTC, "market", "buy", 0.01)
+    prices = {k: round_price(world, v) if isinstance(v, float) else v for k, v in params.items()}
     is_trigger = any(isinstance(v, float) for v in params.values())
     where, name = TRIGGER if is_trigger else {}, f"row{next(names)}"
-    made = sync.create_order(BTC, type_, side, 0.01, share and round_price(sync, share),
+    made = world.create_order(BTC, type_, side, 0.01, share and round_price(world, share),
                              {"clientOrderId": name, **prices})
     assert made["clientOrderId"] == name
-    assert sync.fetch_order(made["id"], BTC, where)["status"] == status
-    assert sync.fetch_order(None, BTC, {"clientOrderId": name, **where})["id"] == made["id"]
-    opened = {o["id"] for o in sync.fetch_open_orders(BTC, params=where)}
+    assert world.fetch_order(made["id"], BTC, where)["status"] == status
+    assert world.fetch_order(None, BTC, {"clientOrderId": name, **where})["id"] == made["id"]
+    opened = {o["id"] for o in world.fetch_open_orders(BTC, params=where)}
     assert (made["id"] in opened) == (status == "open")
     if status == "open":
-        sync.cancel_order(made["id"], BTC, where)
-        assert sync.fetch_order(made["id"], BTC, where)["status"] == "canceled"
+        world.cancel_order(made["id"], BTC, where)
+        assert world.fetch_order(made["id"], BTC, where)["status"] == "canceled"
         with pytest.raises(ccxt.OrderNotFound, match="-2011"):
-            sync.cancel_order(None, BTC, {"clientOrderId": name, **where})
+            world.cancel_order(None, BTC, {"clientOrderId": name, **where})
     elif status == "closed":
-        trades = sync.fetch_my_trades(BTC, params={"orderId": made["id"]})
+        trades = world.fetch_my_trades(BTC, params={"orderId": made["id"]})
         assert sum(t["amount"] for t in trades) == pytest.approx(0.01)
 
 
-def test_ccxt_orders_at_once_and_canceled_by_ids(sync):
-    price = round_price(sync, 0.97)
+def test_ccxt_orders_at_once_and_canceled_by_ids_or_all(world):
+    price = round_price(world, 0.97)
     wishes = [{"symbol": BTC, "type": "limit", "side": "buy", "amount": 0.01, "price": price}] * 3
-    made = sync.create_orders(wishes)
+    made = world.create_orders(wishes)
     assert [o["status"] for o in made] == ["open"] * 3
-    assert [o["status"] for o in sync.cancel_orders([o["id"] for o in made[:2]], BTC)] == ["canceled"] * 2
-    assert [o["id"] for o in sync.fetch_open_orders(BTC)] == [made[2]["id"]]
+    assert [o["status"] for o in world.cancel_orders([o["id"] for o in made[:2]], BTC)] == ["canceled"] * 2
+    assert [o["id"] for o in world.fetch_open_orders(BTC)] == [made[2]["id"]]
+    world.cancel_all_orders(BTC)
+    assert world.fetch_open_orders(BTC) == []
 
 
 REFUSALS = [  # code, the class that ccxt makes of it on the real host, what is done
@@ -195,9 +224,9 @@ REFUSALS = [  # code, the class that ccxt makes of it on the real host, what is 
 
 
 @pytest.mark.parametrize(("code", "class_", "action"), REFUSALS, ids=[str(row[0]) for row in REFUSALS])
-def test_ccxt_refusal_carries_its_code_and_over_tls_its_class(sync, secure, code, class_, action):
+def test_ccxt_refusal_carries_its_code_and_over_tls_its_class(world, secure, code, class_, action):
     with pytest.raises(ccxt.BaseError, match=str(code)):
-        action(sync)
+        action(world)
     with pytest.raises(class_, match=str(code)) as caught:
         action(secure)
     assert type(caught.value) is class_ or class_ is ccxt.BaseError
