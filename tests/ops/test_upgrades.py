@@ -227,8 +227,9 @@ def test_host_on_paper_goes_to_another_exchange_with_keys_from_the_vault(host, s
     assert host.status()["mode"] == "TESTNET" and current(host) == source.good[-1]
     wait_for_fills(host)
     assert host.do("stat -c '%U %a' /etc/bot/keys/api.secret").stdout.strip() == "bot-trade 400"
-    assert host.do(f"grep -rlF {KEYS['old.secret']} /etc /opt/bot /var/lib/bot /var/log || true"
-                   ).stdout.split() == ["/etc/bot/keys/api.secret"]
+    # By standard input: sudo logs what it is asked to do.
+    found = host.do("grep -rlF -f - /etc /opt/bot /var/lib/bot /var/log", text=KEYS["old.secret"])
+    assert found.stdout.split() == ["/etc/bot/keys/api.secret"], found.stdout
 
 
 def test_upgrades_and_roll_backs_under_trading_lose_and_double_nothing(host, source):
