@@ -1,18 +1,21 @@
 """The paper exchange's books against a second, tiny model of an account, and rule by rule."""
 
+import ast
 import itertools
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bot import paper_model
 from bot.errors import InvariantError
 from bot.paper_ledger import Ledger
-from bot.paper_model import Order, OrderEvent, Refused, Rules
+from bot.paper_model import TEXTS, Order, OrderEvent, Refused, Rules
 from bot.paper_store import Store
 
 D = Decimal
@@ -68,6 +71,16 @@ def refusal(ledger: Ledger, row: Order, price: str = "100") -> int:
 
 def said(ledger: Ledger) -> list[tuple[str, str]]:
     return [(e.order.kind, e.execution) for e in ledger.events() if isinstance(e, OrderEvent)]
+
+
+def test_refusals_with_any_code_have_the_exchanges_words():
+    used = set()
+    for path in Path(paper_model.__file__).parent.glob("paper*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
+                used |= {-node.operand.value} if 1_000 <= node.operand.value < 6_000 else set()
+    assert used - {-1135} == set(TEXTS), "-1135 says what was wrong with the JSON"
+    assert [Refused(code, "a", "b").text for code in TEXTS if "{" in Refused(code, "a", "b").text] == []
 
 
 def test_market_order_with_thin_levels_walks_them_and_expires_the_rest():
