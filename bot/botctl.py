@@ -150,7 +150,9 @@ GROUPS = {"config": "check a configuration file, or put it in force",
 
 def main(argv: list[str] | None = None) -> int:
     """Run one botctl command; return its exit code."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # argparse would show the usage of botctl, not of the verb
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         if args.reads_config:
             return args.run(args, parse(args.config or find_config()))
@@ -188,11 +190,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(place: Any, word: str, text: str, example: str) -> argparse.ArgumentParser:
     return place.add_parser(word, help=text, description=text[0].upper() + text[1:] + ".",
-                            epilog=f"example: botctl {example}")
+                            epilog=f"example: botctl {example}".rstrip())
 
 
 def _add_options(parser: argparse.ArgumentParser, verb: Verb) -> None:
-    parser.set_defaults(run=verb.run, reads_config=verb.reads_config)
+    parser.set_defaults(run=verb.run, reads_config=verb.reads_config, parser=parser)
     groups: dict[str, Any] = {"": parser}
     for name, how, group in verb.options:
         if group not in groups:

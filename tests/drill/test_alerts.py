@@ -17,6 +17,7 @@ from tests.appliance import BTC, Appliance, Signaler
 from tests.drill.test_executor import _enter, _is_up
 from tests.harness import ROOT, wait_until
 from tests.monitoring import Monitoring, Receiver, metrics_config, needs_monitoring
+from tests.schemas import decoded
 
 ALL = ("paper", "gateway", "executor", "strategy-levels", "health", "guard")
 # A beat, a scrape, an evaluation: 1 s each at most; then the way to the receiver.
@@ -45,6 +46,7 @@ class Stage:
         done = subprocess.run([sys.executable, "-m", "bot.botctl", *words, "--json", "--config",
                                str(self.appliance.path)], capture_output=True, text=True, timeout=60)
         assert done.returncode == exit_code, done.stdout + done.stderr
+        decoded(words, done.stdout)
         return json.loads(done.stdout)
 
     def told_at(self, name: str, since: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from bot.backup import new_key
 from bot.events import FillBooked, Restored
 from tests.appliance import BTC, Appliance, Signaler
 from tests.harness import wait_until
+from tests.schemas import decoded
 
 PRIVATE, RECIPIENT = new_key()
 BOTCTL = Path(sys.executable).with_name("botctl")
@@ -25,6 +26,8 @@ def _botctl(host: Appliance, *words: str, text: str = "") -> tuple[int, dict]:
     done = subprocess.run([BOTCTL, *words, "--json", "--config", host.path], input=text, capture_output=True,
                           text=True, timeout=60)
     assert done.returncode in (0, 1, 78), done.stderr
+    if done.stdout:
+        decoded(words, done.stdout)
     return done.returncode, json.loads(done.stdout) if done.stdout else {"error": done.stderr}
 
 
