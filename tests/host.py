@@ -12,6 +12,7 @@ from tests.harness import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = ROOT / "build" / "ansible" / "bin"
+BACKUPS = ROOT / "build" / "backup"  # in place of ansible/backup, where an operator's own key may be
 INVENTORY = os.environ.get("TRADEHOST_INVENTORY", "")
 PYTHON = "/opt/bot/current/.venv/bin/python"
 # Two strategies: one has to be refused what is the other's.
@@ -21,32 +22,34 @@ STRATEGIES = {name: {"class": "bot.support_resistance:SupportResistanceStrategy"
 
 
 class Host:
-    """The first host of the inventory, over SSH."""
+    """A host of the inventory by its place in it, over SSH."""
 
-    def __init__(self) -> None:
-        self.vars: dict[str, Any] = {"bot_strategies": STRATEGIES}
+    def __init__(self, place: int = 0) -> None:
+        self.vars: dict[str, Any] = {"bot_strategies": STRATEGIES, "backup_folder": str(BACKUPS)}
         assert INVENTORY, "make test-host INVENTORY=FILE"
         done = subprocess.run([BIN / "ansible-inventory", "-i", INVENTORY, "--list"], capture_output=True,
                               text=True, check=True)
-        self.name, fields = next(iter(json.loads(done.stdout)["_meta"]["hostvars"].items()))
+        self.name, fields = list(json.loads(done.stdout)["_meta"]["hostvars"].items())[place]
         key = fields.get("ansible_ssh_private_key_file")
         self._ssh = ["ssh", *(["-i", key] if key else []), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5",
                      *shlex.split(fields.get("ansible_ssh_common_args", "")),
                      f"{fields.get('ansible_user', 'root')}@{fields.get('ansible_host', self.name)}"]
 
-    def play(self, playbook: str, *words: str, is_good: bool = True) -> tuple[dict[str, int], str]:
+    def play(self, playbook: str, *words: str, is_good: bool = True,
+             limit: str = "") -> tuple[dict[str, int], str]:
         """Run a playbook; return its recap (ok, changed, failed, ...) and its output.
 
-        is_good: whether it must succeed, or must fail.
+        is_good: whether it must succeed, or must fail. limit: the hosts it may touch, this one by default.
         """
         done = subprocess.run(
-            [BIN / "ansible-playbook", "-i", INVENTORY, "-l", self.name, playbook, *words,
+            [BIN / "ansible-playbook", "-i", INVENTORY, "-l", limit or self.name, playbook, *words,
              "-e", f"@{self._write_vars()}"],
             cwd=ROOT / "ansible", capture_output=True, text=True, timeout=1_200,
             env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"})
         assert (done.returncode == 0) == is_good, done.stdout[-6000:] + done.stderr[-1000:]
-        recap = re.search(rf"^{re.escape(self.name)}\s+: (.+)$", done.stdout, re.M)[1]
-        return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap)}, done.stdout
+        recap = re.search(rf"^{re.escape(self.name)}\s+: (.+)$", done.stdout, re.M)
+        return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap[1] if recap else "")}, \
+            done.stdout
 
     def _write_vars(self) -> Path:
         path = ROOT / "build" / "host_vars.json"

@@ -97,8 +97,10 @@ def test_backup_with_a_half_gone_is_damaged(host, suffix):
     assert host.backup().damaged == [sealed.stem]
 
 
-def test_backup_of_a_damaged_journal_fails_and_removes_nothing(host):
-    for _ in range(3):
+def test_backup_of_a_damaged_journal_fails_and_removes_nothing(tmp_path):
+    host = Host(tmp_path / "old", kept=2)
+    host.write(*[Started(epoch=f"e{n}", version="1", config="c") for n in range(5)])
+    for _ in range(2):
         host.backup()
     kept = host.sealed()
     raw = host.path.read_bytes()

@@ -40,7 +40,7 @@ def pieces(line: str) -> list[list[str]]:
             found.append([])
         else:
             found[-1].append(PLACEHOLDERS.get(word, word.replace("-NAME", "-sr").replace("NAME", "sr")))
-    return [words[1:] if words[0] == "sudo" else words for words in found if words]
+    return [words[3 if words[1] == "-u" else 1:] if words[0] == "sudo" else words for words in found if words]
 
 
 def check_botctl(words: list[str]) -> None:
