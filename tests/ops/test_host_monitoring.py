@@ -102,5 +102,3 @@ def test_monitoring_that_is_turned_off_is_stopped_and_trading_goes_on(host):
     for unit in UNITS:
         assert host.do(f"systemctl is-active {unit}").stdout.strip() == "inactive"
     assert host.pids() == before
-    host.play("site.yml")
-    wait_until(lambda: ask(host, 'up{job="tradehost"} == 1'), 60)
