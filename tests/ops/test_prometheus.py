@@ -1,8 +1,11 @@
 """The files for Prometheus: rules that parse, each alert with its reason."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,13 @@ ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "ops" / "prometheus"
 UNIT_TESTS = ("money_test.yml", "alerts_test.yml")
 
+ALERTMANAGER = ROOT / "ops" / "alertmanager" / "alertmanager.yml"
+BIN = ROOT / "build" / "ansible" / "bin"
+
+needs_amtool = pytest.mark.skipif(shutil.which("amtool") is None,
+                                  reason="amtool is missing: Debian's prometheus-alertmanager has it")
+needs_ansible = pytest.mark.skipif(not (BIN / "ansible-playbook").exists(),
+                                   reason="ansible is missing: make build/ansible installs it")
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None,
                                     reason="promtool is missing: Debian's package prometheus has it")
 
@@ -65,6 +75,52 @@ def test_rules_with_promtool_are_right():
     done = subprocess.run(["promtool", "check", "config", "prometheus.yml"], cwd=RULES, capture_output=True,
                           text=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _check_alertmanager(path: Path) -> str:
+    done = subprocess.run(["amtool", "check-config", path], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_amtool
+def test_alertmanager_with_its_routes_is_right_and_sends_money_at_once():
+    assert "1 templates" in _check_alertmanager(ALERTMANAGER)
+    for labels, receiver in ((("severity=critical", "alertname=TradingHalted"), "people"),
+                             (("severity=none", "alertname=Watchdog"), "watchdog")):
+        done = subprocess.run(["amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}",
+                               f"--verify.receivers={receiver}", *labels], capture_output=True, text=True,
+                              timeout=30)
+        assert done.returncode == 0, done.stdout + done.stderr
+    critical = ALERTMANAGER.read_text().split("severity = critical")[1].split("inhibit_rules")[0]
+    assert "group_wait: 0s" in critical
+    names = set(re.findall(r"alertname (?:=~ \"|= )([\w|]+)", ALERTMANAGER.read_text()))
+    assert {name for pattern in names for name in pattern.split("|")} <= alerts().keys()
+
+
+@needs_amtool
+@needs_ansible
+@pytest.mark.parametrize("given", [{}, {
+    "monitoring_webhook_url": "https://hooks.example/x", "monitoring_telegram_bot_token": "1:x",
+    "monitoring_telegram_chat_id": "-5", "monitoring_watchdog_url": "https://watch.example/x"}])
+def test_receivers_that_the_role_writes_are_taken_by_alertmanager(tmp_path, given):
+    """Text or number: a vault may hold either."""
+    role = ROOT / "ansible" / "roles" / "monitoring"
+    task = (role / "tasks" / "watch.yml").read_text().split("- name: Say who is told")[1]
+    content = re.search(r"    content: >\n((?:      .*\n)+)", task)[1]
+    path, play = tmp_path / "alertmanager.yml", tmp_path / "play.yml"
+    play.write_text("- hosts: localhost\n  connection: local\n  gather_facts: false\n"
+                    f"  vars_files: [{role}/defaults/main.yml, {role}/vars/main.yml]\n"
+                    "  tasks:\n  - ansible.builtin.copy:\n"
+                    f"      dest: {path}\n      content: >\n{re.sub('^', '  ', content, flags=re.M)}\n")
+    (tmp_path / "tradehost.tmpl").write_bytes((ALERTMANAGER.parent / "tradehost.tmpl").read_bytes())
+    done = subprocess.run(
+        [BIN / "ansible-playbook", "-i", "localhost,", play, "-e", json.dumps(
+            {"release_source": str(ROOT), "ansible_python_interpreter": sys.executable, **given})],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "ANSIBLE_NOCOLOR": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 receivers" in _check_alertmanager(path)
+    assert all(str(value) in path.read_text() for value in given.values())
 
 
 @needs_promtool
