@@ -200,6 +200,12 @@ def proof(host: Host) -> dict:
     return json.loads(done.stdout)
 
 
+def run_beside(host: Host, unit: str, command: str) -> None:
+    done = host.do(f"systemd-run --unit={unit} --uid=bot-trade -p Restart=always -p RestartSec=1 "
+                   f"-p StartLimitIntervalSec=0 {command}")
+    assert done.returncode == 0, done.stderr
+
+
 def gap_of(text: str) -> float:
     return float(re.search(r"nobody traded for ([\d.]+) s", text)[1])
 
@@ -216,16 +222,13 @@ def test_host_on_paper_goes_to_another_exchange_with_keys_from_the_vault(host, s
                 f"chmod 600 /var/lib/exchange/{name}"
         assert host.do(write, text=text).returncode == 0
     python = host.do("readlink -f /opt/bot/current").stdout.strip() + "/.venv/bin/python"
-    for unit, words in (("exchange", f"{python} {FOLDER}/run.py --config {FOLDER}/bot.toml"),
-                        ("eye", "python3 /var/lib/exchange/eye.py")):
-        done = host.do(f"systemd-run --unit={unit} --uid=bot-trade -p Restart=always -p RestartSec=1 "
-                       f"-p StartLimitIntervalSec=0 {words}")
-        assert done.returncode == 0, done.stderr
+    run_beside(host, "exchange", f"{python} {FOLDER}/run.py --config {FOLDER}/bot.toml")
     source.good.append(source.commit(flipper=FLIPPER))
     recap, text = host.play("deploy.yml")
     assert recap["failed"] == 0 and KEYS["old.secret"] not in text and KEYS["old.key"] not in text
     assert host.status()["mode"] == "TESTNET" and current(host) == source.good[-1]
     wait_for_fills(host)
+    run_beside(host, "eye", f"python3 {FOLDER}/eye.py")
     assert host.do("stat -c '%U %a' /etc/bot/keys/api.secret").stdout.strip() == "bot-trade 400"
     # By standard input: sudo logs what it is asked to do.
     found = host.do("grep -rlF -f - /etc /opt/bot /var/lib/bot /var/log", text=KEYS["old.secret"])
