@@ -273,11 +273,14 @@ def _check_budgets(config: Config) -> None:
 
 
 def _check_files(config: Config) -> None:
-    for key in ("api_key_file", "api_secret_file"):
-        check_secret_file(config.path(getattr(config.exchange, key)), f"exchange.{key}")
-    for name, account in (config.paper.accounts if config.paper else {}).items():
+    accounts = config.paper.accounts if config.paper else {}
+    for table, names in (("exchange", config.exchange),
+                         *((f"paper.accounts.{n}", account) for n, account in accounts.items())):
         for key in ("api_key_file", "api_secret_file"):
-            check_secret_file(config.path(getattr(account, key)), f"paper.accounts.{name}.{key}")
+            path = config.path(getattr(names, key))
+            is_made = config.mode == "paper" and path.resolve().is_relative_to(config.state_path)
+            if not (is_made and not path.exists()):  # make run makes it
+                check_secret_file(path, f"{table}.{key}")
     recording = config.path(config.paper.recording) if config.paper and config.paper.recording else None
     if recording is not None and not recording.is_file():
         raise ConfigError(f"paper.recording: must be a file; {recording} is not")

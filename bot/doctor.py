@@ -4,7 +4,6 @@ import platform
 import socket
 import ssl
 import stat
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import read_secret
 from bot.connection import pool, rights_pool
+from bot.contract import Contract
 from bot.errors import ConfigError, ExchangeError, JournalError
 from bot.exchange import Exchange
 from bot.journal import JournalReader
@@ -147,8 +147,27 @@ async def _exchange(config: Config, clock: Clock) -> list[Check]:
                      f"the exchange's is {offset_ms} ms ahead, at most {most}"),
               _check("symbols", not missing,
                      f"not listed: {', '.join(missing)}" if missing else "all are listed")]
-    return [*checks, await _asked("account", exchange.account), await _asked("positions", exchange.positions),
+    return [*checks, await _account(config, clock, exchange), await _positions(exchange),
             await _key_rights(exchange)]
+
+
+async def _account(config: Config, clock: Clock, exchange: Exchange) -> Check:
+    contract = Contract(config, clock, exchange=exchange, lock=lambda *_: None, unlock=lambda *_: None)
+    traded = sorted({symbol for table in config.strategy.values() for symbol in table.symbols})
+    try:
+        differences = await contract.check(await exchange.account(), traded)
+    except (ExchangeError, ConfigError) as error:
+        return Check("account", "bad", f"the key is refused, the answer was lost, or a setting: {error}")
+    return _check("account", not differences, "; ".join(differences) or "may trade, one-way; asset mode, "
+                  f"leverage and margin mode of {', '.join(traded)} are as [account] says")
+
+
+async def _positions(exchange: Exchange) -> Check:
+    try:
+        held = [f"{symbol} {told.qty:f}" for symbol, told in (await exchange.positions()).items() if told.qty]
+    except ExchangeError as error:
+        return Check("positions", "bad", f"the key is refused, or the answer was lost: {error}")
+    return Check("positions", "good", f"held at the exchange: {', '.join(held) or 'none'}")
 
 
 async def _key_rights(exchange: Exchange) -> Check:
@@ -161,15 +180,3 @@ async def _key_rights(exchange: Exchange) -> Check:
                      "settings: futures trading, no withdrawals, from this address alone")
     return _check("key rights", not rights.troubles(),
                   "; ".join(rights.troubles()) or "futures, no withdrawals, from listed addresses alone")
-
-
-async def _asked(name: str, question: Callable[[], Awaitable]) -> Check:
-    try:
-        answer = msgspec.to_builtins(await question(), str_keys=True, builtin_types=())
-    except (ExchangeError, ConfigError) as error:
-        return Check(name, "bad", f"the key is refused, or the answer was lost: {error}")
-    if name == "account":
-        text = ", ".join(f"{key} {value}" for key, value in answer.items())
-        is_good = answer.get("can_trade", True) and not answer.get("is_hedge_mode", False)
-        return _check(name, is_good, text if is_good else f"must trade, in one-way mode; is: {text}")
-    return Check(name, "good", f"{len(answer)} symbols told")

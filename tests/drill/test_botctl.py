@@ -101,6 +101,9 @@ def test_doctor_of_a_candidate_leaves_what_runs_alone_and_finds_a_journal_of_ano
     assert stale["config"].verdict == "bad" and "changed since" in stale["config"].text
     checks = asked(candidate, "doctor", "--candidate")
     assert {c.verdict for c in checks} <= {"good", "unknown"} and "config" not in {c.name for c in checks}
+    candidate.write_text(run.path.read_text() + "\n[account]\nleverage = 7\n")
+    found = {c.name: c for c in asked(candidate, "doctor", "--candidate", code=1)}
+    assert found["account"].verdict == "bad" and "leverage: must be 7, is" in found["account"].text
     candidate.write_text(run.path.read_text().replace("[exchange]", '[exchange]\naccount = "second"'))
     found = {c.name: c for c in asked(candidate, "doctor", "--candidate", code=1)}
     assert "belongs to account main, the config says second" in found["journal"].text

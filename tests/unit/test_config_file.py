@@ -237,3 +237,11 @@ def test_key_file_with_no_right_to_look_is_left_to_the_one_who_needs_it(tmp_path
     check_secret_file(tmp_path / "secret", "key")
     with pytest.raises(ConfigError, match="key: cannot be read"):
         read_secret(tmp_path / "secret", "key")
+
+
+def test_paper_keys_that_make_run_makes_may_be_missing_and_others_not(tmp_path):
+    keys = {"api_key_file": "keys/a", "api_secret_file": "keys/b"}
+    path = write_config(tmp_path, exchange=keys, paper={"accounts": {"main": keys}})
+    assert load(path).mode == "paper"
+    with pytest.raises(ConfigError, match=r"exchange\.api_key_file: cannot be read"):
+        load(write_config(tmp_path, exchange={"api_key_file": str(tmp_path / "other")}))
