@@ -62,14 +62,13 @@ class Guard:
 
     async def watch_executor(self) -> None:
         """Cancel entries when the executor is silent for cancel_after_s, flatten after flatten_after_s."""
+        beat_ns = read_beats(self._config).get("executor", {}).get("mono_ns", 0)
         now_ns = self._clock.mono_ns()
-        beats = read_beats(self._config)
-        beat_ns = beats.get("executor", {}).get("mono_ns", 0)
         if now_ns - self._looked_ns > PAUSE_NS:
             self._since_ns = now_ns  # we slept, and perhaps all did: nobody is silent for that
         try:
-            if beat_ns > self._since_ns:
-                self._since_ns, self._swept_ns, self._is_flat_due = min(beat_ns, now_ns), 0, True
+            if self._since_ns < beat_ns <= now_ns:  # one still to come is of the boot before
+                self._since_ns, self._swept_ns, self._is_flat_due = beat_ns, 0, True
             await self._act(now_ns)
         finally:
             self._looked_ns = self._clock.mono_ns()  # what we do ourselves may take long, and is no sleep

@@ -62,8 +62,11 @@ class HaltFiles:
         return next((h for h in self.list() if h.scope in scopes), None)
 
     def _read(self) -> Iterator[tuple[Path, Halt]]:
-        # listdir, not glob: a folder that cannot be looked into must not read as "no halt".
-        names = sorted(os.listdir(self._folder)) if self._folder.exists() else []
+        # Neither glob nor exists: a folder that cannot be reached must not read as "no halt".
+        try:
+            names = sorted(os.listdir(self._folder))
+        except FileNotFoundError:
+            names = []
         for path in (self._folder / name for name in names if name.endswith(".json")):
             try:
                 yield path, msgspec.json.decode(path.read_bytes(), type=Halt)

@@ -61,3 +61,10 @@ def test_dead_man_after_the_host_slept_waits_for_the_executor_to_wake_too(monkey
     assert not bench.sweeps and bench.flattened_at is None
     bench.live(3)
     assert bench.sweeps
+
+
+def test_dead_man_with_a_beat_of_the_boot_before_keeps_its_deadline(monkeypatch, tmp_path):
+    bench = Bench(monkeypatch, tmp_path, 0)
+    bench.beat_ns += 30 * 86_400 * SECOND  # the clock of intervals began anew, the file stayed
+    bench.live(CANCEL_S + 3)
+    assert bench.sweeps

@@ -88,6 +88,17 @@ def test_halt_with_a_folder_that_cannot_be_listed_raises(folder):
         covering(HaltFiles(folder))
 
 
+@pytest.mark.parametrize("broken", ["a file above", "a loop"])
+def test_halt_with_a_folder_that_cannot_be_reached_is_not_read_as_none(folder, broken):
+    if broken == "a loop":
+        folder.symlink_to(folder)
+    else:
+        folder.parent.joinpath("file").write_bytes(b"")
+        folder = folder.parent / "file" / "halt"
+    with pytest.raises(OSError):
+        covering(HaltFiles(folder))
+
+
 def test_halt_with_a_folder_for_a_file_halts_all(folder):
     (folder / "all.json").mkdir(parents=True)
     assert covering(HaltFiles(folder)).scope == "all"
