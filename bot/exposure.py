@@ -92,8 +92,14 @@ def entries_since(books: Iterable[SymbolBook], from_ns: int, now_ns: int) -> lis
             if o.leg == "open" and from_ns < o.intended_ns <= now_ns]
 
 
-def distance_pct(mark: Decimal | None, liquidation_price: Decimal | None) -> Decimal | None:
-    """Return how far the mark is from liquidation, in percent of it; None where nothing is to lose."""
-    if mark is None or not (mark.is_finite() and mark > 0) or liquidation_price is None:
+def distance_pct(mark: Decimal | None, told: ExchangePosition | None) -> Decimal | None:
+    """Return how far the mark is from liquidation, in percent of it; None where nothing is to lose.
+
+    Below zero: the mark is beyond that price already, and the exchange has not acted yet.
+    """
+    if mark is None or not (mark.is_finite() and mark > 0) or told is None:
         return None
-    return abs(mark - liquidation_price) / mark * 100
+    if not told.qty or told.liquidation_price is None:
+        return None
+    away = mark - told.liquidation_price
+    return (away if told.qty > 0 else -away) / mark * 100

@@ -152,8 +152,7 @@ class TradingState:
             liquidation_distance_pct=self._liquidation_distance_pct(symbol))
 
     def _liquidation_distance_pct(self, symbol: str) -> Decimal | None:
-        told = self._reconciler.told.get(symbol)
-        return distance_pct(self.mark_of(symbol), told.liquidation_price if told else None)
+        return distance_pct(self.mark_of(symbol), self._reconciler.told.get(symbol))
 
     def told_of(self, symbol: str) -> dict[str, Any]:
         """Return what the executor's beat tells of one symbol."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bot.books import DAY_NS, Books
 from bot.events import Reconciled
 from bot.exposure import day_pnl, distance_pct, entries_since, equity, gross_notional, worst_qty
+from bot.rows import ExchangePosition
 from tests.factory import (
     BTC,
     ETH,
@@ -165,10 +166,16 @@ def test_equity_counts_every_position_at_its_mark_and_its_contract_size():
     assert equity(books, {}, marks(btc="101", eth="12"), size) == 1_000 + 2 - 100
 
 
-@pytest.mark.parametrize(("mark", "liquidation", "expected"), [
-    ("100", "80", 20), ("100", "125", 25), ("100", None, None), (None, "80", None), ("0", "80", None)])
-def test_distance_to_liquidation_is_in_percent_of_the_mark(mark, liquidation, expected):
-    assert distance_pct(mark and D(mark), liquidation and D(liquidation)) == expected
+@pytest.mark.parametrize(("mark", "qty", "liquidation", "expected"), [
+    ("100", "1", "80", 20), ("100", "-1", "125", 25), ("100", "1", "100", 0), ("100", "-1", "100", 0),
+    ("80", "1", "100", -25), ("125", "-1", "100", -20),  # beyond it: nearer than any limit, not far away
+    ("100", "1", None, None), ("100", "0", "80", None), (None, "1", "80", None), ("0", "1", "80", None)])
+def test_distance_to_liquidation_is_in_percent_of_the_mark_on_the_side_that_loses(
+        mark, qty, liquidation, expected):
+    told = ExchangePosition(symbol=BTC, qty=D(qty), entry_price=D(90), mark_price=D(90),
+                            liquidation_price=liquidation and D(liquidation))
+    assert distance_pct(mark and D(mark), told) == expected
+    assert distance_pct(D(100), None) is None
 
 
 def test_entries_are_counted_up_to_a_minute_and_no_other_orders():

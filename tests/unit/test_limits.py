@@ -441,6 +441,7 @@ def test_entry_with_all_checks_leaves_their_evidence():
         ({"liquidation_distance_pct": D(10)}, None),
         ({"liquidation_distance_pct": D("9.999")}, "liquidation_distance"),
         ({"liquidation_distance_pct": D(0)}, "liquidation_distance"),
+        ({"liquidation_distance_pct": D(-25)}, "liquidation_distance"),
     ],
 )
 def test_entry_with_the_account_at_a_limit_passes_and_one_step_beyond_not(beside, expected):

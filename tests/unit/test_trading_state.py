@@ -297,10 +297,10 @@ def test_exposure_of_a_symbol_is_what_lies_beside_its_own_book(tmp_path):
     bench = Bench(
         tmp_path, received(signal(symbol=ETH)), intended("o1", "10", symbol=ETH), changed("o1", "lose"))
     bench.books.wallet_balance = D(1_000)
-    bench.reconciler.told[ETH] = SimpleNamespace(liquidation_price=D(80), qty=D(0), mark_price=D(100))
-    there, here = bench.it.exposure(ETH), bench.it.exposure(BTC)
-    assert (there.others_notional, here.others_notional) == (0, 1_000)
-    assert (there.liquidation_distance_pct, here.liquidation_distance_pct) == (20, None)
+    bench.reconciler.told[ETH] = there(ETH, qty=10, liquidation=80)
+    own, here = bench.it.exposure(ETH), bench.it.exposure(BTC)
+    assert (own.others_notional, here.others_notional) == (0, 1_000)
+    assert (own.liquidation_distance_pct, here.liquidation_distance_pct) == (20, None)
     assert here.equity == 1_000 and here.open_orders == here.entries_last_minute == 1
 
 
