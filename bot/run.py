@@ -195,8 +195,8 @@ def _start_supervisord(config: Config, config_path: Path) -> subprocess.Popen:
     environment = {**os.environ, "BOT_STATE_DIR": str(config.state_path), "BOT_PYTHON": sys.executable,
                    "BOT_CONFIG": str(config_path.resolve()), "BOT_SOCKET_MODE": "0700"}
     # A session of its own: Ctrl-C reaches us alone, and we end the rest in order. What it says is in its log,
-    # which has a limit. What it cannot log it prints on stderr, and ends when it cannot: on a full disk, or when
-    # we are gone, that must not fail.
+    # which has a limit. What it cannot log it prints on stderr, and ends when it cannot: on a full disk, or
+    # when we are gone, that must not fail.
     return subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(SUPERVISORD_CONF)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
