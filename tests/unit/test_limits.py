@@ -470,51 +470,76 @@ def test_entry_counts_the_other_way_an_unknown_order_may_end_in_the_exposure():
     assert entered("9", book=books.book(BTC), beside={"others_notional": D("3500.01")}) == "exposure_notional"
 
 
-@settings(max_examples=1_500)
+# What each limit leaves above what the entry comes to, in its smallest step: below zero is a no.
+room = st.sampled_from([0, 1, 0, 1, 0, 10**9, 0, -1])
+thousandths = st.integers(-40_000, 40_000)
+
+
+@settings(max_examples=800, deadline=None)
 @given(
-    held=st.integers(-30, 30),
-    qty=st.integers(1, 30),
-    unknown=st.integers(-12, 12),
-    mark=st.integers(1, 200),
-    others=st.integers(0, 6_000),
-    equity=st.integers(-100, 3_000),
-    counts=st.tuples(st.integers(0, 12), st.integers(0, 14), st.integers(0, 9)),
-    distance=st.none() | st.integers(0, 30),
+    side=st.sampled_from([1, -1]),
+    held=st.integers(0, 40_000),
+    qty=st.integers(1, 40_000),
+    lost=st.lists(st.tuples(thousandths.filter(bool), st.integers(0, 99)), max_size=4),
+    mark=st.integers(1, 1_000_000),
+    size=st.sampled_from([1, 10]),
+    others=st.integers(0, 10**9),
+    leverage=st.integers(1, 5),
+    counts=st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 4), st.integers(0, 4)),
+    has_distance=st.booleans(),
+    rooms=st.tuples(*[room] * 11),
 )
 def test_entry_with_anything_passes_exactly_when_an_independent_model_lets_it(
-    held, qty, unknown, mark, others, equity, counts, distance
+    side, held, qty, lost, mark, size, others, leverage, counts, has_distance, rooms
 ):
-    assume(held >= 0)  # what goes against a position is no entry
-    entries, orders, repeats = counts
-    tries = [e for n in range(repeats) for e in (intended(f"r{n}", now_ns=NOW), changed(f"r{n}", "reject"))]
-    lost = [intended("o", str(abs(unknown)), "buy" if unknown > 0 else "sell", leg="flatten")]
-    lost = [*lost, changed("o", "lose")] if unknown else []
-    events = [received(signal()), *tries, *lost]
+    # The model: every way it may end, in whole thousandths of a contract and whole 1/10,000 of money.
+    leaves = [sign * (total - total * pct // 100) for n, pct in lost for sign, total in [(n // abs(n), abs(n))]]
+    position = side * held + sum(n - left for (n, _), left in zip(lost, leaves, strict=True))
+    assume(position * side >= 0)  # what goes against a position is no entry
+    ends = {position}
+    for move in (side * qty, *leaves):
+        ends |= {end + move for end in ends}
+    mine = max(end * side for end in ends)
+    notional, gross = qty * mark * size, others + max(map(abs, ends)) * mark * size
+    entries, orders, repeats, others_repeats = counts
+    own = limits(
+        order_notional_max=D(notional + rooms[0]).scaleb(-4),
+        position_notional_max=D(mine * mark * size + rooms[1]).scaleb(-4),
+        exposure_notional_max=D(gross + rooms[2]).scaleb(-4),
+        leverage_max=D(leverage),
+        orders_per_minute_max=entries + 1 + rooms[3],
+        open_orders_max=orders + 1 + rooms[4],
+        repeats_per_minute_max=repeats + 1 + rooms[5],
+        liquidation_distance_pct_min=D(10),
+    )
+    rules = {
+        "qty_min": D(qty - rooms[6]).scaleb(-3),
+        "qty_max": D(mine + rooms[7]).scaleb(-3),
+        "notional_min": D(notional - rooms[8]).scaleb(-4),
+        "contract_size": D(size),
+    }
     beside = {
-        "others_notional": D(others),
-        "equity": D(equity),
+        "others_notional": D(others).scaleb(-4),
+        "equity": D(-(-gross // leverage) + rooms[9]).scaleb(-4),
         "entries_last_minute": entries,
         "open_orders": orders,
-        "liquidation_distance_pct": None if distance is None else D(distance),
+        "liquidation_distance_pct": D(10_000 + rooms[10]).scaleb(-3) if has_distance else None,
     }
-    book = holding(str(held), *events).book(BTC)
-    passed = entered(str(qty), book=book, mark=str(mark), beside=beside) is None
-    # The model: every way it may end, each rule in one line, whole numbers.
-    ends = {held + a * qty + b * unknown for a in (0, 1) for b in (0, 1)}
-    mine = held + qty + max(unknown, 0)
-    gross = others + mark * max(map(abs, ends))
-    assert passed == (
-        qty * mark <= 1_000
-        and mine * mark <= 2_000
-        and qty * mark >= 5
-        and gross <= 5_000
-        and equity > 0
-        and gross <= 5 * equity
-        and entries < 10
-        and orders < 12
-        and repeats < 8
-        and (distance is None or distance >= 10)
+    word, other = ("buy", "sell") if side > 0 else ("sell", "buy")
+    events = [received(signal())]
+    for n in range(repeats + others_repeats):
+        events += [intended(f"r{n}", "1", word if n < repeats else other), changed(f"r{n}", "reject")]
+    for n, ((total, _), left) in enumerate(zip(lost, leaves, strict=True)):
+        towards = "buy" if total > 0 else "sell"
+        events += [intended(f"o{n}", str(D(abs(total)).scaleb(-3)), towards, leg="flatten")]
+        events += [changed(f"o{n}", "lose")]
+        if left != total:
+            events += [filled(f"o{n}", str(D(abs(total - left)).scaleb(-3)), towards, trade=f"o{n}")]
+    book = holding(str(D(side * held).scaleb(-3)), *events).book(BTC)
+    said = entered(
+        D(qty).scaleb(-3), side=word, book=book, mark=D(mark).scaleb(-1), limit=own, beside=beside, **rules
     )
+    assert (said is None) == all(left >= 0 for left in (*rooms[:10], rooms[10] if has_distance else 0)), said
 
 
 def test_may_pass_with_each_state_and_action_is_the_table_of_the_design():
