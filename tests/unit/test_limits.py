@@ -493,7 +493,7 @@ def test_entry_with_anything_passes_exactly_when_an_independent_model_lets_it(
     side, held, qty, lost, mark, size, others, leverage, counts, has_distance, rooms
 ):
     # The model: every way it may end, in whole thousandths of a contract and whole 1/10,000 of money.
-    leaves = [sign * (total - total * pct // 100) for n, pct in lost for sign, total in [(n // abs(n), abs(n))]]
+    leaves = [n // abs(n) * (abs(n) - abs(n) * pct // 100) for n, pct in lost]
     position = side * held + sum(n - left for (n, _), left in zip(lost, leaves, strict=True))
     assume(position * side >= 0)  # what goes against a position is no entry
     ends = {position}
