@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def ask(url: str, body: Any = None, *, method: str = "") -> bytes:
         with urllib.request.build_opener(*handlers).open(request, timeout=ASK_S) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
-        raise OSError(f"HTTP {error.code} {error.read(200).decode(errors='replace')}".strip()) from None
+        said = b""
+        with suppress(OSError, http.client.HTTPException):  # it may be cut off
+            said = error.read(200)
+        raise OSError(f"HTTP {error.code} {said.decode(errors='replace')}".strip()) from None
     except urllib.error.URLError as error:
         raise OSError(str(error.reason)) from None
     except (http.client.HTTPException, ValueError) as error:

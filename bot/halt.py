@@ -30,12 +30,24 @@ class HaltFiles:
         self._folder = folder
 
     def set(self, scope: str, *, who: str, why: str, clock: Clock) -> Halt:
-        """Halt the scope, synced to disk. A halt already in force keeps its first reason."""
-        for halt in self.list():
-            if halt.scope == scope:
-                return halt
-        halt = Halt(scope, who, why, clock.wall_ns())
-        write_synced(self._folder / _file_name(scope), msgspec.json.encode(halt))
+        """Halt the scope, synced to disk.
+
+        A halt already in force keeps its reason and time. Whoever else halts is named with it, so that nobody
+        (bot-switch, of a crash loop that is over) ends it as the first one's alone.
+        """
+        before = next((h for h in self.list() if h.scope == scope), None)
+        if before is None:
+            halt = Halt(scope, who, why, clock.wall_ns())
+        elif who in before.who.split(", "):
+            return before
+        else:
+            halt = Halt(scope, f"{before.who}, {who}", f"{before.why}; {who}: {why}", before.time_ns)
+        try:
+            write_synced(self._folder / _file_name(scope), msgspec.json.encode(halt))
+        except OSError:
+            if before is None:
+                raise
+            return before
         return halt
 
     def clear(self, scope: str) -> Halt | None:

@@ -105,10 +105,23 @@ def test_release_that_does_not_run_as_before_is_rolled_back_with_config_key_and_
     assert two.stat().st_mtime == 0, "a roll-back by hand never comes to it"
 
 
+def test_roll_back_brings_back_no_key_that_an_earlier_switch_left_behind(switch, monkeypatch):
+    one = _release(switch, "one")
+    _stage(switch, "config 1", "key 1")
+    assert _go(switch, monkeypatch, one) == 0
+    (switch.BEFORE / "keys").mkdir(parents=True)  # by one that a power cut ended, or that started nothing
+    (switch.BEFORE / "keys" / "api.key").write_text("key 0, revoked")
+    bad = _release(switch, "bad", status={**RUNNING, "state": "HALTED", "state_reason": "it is bad"})
+    _stage(switch, "config 2")
+    assert _go(switch, monkeypatch, bad) == 4
+    assert (switch.ETC / "keys" / "api.key").read_text() == "key 1"
+
+
 def test_loop_halt_of_a_release_that_is_gone_ends_with_it_and_any_other_halt_stays(switch, monkeypatch):
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     halts = [{**HALT, "who": "health", "since_ns": 2**62}, {**HALT, "scope": "symbol:X", "since_ns": 2**62},
-             {**HALT, "scope": "strategy:sr", "who": "health", "since_ns": 1}]
+             {**HALT, "scope": "strategy:sr", "who": "health", "since_ns": 1},
+             {**HALT, "scope": "symbol:Y", "who": "health, anna", "since_ns": 2**62}]
     two = _release(switch, "two", status={**RUNNING, "state": "HALTED", "halted": halts})
     switch.states["one"] = {**RUNNING, "halted": halts}
     monkeypatch.setattr(switch, "compare", lambda now, before: now["state"] == "HALTED" and "halted")

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import socket
+import threading
 
 import pytest
 
@@ -149,3 +151,18 @@ def test_ask_with_nobody_there_raises_an_oserror_without_the_address():
     with pytest.raises(OSError, match="refused") as raised:
         ask(f"http://127.0.0.1:{free_port()}/token", {})
     assert "token" not in str(raised.value)
+
+
+def test_ask_whose_refusal_is_cut_off_raises_an_oserror_too():
+    # Anything else would end health, and a loop of that would halt trading for a broken receiver.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n")
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(OSError, match="HTTP 500"):
+            ask(f"http://127.0.0.1:{server.getsockname()[1]}/token", {})
+        thread.join()

@@ -51,8 +51,38 @@ def test_halt_of_a_strategy_or_symbol_covers_only_that(folder):
 def test_halt_with_a_second_reason_keeps_the_first(folder):
     files, clock = HaltFiles(folder), StepClock()
     first = files.set("all", who="executor", why="books differ", clock=clock)
-    assert files.set("all", who="anna", why="later", clock=clock) == first
+    assert files.set("all", who="executor", why="later", clock=clock) == first
     assert files.list() == [first]
+
+
+def test_halt_by_another_names_both_so_that_nobody_ends_it_as_the_firsts_alone(folder):
+    files, clock = HaltFiles(folder), StepClock()
+    files.set("all", who="health", why="a loop", clock=clock)
+    both = files.set("all", who="anna", why="odd", clock=clock)
+    assert (both.who, both.why, both.time_ns) == ("health, anna", "a loop; anna: odd", 1)
+    assert files.set("all", who="health", why="a loop again", clock=clock) == both
+    assert files.list() == [both]
+
+
+def test_halt_by_another_that_cannot_be_written_is_the_first_ones(folder, monkeypatch):
+    files, clock = HaltFiles(folder), StepClock()
+    first = files.set("all", who="health", why="a loop", clock=clock)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("bot.halt.write_synced", full)
+    assert files.set("all", who="anna", why="odd", clock=clock) == first
+
+
+@pytest.mark.parametrize("name", ["all.json", "symbol-X.json"])
+def test_halt_beside_a_damaged_file_ends_with_it(folder, name):
+    folder.mkdir()
+    (folder / name).write_text("{")
+    files, clock = HaltFiles(folder), StepClock()
+    both = files.set("all", who="anna", why="odd", clock=clock)
+    assert files.set("all", who="anna", why="odd", clock=clock) == both and "anna" in both.who
+    files.clear("all")
+    assert files.list() == []
 
 
 def test_resume_with_several_halts_ends_one(folder):
