@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from bot.config import SETTLE, Config, Table
+from bot.config import SETTLE, BusConfig, Channel, Config, Table
 from bot.errors import ConfigError
 
 
@@ -36,10 +36,19 @@ def parse(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
+    _fill_channels(data)
     try:
         return msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_plain(data, str(error))}") from None
+
+
+def _fill_channels(data: dict[str, Any]) -> None:
+    # A channel's defaults are its own (bus.ticks holds more than bus.signals): a port changes alone.
+    bus = data.get("bus")
+    for name, default in msgspec.structs.asdict(BusConfig()).items():
+        if isinstance(default, Channel) and isinstance(bus, dict) and isinstance(bus.get(name), dict):
+            bus[name] = msgspec.structs.asdict(default) | bus[name]
 
 
 def _plain(data: dict[str, Any], text: str) -> str:

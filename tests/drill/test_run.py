@@ -93,7 +93,7 @@ def example_config(tmp_path: Path) -> Path:
     text = (ROOT / "ops" / "bot.example.toml").read_text().replace("5560", str(free_port()))
     text = text.replace('state_dir = "var"', f'state_dir = "{tmp_path}/var"')
     text += "".join(f'\n[bus.{name}]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
-                    "hwm = 10_000\nlinger_ms = 0\n" for name in ("ticks", "signals", "reports"))
+                    for name in ("ticks", "signals", "reports"))
     path = tmp_path / "bot.toml"
     path.write_text(text)
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bot.config import BusConfig, Channel
 from bot.config_file import check_secret_file, load, parse, read_secret
 from bot.errors import EXIT_CONFIG, ConfigError
 from tests.harness import ROOT, write_config
@@ -133,6 +134,18 @@ def test_config_with_everything_right_loads(tmp_path):
     config = load(write_config(tmp_path))
     assert config.mode == "paper" and config.symbols() == (BTC,)
     assert config.state_path == tmp_path / "var"
+
+
+def test_channel_with_only_its_endpoint_given_keeps_its_own_defaults(tmp_path):
+    without = {"hwm": None, "linger_ms": None}
+    own = BusConfig()
+    bus = load(write_config(tmp_path, bus={"ticks": without, "signals": without,
+                                           "reports": {"hwm": None, "endpoint": None, "linger_ms": 7}})).bus
+    for name in ("ticks", "signals"):
+        channel, default = getattr(bus, name), getattr(own, name)
+        assert channel.endpoint != default.endpoint
+        assert (channel.hwm, channel.linger_ms) == (default.hwm, default.linger_ms)
+    assert bus.reports == Channel(endpoint=own.reports.endpoint, hwm=own.reports.hwm, linger_ms=7)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
