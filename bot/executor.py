@@ -236,10 +236,9 @@ class OrderExecutor:
         return self.canary.trouble, self.canary.has_answered
 
     def _check_day(self) -> None:
-        pnl, most = self.trading_state.day_pnl(), self._config.limits.day_loss_max
-        if pnl is not None and -pnl >= most and not any(h.scope == "all" for h in self._halts.list()):
-            self.halt_all("executor", f"day_loss: limit {most}, was {-pnl:.2f} since 00:00 UTC, unrealized "
-                          "included; the positions keep their stops")
+        loss = self.trading_state.day_loss()
+        if loss and not any(h.scope == "all" for h in self._halts.list()):
+            self.halt_all("executor", loss)
 
     def _context(self, symbol: str) -> Context:
         (state, why), now_ns = self.trading_state.of_symbol(symbol), self._clock.wall_ns()

@@ -186,6 +186,14 @@ class TradingState:
             return None
         return day_pnl(self._books, self.equity())
 
+    def day_loss(self) -> str:
+        """Return why the day's loss has to halt everything, "" while it need not."""
+        pnl, most = self.day_pnl(), self._config.limits.day_loss_max
+        if pnl is None or -pnl < most:
+            return ""
+        return (f"day_loss: limit {most}, was {-pnl:.2f} since 00:00 UTC, unrealized included; the positions "
+                "keep their stops")
+
     def _jump(self, symbol: str) -> str:
         # What moved the mark further at once than it may, while that is fresh.
         jumped_ns, jump = self._jumps.get(symbol, (0, ""))

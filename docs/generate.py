@@ -30,6 +30,7 @@ from msgspec.inspect import (
 from bot import model, orders, wire
 from bot.bus import HARD_LIMIT_FACTOR
 from bot.config import BusConfig, Config
+from bot.config_file import LIMITS_LEAST, LIMITS_MOST
 from bot.log import BURST, EVENTS, MONEY, PER_S
 from bot.metrics import LATENCY_S, TABLE
 from bot.watch import RULES as FINDINGS
@@ -125,7 +126,9 @@ def _config_table(path: str, info: StructType, text: str, instance: Any) -> list
             shown = default if isinstance(default, msgspec.Struct) and path else None
             below += _config_table(name, inner, why, shown)
         else:
-            rows.append([f"`{field.encode_name}`", _type(kind), _default(default), _limits(kind), why])
+            most = LIMITS_MOST.get(field.encode_name)
+            range_ = f"{LIMITS_LEAST} to {most:,}" if most else _limits(kind)
+            rows.append([f"`{field.encode_name}`", _type(kind), _default(default), range_, why])
     heading = f"## `[{path}]`\n" if path else "## Top level\n"
     intro = "\n\n".join(filter(None, [_doc(info.cls), text]))
     return [heading, intro + "\n", _table(["Key", "Type", "Default", "Limits", "What and why"], rows), *below]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.config import BusConfig, Channel
+from bot.config import BusConfig, Channel, LimitsConfig
 from bot.config_file import check_secret_file, load, parse, read_secret
 from bot.errors import EXIT_CONFIG, ConfigError
 from tests.harness import ROOT, write_config
@@ -35,7 +35,7 @@ BROKEN = {
                        ["paper.market: must be one of synthetic, recording; was real"]),
     "unknown_mode": ({"mode": "production"}, ["mode: must be one of paper, testnet, live; was production"]),
     "limit_of_nothing": ({"limits": {"order_notional_max": 0}},
-                         ["limits.order_notional_max: must be greater than 0; was 0"]),
+                         ["limits.order_notional_max: must be from 0.001 to 1,000,000,000; was 0"]),
     "negative_limit": ({"limits": {"price_collar_pct": -1}}, ["limits.price_collar_pct: ", "was -1"]),
     "collar_that_is_none": ({"limits": {"price_collar_pct": 90}}, ["limits.price_collar_pct: ", "was 90"]),
     "limit_not_a_number": ({"limits": {"order_notional_max": "lots"}}, ["limits.order_notional_max: "]),
@@ -156,6 +156,35 @@ def test_config_with_one_thing_broken_says_which(tmp_path, kind):
     assert text.startswith(f"{path}: ") and "\n" not in text
     for part in expected:
         assert part in text
+
+
+@pytest.mark.parametrize("absurd", [
+    "1000000000000000000", "1e18", "nan", "inf", "-inf", '"1e18"', '"NaN"', '"sNaN"', '"Infinity"', "-1",
+    "-0.001", "0", "-1e18", "1e-999999999", "1e999999999", '"lots"', '"12 USDT"', '""', "true", "[10]", "{a = 1}",
+    "2026-01-01"])
+@pytest.mark.parametrize("key", LimitsConfig.__struct_fields__)
+def test_limit_with_an_absurd_value_is_refused_and_named(tmp_path, key, absurd):
+    path = write_config(tmp_path, limits={key: "ABSURD"})
+    path.write_text(path.read_text().replace('"ABSURD"', absurd))
+    text = error_of(path)
+    assert text.startswith(f"{path}: limits.{key}: must be ") and "; was " in text and "\n" not in text
+    assert len(text) < 250
+
+
+@pytest.mark.parametrize(("key", "most"), [
+    ("order_notional_max", 10**9), ("position_notional_max", 10**9), ("exposure_notional_max", 10**9),
+    ("day_loss_max", 10**9), ("leverage_max", 125), ("price_collar_pct", 50), ("mark_jump_pct_max", 50),
+    ("liquidation_distance_pct_min", 99), ("orders_per_minute_max", 1_200), ("repeats_per_minute_max", 1_200),
+    ("open_orders_max", 200), ("signal_age_ms_max", 86_400_000), ("tick_age_ms_max", 86_400_000)])
+def test_limit_at_the_most_it_may_be_is_taken_and_one_step_beyond_not(tmp_path, key, most):
+    wide = {"order_notional_max": 1} if key == "position_notional_max" else {}
+    if key in ("order_notional_max", "position_notional_max"):
+        wide |= dict.fromkeys(("position_notional_max", "exposure_notional_max"), 10**9)
+    ttl = {"levels": {"signal_ttl_ms": 86_400_000}}
+    assert getattr(load(write_config(tmp_path, limits=wide | {key: most}, strategy=ttl)).limits, key) == most
+    step = Decimal("0.001") if LimitsConfig.__annotations__[key].__origin__ is Decimal else 1
+    text = error_of(write_config(tmp_path, limits=wide | {key: most + step}, strategy=ttl))
+    assert f"limits.{key}: must be " in text and f"; was {most + step}" in text
 
 
 @pytest.mark.parametrize(("content", "expected"), [

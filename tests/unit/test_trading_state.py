@@ -335,6 +335,21 @@ def test_day_pnl_is_not_known_before_the_books_are_compared_nor_from_a_price_tha
     assert bench.it.day_pnl() == -500, "and it was true"
 
 
+@pytest.mark.parametrize(("price", "wallet", "halts"), [
+    (98.0, 520, True), (98.0, 520.01, False), (98.0, 519.99, True), (98.001, 520, False), (97.999, 520, True),
+    (0.1, 1_000, True), (100.0, 500, True), (100.0, 500.01, False), (103.0, 1, True), (100.0, 2_000, False)])
+def test_day_loss_at_the_limit_halts_and_one_step_less_does_not(tmp_path, price, wallet, halts):
+    # 10 held at 100, a day begun with 1,000, and a limit of 500: what is realized and what is not add up.
+    compared = [Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(str(balance)),
+                           exchange_ns=at_ns) for balance, at_ns in ((1_000, NOW - SECOND), (wallet, NOW))]
+    bench = Bench(tmp_path, compared[0], filled("", "10", fee=D(0)), compared[1])
+    bench.it.see_price(tick(bench.clock, price=price))
+    bench.clock.step(RECOVER_S)
+    bench.it.see_price(tick(bench.clock, price=price))
+    loss = bench.it.day_loss()
+    assert loss.startswith("day_loss: limit 500, was ") == bool(loss) == halts, loss
+
+
 def test_beat_tells_of_a_symbol_and_of_money_what_alerts_look_at(tmp_path):
     bench = Bench(tmp_path, Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(1_000),
                                        exchange_ns=NOW - SECOND), filled("", "10", fee=D(0)),
