@@ -15,8 +15,8 @@ import msgspec
 from bot.config import SETTLE, BusConfig, Channel, Config, Table
 from bot.errors import ConfigError
 
-# Beyond these a limit is none, or a mistyped number (444 bn instead of 58 M USD: Citi, 2022). 125: the exchange's
-# highest leverage. A long is never 100 % from its liquidation.
+# Beyond these a limit is none, or a mistyped number (444 bn instead of 58 M USD: Citi, 2022). 125: the
+# exchange's highest leverage. A long is never 100 % from its liquidation.
 LIMITS_LEAST = Decimal("0.001")
 LIMITS_MOST = {
     **dict.fromkeys(("order_notional_max", "position_notional_max", "exposure_notional_max", "day_loss_max"),
@@ -130,9 +130,11 @@ def _check_numbers(table: Any, where: str) -> None:
         value, key = getattr(table, name), f"{where}{name}"
         if isinstance(value, Decimal) and not (value.is_finite() and value >= 0):
             raise ConfigError(f"{key}: must be a finite number, 0 or more; was {_short(value)}")
-        if isinstance(value, Decimal) and where == "limits." and not LIMITS_LEAST <= value <= LIMITS_MOST[name]:
-            raise ConfigError(f"{key}: must be from {LIMITS_LEAST} to {LIMITS_MOST[name]:,}; was {_short(value)} "
-                              "(to stop trading use botctl halt)")
+        if isinstance(value, Decimal) and where == "limits.":
+            most = LIMITS_MOST[name]
+            if not LIMITS_LEAST <= value <= most:
+                raise ConfigError(f"{key}: must be from {LIMITS_LEAST} to {most:,}; was {_short(value)} "
+                                  "(to stop trading use botctl halt)")
         if isinstance(value, Table):
             _check_numbers(value, f"{key}.")
         elif isinstance(value, dict):
