@@ -27,6 +27,7 @@ from bot.user_class import load_class
 from bot.views import open_reader, print_json, say
 
 REREADERS = ("executor", "gateway", "health")
+FLATTEN_WHY = "config apply --flatten"
 UPDATE_S = 60  # supervisord ends one program after the other, each within its stopwaitsecs
 
 
@@ -54,8 +55,11 @@ def apply_config(args: argparse.Namespace) -> int:
     config = load(args.file or path)
     closed = _flatten_leaving(args, config) if args.flatten else []
     done = apply(path, args.file or path, open_reader(config).books(), heir=args.adopt or "")
-    for scope in closed:  # the halt that kept it flat until it was gone
-        HaltFiles(config.path("halt")).clear(scope)
+    halts = HaltFiles(config.path("halt"))
+    for halt in halts.list():  # that kept it flat until it was gone; what lives on stays as others halted it
+        if halt.scope in closed and (halt.why == FLATTEN_WHY
+                                     or halt.scope.partition(":")[2] not in config.strategy):
+            halts.clear(halt.scope)
     if args.json:
         return print_json(done, True)
     print("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
@@ -82,7 +86,7 @@ def _flatten_leaving(args: argparse.Namespace, config: Config) -> list[str]:
 
 
 def _close_leaving(config: Config, name: str) -> None:
-    who, why = getpass.getuser(), "config apply --flatten"
+    who, why = getpass.getuser(), FLATTEN_WHY
     HaltFiles(config.path("halt")).set(f"strategy:{name}", who=who, why=why, clock=Clock())
     answered = asyncio.run(CommandFiles(config.path("commands")).ask(
         "flatten", strategy=name, who=who, why=why, clock=Clock()))

@@ -1,12 +1,17 @@
 """A strategy that holds something does not go."""
 
+from argparse import Namespace
+
 import msgspec
 import pytest
 
 from bot import apply as module
 from bot.apply import apply
 from bot.books import Books
+from bot.clock import Clock
+from bot.commands import Answered
 from bot.errors import ConfigError, RefusedError
+from bot.halt import HaltFiles
 from tests.harness import write_config
 
 ETH = {"class": "a.b:C", "symbols": ["ETH/USDT:USDT"]}
@@ -85,3 +90,23 @@ def test_apply_starts_nothing_before_the_executor_knows_whose_each_symbol_is(tmp
         with pytest.raises(RefusedError, match="has not read the file again"):
             apply(path, path, Books())
         assert said == [("signal", "HUP", "executor")]
+
+
+@pytest.mark.parametrize(("by", "why", "stays"), [
+    ("anna", "its stops are odd", True), ("", "", False)], ids=["halted before", "halted for it"])
+def test_apply_that_flattened_a_strategy_resumes_it_unless_a_person_had_halted_it(
+        tmp_path, monkeypatch, by, why, stays):
+    beat_of(tmp_path, owners={"ETH/USDT:USDT": "levels"})
+    path = write_config(tmp_path, strategy={"other": ETH})  # levels lives on with BTC
+    halts, books = HaltFiles(tmp_path / "var" / "halt"), held()
+    if by:
+        halts.set("strategy:levels", who=by, why=why, clock=Clock())
+
+    async def close(*_, **__):
+        books.symbols.clear()
+        return Answered(True, "flat")
+    monkeypatch.setattr(module.CommandFiles, "ask", close)
+    monkeypatch.setattr(module, "open_reader", lambda _: Namespace(books=lambda: books))
+    monkeypatch.setattr(module, "apply", lambda *_, **__: {"removed": []})
+    module.apply_config(Namespace(config=path, file=None, flatten=True, adopt=None, json=False))
+    assert not books.symbols and [h.scope for h in halts.list()] == ["strategy:levels"] * stays
