@@ -170,6 +170,9 @@ def check_entry(book: SymbolBook, instrument: Instrument, limits: LimitsConfig, 
     if qty < instrument.qty_min or notional < instrument.notional_min:
         return Denial("too_small", f"{qty} ({notional:.2f}) is below the exchange's minimum "
                       f"{instrument.qty_min} or {instrument.notional_min}")
+    if instrument.qty_min > instrument.qty_increment:  # reduce-only is exempt from notional_min alone
+        return Denial("too_small", f"filled in part, it could leave {instrument.qty_increment}: below the "
+                      f"exchange's minimum {instrument.qty_min}, it could not be closed")
     if max(qty, abs(worst)) > instrument.qty_max:  # more could not be closed, or stopped, by one order
         return Denial("too_large", f"{qty}, making {abs(worst)}, is above the exchange's maximum "
                       f"{instrument.qty_max} of one order: it could not be closed or stopped by one")

@@ -357,6 +357,31 @@ def test_reduction_larger_than_one_order_may_be_goes_in_parts():
     assert [*said, *table.act()] == ["reduce sell 3", "reduce sell 3", "reduce sell 1", "done reduced to 0"]
 
 
+@pytest.mark.parametrize(("held", "target", "expected"), [
+    ("0.001", "0", "reduce sell 0.001"), ("-0.001", "0", "reduce buy 0.001"),
+    ("1", "0.999", "reduce sell 0.001"), ("1", "0.001", "reduce sell 0.999"),
+    ("0.001", "-1", "reduce sell 0.001")])
+def test_reduction_below_the_least_an_entry_may_be_is_sent(held, target, expected):
+    table = at(held)
+    assert D("0.001") * 100 < table.instrument.notional_min
+    table.send(target)
+    assert table.first_word() == expected.split()[0]
+    order = table.order()
+    assert f"reduce {order.request.side} {order.request.qty}" == expected and order.request.reduce_only
+
+
+def test_entry_filled_below_the_least_of_an_entry_is_done_and_can_be_left():
+    table = at("0")
+    table.send("1", stop_loss=D("99"))
+    assert table.act() == ["open buy 1"]
+    order = table.order()
+    table.fill(order.id, "0.001")
+    table.answer("expire", executed_qty=D("0.001"))
+    assert table.act() == ["done filled 0.001"] and table.position == D("0.001")
+    table.send("0")
+    assert table.act() == ["reduce sell 0.001"]
+
+
 def test_reduction_whose_position_was_taken_out_by_a_stop_buys_nothing_back():
     table = at("10")
     table.send("3")

@@ -309,8 +309,10 @@ def test_prices_with_a_verdict_leave_their_evidence():
         ("0.05", {}, None),
         ("0.049", {}, "too_small"),
         ("0.001", {}, "too_small"),
-        ("1", {"qty_min": D(1)}, None),
-        ("0.999", {"qty_min": D(1)}, "too_small"),
+        ("1", {"qty_min": D(1), "qty_increment": D(1)}, None),
+        ("0.999", {"qty_min": D(1), "qty_increment": D(1)}, "too_small"),
+        ("10", {"qty_min": D("0.002")}, "too_small"),  # filled in part, 0.001 would stay that nothing closes
+        ("10", {"qty_min": D("0.002"), "qty_increment": D("0.002")}, None),
         ("5", {"qty_max": D(5)}, None),
         ("5.001", {"qty_max": D(5)}, "too_large"),
         ("1", {"contract_size": D(10)}, None),
@@ -514,6 +516,7 @@ def test_entry_with_anything_passes_exactly_when_an_independent_model_lets_it(
     )
     rules = {
         "qty_min": D(qty - rooms[6]).scaleb(-3),
+        "qty_increment": D(qty + 1).scaleb(-3),
         "qty_max": D(mine + rooms[7]).scaleb(-3),
         "notional_min": D(notional - rooms[8]).scaleb(-4),
         "contract_size": D(size),

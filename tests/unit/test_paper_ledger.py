@@ -176,6 +176,18 @@ def test_reduce_only_order_with_more_than_the_position_is_cut_to_it():
     assert ledger.position("main", "BTCUSDT").qty == 0
 
 
+def test_position_below_the_least_notional_can_have_its_stop_and_be_closed_reduce_only_alone():
+    ledger = new_ledger()
+    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    ledger.place(order("SELL", "0.9", reduce_only=True), BIDS, ASKS)
+    stop = algo("SELL", "0.1", "98", reduce_only=True)
+    ledger.place_algo(stop, D("100"))
+    assert stop.status == "NEW" and refusal(ledger, order("SELL", "0.1")) == -4164
+    row = order("SELL", "0.1", reduce_only=True)
+    ledger.place(row, BIDS, ASKS)
+    assert row.status == "FILLED" and ledger.position("main", "BTCUSDT").qty == 0
+
+
 def test_reduce_only_order_resting_when_the_position_closes_expires():
     ledger = new_ledger()
     ledger.place(order("BUY", "1"), BIDS, ASKS)

@@ -152,6 +152,19 @@ def test_seconds_without_a_stop_go_on_through_restarts_and_end_with_the_stop(ben
     assert bench.protector.unprotected_s(BTC) == 0, "nobody saw it before"
 
 
+def test_entry_of_which_next_to_nothing_filled_gets_its_stop_and_is_closed_like_any_other(bench):
+    # Below every minimum of an entry: what is reduce-only has none, so that nothing is left over.
+    bench.enter("0.001")
+    assert bench.act() == (["stop sell 0.001 90"], [])
+    bench.answer("reject", code=-1111)
+    bench.clock.step(BUDGET_S + 0.1)
+    assert bench.act() == (["close sell 0.001"], [])
+    close = list(bench.book.orders.values())[-1]
+    assert close.request.reduce_only
+    bench.fill("0.001", "sell", close.id, cause="close")
+    assert bench.act() == ([], []) and bench.book.position_qty == 0 == bench.protector.unprotected_s(BTC)
+
+
 def test_entry_without_a_stop_needs_none(bench):
     bench.enter(stop=None)
     bench.clock.step(60)
