@@ -20,6 +20,7 @@ from bot.log import Tally
 from bot.paper_endpoints import ROUTES
 from bot.paper_engine import Engine
 from bot.paper_faults import Control
+from bot.paper_feed import HISTORY_MS
 from bot.paper_market import build_market
 from bot.paper_rest import Answer, Rest
 from bot.paper_store import Store
@@ -28,7 +29,8 @@ from bot.paper_stream import Hub
 FRAMES_MAX = 500  # per step: about 150 kB a connection
 STEP_S_MIN, STEP_S_MAX = 0.002, 0.05  # frames due within 2 ms go out together
 HANG_S = 3_600.0
-REST_S = 0.003  # between two candles of the past
+REST_S = 0.003  # between two candles of the past, while nobody waits for them
+OF_THE_PAST = ("klines", "ticker/24hr")  # paths that end so are answered when it is made
 LIMBO = (b'{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; '
          b'execution status unknown."}')
 
@@ -42,6 +44,8 @@ class Server:
         self.hub = Hub(engine, self.rest.answer_ws)
         self.control, self.spawn = Control(engine, self.hub.inject), daemon.spawn
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.past: asyncio.Task | None = None  # being made
+        self._rest_s = REST_S
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve any request."""
@@ -95,6 +99,9 @@ class Server:
     async def _execute(self, request: web.Request, body: str, received_ms: int | None = None) -> Answer:
         name = f"{request.method} {request.path}"
         route = ROUTES.get(name)
+        if self.past and name.lower().endswith(OF_THE_PAST):
+            self._rest_s = 0
+            await asyncio.wait([self.past])
         if route and (route.orders or request.method == "DELETE"):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
         key, address = request.headers.get("X-MBX-APIKEY", ""), request.remote or ""
@@ -103,6 +110,18 @@ class Server:
         if route and route.orders:
             point("paper.before_answer")
         return answer
+
+    async def remember(self) -> None:
+        """Make the candles of the past, newest first.
+
+        They take a second, on a busy host many: made in one piece they would keep the beat waiting, and what
+        does not beat is killed. So whoever asks for them waits, and all else goes on.
+        """
+        now_ms = self.engine.now_ms() // 60_000 * 60_000
+        for feed in self.engine.market.feeds.values():
+            for open_ms in range(now_ms, max(feed.history_ms, now_ms - HISTORY_MS), -60_000):
+                feed.row(open_ms, open_ms + 59_999)
+                await self.clock.sleep(self._rest_s)
 
 
 class Complaints:
@@ -142,22 +161,13 @@ async def main(daemon: Daemon) -> None:
     except OSError as error:
         raise ConfigError(f"paper.bind: {config.bind} cannot be bound: {error.strerror}") from None
     if market.is_tradable:
-        daemon.spawn(_remember(daemon, engine))
+        server.past = daemon.spawn(server.remember())
     try:
         await _play(daemon, engine, server)
     finally:
         await server.hub.close()
         await runner.cleanup()
         store.close()
-
-
-async def _remember(daemon: Daemon, engine: Engine) -> None:
-    # The candles of the past take a second or more to make: in small pieces, before anybody asks for them.
-    now_ms = engine.now_ms() // 60_000 * 60_000
-    for feed in engine.market.feeds.values():
-        for open_ms in range(now_ms, feed.history_ms, -60_000):
-            feed.row(open_ms, open_ms + 59_999)
-            await daemon.clock.sleep(REST_S)
 
 
 async def _play(daemon: Daemon, engine: Engine, server: Server) -> None:

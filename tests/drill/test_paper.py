@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from urllib.parse import urlencode
 
@@ -328,6 +329,23 @@ def test_listen_key_that_expired_says_so_and_is_not_kept_alive(paper):
     answer = paper.call("PUT", "/fapi/v1/listenKey", headers=KEY)
     assert answer[1]["code"] == -1125
     assert listen_key(paper) != key
+
+
+def test_first_question_for_candles_is_waited_for_and_all_else_goes_on(tmp_path):
+    path = "/fapi/v1/klines?symbol=BTCUSDT&interval=1m&limit=500"
+    server = Paper(write_config(tmp_path))
+    try:
+        with ThreadPoolExecutor() as pool:
+            candles, served = pool.submit(server.call, "GET", path, timeout=60), 0
+            while not candles.done():
+                assert server.call("GET", "/fapi/v1/ping")[0] == 200
+                served += 1
+                time.sleep(0.01)
+        status, rows, _ = candles.result()
+        assert (status, len(rows)) == (200, 500)
+        assert served >= 20, "what was asked meanwhile had to wait until all candles were made"
+    finally:
+        assert stop_process(server.process) == 0
 
 
 def test_market_streams_with_both_generations_of_urls_say_the_same(paper):
