@@ -40,7 +40,7 @@ SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in 
 SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
 DAY_NS = 86_400_000_000_000  # a UTC day
-LAYOUT = 1  # of what is folded; one more with each field: a checkpoint of another layout lacks what it says
+LAYOUT = 2  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
 NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
 
 
@@ -404,6 +404,7 @@ def _restored(books: Books, event: Restored) -> None:
     books.lacks_since_ns, books.restored_ns = event.lacks_since_ns, event.restored_ns
     for book in books.symbols.values():
         book.version += 1  # whatever was decided before was decided on another truth
+        book.target_qty = None  # likewise: nothing is closed for exceeding it
 
 
 def _adopted(books: Books, event: Adopted) -> None:

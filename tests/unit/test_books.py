@@ -591,6 +591,13 @@ def test_restored_books_deny_what_was_decided_before_until_a_comparison():
     assert (books.lacks_since_ns, books.restored_ns) == (0, 0)
 
 
+def test_restore_forgets_the_target_in_force_or_a_late_fills_excess_would_be_measured_by_an_old_one():
+    books = holding("5")
+    books.book(BTC).target_qty = D("1")
+    books.apply(Restored(backup="b", lacks_since_ns=1, restored_ns=2, who="ann"))
+    assert books.book(BTC).target_qty is None
+
+
 @pytest.mark.parametrize(("qty", "side", "keeps_exits"), [
     ("1", "buy", True), ("1", "sell", True), ("2", "sell", False), ("3", "sell", False)])
 def test_fill_of_a_lost_tail_that_ends_the_position_ends_its_exits(qty, side, keeps_exits):
