@@ -196,7 +196,7 @@ def test_run_twice_in_one_state_dir_is_one_error(tmp_path):
 def test_run_with_a_strategy_class_that_is_not_there_shows_it_and_lives(tmp_path):
     path = write_config(tmp_path, strategy={"levels": {"class": "nowhere:Nothing"}})
     with Run(path) as run:
-        shown = r"process +strategy-levels .*BACKOFF.*see .*/strategy-levels\.log"
+        shown = r"process +strategy-levels .*(BACKOFF|EXITED).*see .*/strategy-levels\.log"
         wait_until(lambda: re.search(shown, run.text), 20)
         log = tmp_path / "var" / "log" / "strategy-levels.log"
         assert "config error: strategy.levels.class" in log.read_text()
