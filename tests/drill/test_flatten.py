@@ -102,6 +102,16 @@ def executor_hangs(appliance: Appliance, signaler: Signaler) -> None:
         signaler.send(signaler.signal("0.050", mark=mark(appliance)))
 
 
+def executor_hangs_and_thaws(appliance: Appliance, signaler: Signaler) -> None:
+    executor_hangs(appliance, signaler)
+    process, halts = appliance.processes["executor"], HaltFiles(appliance.config.path("halt"))
+
+    def thaw() -> None:  # at the flatten's first step, with the signals unread
+        wait_until(halts.list, 30, 0.001)
+        process.send_signal(signal.SIGCONT)
+    threading.Thread(target=thaw, daemon=True).start()
+
+
 def executor_dies(appliance: Appliance, _: Signaler) -> None:
     appliance.kill("executor")
 
@@ -164,14 +174,16 @@ def all_but_the_exchange_dies(appliance: Appliance, _: Signaler) -> None:
 
 
 SHORT = (executor_hangs, exchange_is_busy, guard_hangs, all_but_the_exchange_dies)
-LONG = (strategy_loops, gateway_dies, executor_dies, journal_breaks, bus_is_down, clock_is_off,
-        private_stream_is_down, guard_dies)
+LONG = (strategy_loops, gateway_dies, executor_hangs_and_thaws, executor_dies, journal_breaks, bus_is_down,
+        clock_is_off, private_stream_is_down, guard_dies)
 
 
 def flattens(appliance: Appliance, signaler: Signaler, row: Callable) -> None:
     """Break, flatten, look at the exchange, mend, and see that the books agree and nothing was sent since."""
     entry = rest_an_entry(appliance)
     before = {name: p.pid for name, p in appliance.processes.items()}
+    sent = [o["clientOrderId"] for o in appliance.exchange_orders() if o["clientOrderId"].startswith(PREFIX)]
+    executor = appliance.processes["executor"]
     row(appliance, signaler)
     began = time.monotonic()
     done = botctl(appliance, "flatten", "--reason", row.__name__)
@@ -186,6 +198,10 @@ def flattens(appliance: Appliance, signaler: Signaler, row: Callable) -> None:
     orders = appliance.exchange_orders()
     assert next(o for o in orders if o["clientOrderId"] == entry)["status"] == "CANCELED"
     assert HaltFiles(appliance.config.path("halt")).list()[0].why == f"flatten: {row.__name__}"
+    if row in (executor_hangs, executor_hangs_and_thaws):
+        assert executor.wait(1) == -signal.SIGKILL, "whoever thaws it thaws nobody"
+        executor.send_signal(signal.SIGCONT)
+        assert [o["clientOrderId"] for o in orders if o["clientOrderId"].startswith(PREFIX)] == sent
     if row is journal_breaks:
         return
     for name in ("gateway", "executor"):  # supervisord would
