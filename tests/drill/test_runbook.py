@@ -402,7 +402,7 @@ DRILLS = {
     "LiquidationNear": Drill(margin_is_short, 10, steps=3, group="poor"),
     "TicksLost": Drill(gateway_stumbles, 30, program="strategy-levels", group="narrow"),
 }
-SHORT = ("TradingHalted", "SymbolLocked", "PositionUnprotected")
+SHORT = ("PositionUnprotected",)
 
 
 class Nights:

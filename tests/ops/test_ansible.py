@@ -38,6 +38,7 @@ def test_role_with_its_argument_specs_has_them_as_defaults(role):
 
 
 @needs_ansible
+@pytest.mark.drill  # half a minute of a processor: .ci/run asks for it beside make test
 def test_playbooks_with_the_production_profile_are_lint_free():
     done = subprocess.run([BIN / "ansible-lint", "--offline", "--nocolor", "--profile", "production", "."],
                           cwd=ROOT / "ansible", capture_output=True, text=True, timeout=300,
