@@ -4,6 +4,7 @@ Nothing in bot/ knows of it. A process is addressed by its program's name, as su
 """
 
 import http.client
+import inspect
 import os
 import signal
 import subprocess
@@ -16,10 +17,28 @@ from bot.halt import HaltFiles
 from tests.appliance import Appliance
 from tests.harness import ROOT, wait_until
 
-# SIGUSR1: a loop without end where the process works. SIGUSR2: memory without need.
-# The file crash-NAME: dies 3 s after each start. The file import-NAME: a library is missing.
-SITE = '''
-import os, signal, sys, threading
+
+def fail_sync(*_: object) -> None:
+    """Let every fsync of this process fail with EIO from now on, by a seccomp filter of the kernel's."""
+    import ctypes
+    import platform
+    import struct
+
+    fsync, fdatasync, seccomp = {"x86_64": (74, 75, 317), "aarch64": (82, 83, 277)}[platform.machine()]
+    load, equal, answer = 0x20, 0x15, 0x06  # BPF: the call's number; is it this one; what becomes of it
+    steps = [(load, 0, 0, 0), (equal, 1, 0, fsync), (equal, 0, 1, fdatasync), (answer, 0, 0, 0x0005_0005),
+             (answer, 0, 0, 0x7FFF_0000)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.syscall(seccomp, 1, 1, program) == 0  # in every thread
+
+
+# SIGUSR1: a loop without end where the process works. SIGUSR2: memory without need. SIGRTMIN: syncs fail.
+# The file crash-NAME: dies 3 s after each start. The file import-NAME: a library is missing. The file
+# no-names: no host's name is resolved.
+SITE = inspect.getsource(fail_sync) + '''
+import os, signal, socket, sys, threading
 words = sys.orig_argv
 module = next((w[4:] for w in words if w.startswith("bot.")), "")
 name = f"strategy-{words[words.index('--name') + 1]}" if module == "strategy" else module
@@ -31,6 +50,13 @@ if module and module != "run":
             pass
     signal.signal(signal.SIGUSR1, busy)
     signal.signal(signal.SIGUSR2, lambda *_: hold.append(b"x" * 600_000_000))
+    signal.signal(signal.SIGRTMIN, fail_sync)
+    resolve = socket.getaddrinfo
+    def getaddrinfo(host, *rest, **more):
+        if os.path.exists(f"{here}/no-names") and str(host or "").strip("0123456789.:"):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve(host, *rest, **more)
+    socket.getaddrinfo = getaddrinfo
     if os.path.exists(f"{here}/import-{name}"):
         sys.modules["msgspec"] = None
     if os.path.exists(f"{here}/crash-{name}"):
