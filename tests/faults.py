@@ -100,12 +100,16 @@ class FaultyRun:
         self.halts = HaltFiles(self.appliance.config.path("halt"))
 
     def __enter__(self) -> "FaultyRun":
-        with open(self.folder / "run.log", "wb") as log:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, also again after it ended."""
+        with open(self.folder / "run.log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bot.run", "--config", str(self.appliance.path), "--root",
                  str(self.folder)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(self.folder)},
                 stdout=log, stderr=log)
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
@@ -174,6 +178,7 @@ class FaultyRun:
         return halted_s
 
 
-def table(rows: list[tuple[str, str, str]]) -> str:
-    """Return rows of (fault, process, what happened) as people read them."""
-    return "\n" + "\n".join(f"{fault:<14} {name:<16} {text}" for fault, name, text in rows)
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Return rows of (fault, process, what happened, ...) as people read them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n" + "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -12,15 +12,22 @@ from decimal import Decimal
 import psutil
 import pytest
 
+from bot.errors import EXIT_SOFTWARE
 from tests.appliance import BTC
 from tests.faults import FaultyRun
 from tests.harness import ROOT, wait_until
 
-SEED = 20_251_122
+SEED = 20_251_312  # plays each of SYSTEMD
 SEQUENCES = 10
 VERBS = ("restart executor", "restart gateway", "restart strategy-levels", "restart health", "stop executor",
          "stop gateway", "stop strategy-levels", "update", "reread", "signal HUP executor",
-         "signal HUP gateway", "signal KILL executor", "stop all", "restart all")
+         "signal HUP gateway", "signal KILL executor", "stop all", "restart all", "reload")
+# What a service manager does, and what happens to it: who gets which signal. What ended is started again, as
+# `systemctl start` or its Restart= does; under `make run` that is a person.
+SYSTEMD = {"systemctl restart": ("supervisord", signal.SIGTERM),
+           "systemctl reload": ("supervisord", signal.SIGHUP),
+           "supervisord killed": ("supervisord", signal.SIGKILL),
+           "Ctrl-C": ("run", signal.SIGINT), "make run killed": ("run", signal.SIGKILL)}
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +46,23 @@ def ctl(run: FaultyRun, words: str) -> str:
     return done.stdout + done.stderr
 
 
-def executors(run: FaultyRun) -> list[int]:
-    """Return every process on this machine that runs this appliance's executor."""
-    found = []
+def processes(run: FaultyRun) -> dict[int, str]:
+    """Return every process on this machine that is a program of this appliance, whoever's child it is."""
+    found = {}
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "bot.executor" in words and str(run.appliance.path) in words:
-            found.append(process.pid)
+        module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+        if str(run.appliance.path) in words and module.startswith("bot.") and module != "bot.run":
+            found[process.pid] = module.removeprefix("bot.")
     return found
+
+
+def executors(run: FaultyRun) -> list[int]:
+    return [pid for pid, name in processes(run).items() if name == "executor"]
+
+
+def supervisord(run: FaultyRun) -> int:
+    return int((run.folder / "var" / "run" / "supervisord.pid").read_text())
 
 
 def assert_one_truth(run: FaultyRun) -> None:
@@ -66,7 +82,9 @@ def assert_one_truth(run: FaultyRun) -> None:
     trades = run.appliance.ask("GET", "/fapi/v1/userTrades", symbol="BTCUSDT", limit=1000)
     executed = sum(Decimal(t["qty"]) * (1 if t["side"] == "BUY" else -1) for t in trades)
     assert len(trades) == 1_000 or executed == run.appliance.exchange_position()
-    assert len(executors(run)) <= 1
+    ours = processes(run)
+    assert len(set(ours.values())) == len(ours), f"twice: {ours}"
+    assert set(ours) <= {p.pid for p in psutil.Process(run.process.pid).children(recursive=True)}, "orphans"
     assert not run.status()["halted"]
 
 
@@ -98,6 +116,35 @@ def test_supervisorctl_stop_of_the_executor_keeps_position_and_stop_at_the_excha
     assert (held, orders, stops) == (run.appliance.exchange_position(), len(run.appliance.exchange_orders()),
                                      len(run.appliance.open_stops()))
     assert stops == (held != 0) or stops == 1
+    start_all(run)
+
+
+def test_supervisorctl_stop_of_the_executor_waits_for_the_answer_to_an_order(run):
+    def sent() -> list[str]:
+        orders = run.appliance.journal().books().book(BTC).orders
+        return [o.id for o in orders.values() if o.is_in_flight and not o.request.is_conditional]
+    run.appliance.control("POST", "/paper/faults", {
+        "match": "POST /fapi/v1/order", "do": "delay", "delay_ms": 2_000})
+    name, = wait_until(sent, 20)
+    wait_until(lambda: run.appliance.control("GET", "/paper/faults") == [])
+    assert name not in [o["clientOrderId"] for o in run.appliance.exchange_orders()], "too slow"
+    ctl(run, "stop executor")
+    assert executors(run) == [] and run.appliance.beats()["executor"]["ended"]
+    assert run.appliance.journal().books().book(BTC).orders[name].state == "FILLED"
+    start_all(run)
+
+
+def test_supervisorctl_start_of_the_executor_opens_nothing_until_the_books_are_compared(run):
+    ctl(run, "stop executor")
+    run.appliance.control("POST", "/paper/faults", {
+        "match": "GET /fapi/v1/openOrders", "do": "lose_request", "times": 1_000})
+    names = {o["clientOrderId"] for o in run.appliance.exchange_orders()}
+    ctl(run, "start executor")
+    wait_until(lambda: run.status()["state"] == "RECONCILING", 20)
+    time.sleep(5)  # the strategy's next two or three signals wait
+    assert run.status()["state"] == "RECONCILING"
+    assert names == {o["clientOrderId"] for o in run.appliance.exchange_orders()}
+    run.appliance.control("DELETE", "/paper/faults")
     start_all(run)
 
 
@@ -133,38 +180,58 @@ def test_supervisorctl_stop_all_and_reload_come_back_whole(run):
     assert executors(run) == []
     start_all(run)
     before = run.pid("executor")
-    ctl(run, "reload")  # supervisord ends all programs in order, reads its files again, starts all
-    wait_until(lambda: run.pid("executor") not in (None, before), 40)
+    play(run, "reload")  # supervisord ends all programs in order, reads its files again, starts all
+    assert run.pid("executor") != before
     run.wait_trading()
     assert_one_truth(run)
-    with open(run.folder / "var" / "run" / "supervisord.pid", encoding="ascii") as file:
-        os.kill(int(file.read()), signal.SIGHUP)  # the same by signal
-    before = run.pid("executor")
-    wait_until(lambda: run.pid("executor") not in (None, before), 40)
+    play(run, "systemctl reload")  # the same by signal
     run.wait_trading()
     assert_one_truth(run)
 
 
-def _play(run: FaultyRun, dice: random.Random) -> list[str]:
-    played = [dice.choice(VERBS) for _ in range(dice.randint(2, 4))]
-    for words in played:
+def play(run: FaultyRun, words: str) -> None:
+    """Do one verb; where all end, wait until supervisord and an executor are there again."""
+    before = starts(run)
+    if words in SYSTEMD:
+        who, number = SYSTEMD[words]
+        os.kill(run.process.pid if who == "run" else supervisord(run), number)
+    else:
         ctl(run, words)
-        time.sleep(dice.uniform(0, 2))
-        assert len(executors(run)) <= 1
-    return played
+    if words in SYSTEMD or words == "reload":
+        wait_until(lambda: is_back(run, before), 60, 0.2)
+
+
+def starts(run: FaultyRun) -> int:
+    log = run.folder / "var" / "log" / "supervisord.log"
+    return log.read_text().count("supervisord started with pid")
+
+
+def is_back(run: FaultyRun, before: int) -> bool:
+    if run.process.poll() is not None:
+        run.start()  # at once, as somebody in a hurry does: refused while the programs of the last one end
+    assert len(executors(run)) <= 1
+    return starts(run) > before and run.pid("executor") is not None
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(SEQUENCES, marks=pytest.mark.drill)])
 def test_supervisorctl_at_random_leaves_one_truth(run, count):
-    dice = random.Random(SEED)
+    dice, played = random.Random(SEED), set()
     for number in range(count):
-        print(f"{number}: {', '.join(_play(run, dice))}")
+        sequence = [dice.choice(list(SYSTEMD) if dice.random() < 0.3 else VERBS)
+                    for _ in range(dice.randint(2, 4))]
+        print(f"{number}: {', '.join(sequence)}")
+        for words in sequence:
+            play(run, words)
+            time.sleep(dice.uniform(0, 2))
+            assert len(executors(run)) <= 1
         start_all(run)
+        played |= set(sequence)
+    assert count < SEQUENCES or played >= {"reload", *SYSTEMD}, "the seed leaves one out"
 
 
 def test_supervisorctl_shutdown_ends_the_run_and_the_next_one_goes_on(run):
     ctl(run, "shutdown")
-    assert run.process.wait(30) != 0, "make run says that supervisord ended"
+    assert run.process.wait(30) == EXIT_SOFTWARE, "make run says that supervisord ended"
     assert executors(run) == []
     beats = run.appliance.beats()
     assert "strategy-levels" in beats and all(beat["ended"] for beat in beats.values())
