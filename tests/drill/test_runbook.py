@@ -402,7 +402,6 @@ DRILLS = {
     "LiquidationNear": Drill(margin_is_short, 10, steps=3, group="poor"),
     "TicksLost": Drill(gateway_stumbles, 30, program="strategy-levels", group="narrow"),
 }
-SHORT = ("PositionUnprotected",)
 
 
 class Nights:
@@ -502,8 +501,8 @@ def keep(alert: str, row: str) -> None:
     PAGE.write_text(head + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-@pytest.mark.parametrize("alert", [pytest.param(name, marks=() if name in SHORT else pytest.mark.drill)
-                                   for name in DRILLS])
+@pytest.mark.drill
+@pytest.mark.parametrize("alert", DRILLS)
 def test_alert_with_its_fault_arrives_and_the_section_mends_it(nights, alert):
     row = play(nights.get(DRILLS[alert].group), alert, DRILLS[alert])
     print("\n" + row)
