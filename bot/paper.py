@@ -29,7 +29,7 @@ from bot.paper_stream import Hub
 FRAMES_MAX = 500  # per step: about 150 kB a connection
 STEP_S_MIN, STEP_S_MAX = 0.002, 0.05  # frames due within 2 ms go out together
 HANG_S = 3_600.0
-REST_S = 0.003  # between two candles of the past, while nobody waits for them
+REST_S = 0.02  # between two candles of the past, while nobody waits for them
 OF_THE_PAST = ("klines", "ticker/24hr")  # paths that end so are answered when it is made
 LIMBO = (b'{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; '
          b'execution status unknown."}')
@@ -44,8 +44,8 @@ class Server:
         self.hub = Hub(engine, self.rest.answer_ws)
         self.control, self.spawn = Control(engine, self.hub.inject), daemon.spawn
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.past: asyncio.Task | None = None  # being made
-        self._rest_s = REST_S
+        self.pasts: dict[str, asyncio.Task] = {}  # by symbol, being made
+        self._asked: set[str] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve any request."""
@@ -99,9 +99,10 @@ class Server:
     async def _execute(self, request: web.Request, body: str, received_ms: int | None = None) -> Answer:
         name = f"{request.method} {request.path}"
         route = ROUTES.get(name)
-        if self.past and name.lower().endswith(OF_THE_PAST):
-            self._rest_s = 0
-            await asyncio.wait([self.past])
+        if self.pasts and name.lower().endswith(OF_THE_PAST):
+            asked = [s for s in self.pasts if f"symbol={s}" in request.raw_path] or [*self.pasts]
+            self._asked.update(asked)
+            await asyncio.wait([self.pasts[symbol] for symbol in asked])
         if route and (route.orders or request.method == "DELETE"):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
         key, address = request.headers.get("X-MBX-APIKEY", ""), request.remote or ""
@@ -111,17 +112,16 @@ class Server:
             point("paper.before_answer")
         return answer
 
-    async def remember(self) -> None:
-        """Make the candles of the past, newest first.
+    async def remember(self, symbol: str) -> None:
+        """Make the candles of a symbol's past, newest first.
 
         They take a second, on a busy host many: made in one piece they would keep the beat waiting, and what
         does not beat is killed. So whoever asks for them waits, and all else goes on.
         """
-        now_ms = self.engine.now_ms() // 60_000 * 60_000
-        for feed in self.engine.market.feeds.values():
-            for open_ms in range(now_ms, max(feed.history_ms, now_ms - HISTORY_MS), -60_000):
-                feed.row(open_ms, open_ms + 59_999)
-                await self.clock.sleep(self._rest_s)
+        now_ms, feed = self.engine.now_ms() // 60_000 * 60_000, self.engine.market.feeds[symbol]
+        for open_ms in range(now_ms, max(feed.history_ms, now_ms - HISTORY_MS), -60_000):
+            feed.row(open_ms, open_ms + 59_999)
+            await self.clock.sleep(0 if symbol in self._asked else REST_S)
 
 
 class Complaints:
@@ -161,7 +161,7 @@ async def main(daemon: Daemon) -> None:
     except OSError as error:
         raise ConfigError(f"paper.bind: {config.bind} cannot be bound: {error.strerror}") from None
     if market.is_tradable:
-        server.past = daemon.spawn(server.remember())
+        server.pasts = {symbol: daemon.spawn(server.remember(symbol)) for symbol in market.feeds}
     try:
         await _play(daemon, engine, server)
     finally:
