@@ -130,6 +130,7 @@ def test_host_that_is_lost_is_restored_on_another_with_what_the_backup_lacks(mar
         assert sum(isinstance(e, Restored) for e in events) == 1
 
 
+@pytest.mark.drill
 def test_host_restored_while_the_old_one_trades_on_halts_again(market, tmp_path):
     with _host(market, "old") as old, _host(market, "new") as new:
         old.start("gateway", "executor")
