@@ -177,6 +177,7 @@ def test_silence_keeps_alerts_from_people_and_health_tells_all_the_same(stage: S
     stage.botctl("alert", "unsilence", exit_code=1)
 
 
+@pytest.mark.drill
 def test_position_without_its_stop_is_told_in_time_by_both_ways(stage: Stage) -> None:
     if "strategy-levels" in stage.appliance.processes:
         stage.appliance.stop("strategy-levels")

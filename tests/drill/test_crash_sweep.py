@@ -73,6 +73,7 @@ def report(cases: list[Case], result: tuple[int, int, int], began: float) -> Non
           f"{unfired} not reached, {events} journal events, {time.monotonic() - began:.0f} s")
 
 
+@pytest.mark.drill
 def test_crash_sweep_with_each_point_killed_and_frozen_keeps_every_promise(tmp_path: Path) -> None:
     chance, began = random.Random(5), time.monotonic()
     steps = [(point, "kill") for point in POINTS] + [(point, "stop") for point in POINTS[::2]]

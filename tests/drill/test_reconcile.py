@@ -220,6 +220,7 @@ def test_private_stream_that_keeps_silent_is_renewed_and_no_fill_is_lost(running
     _reach(running, signaler, "0.040")
 
 
+@pytest.mark.drill
 def test_fill_after_the_operator_declared_absence_is_booked_and_its_excess_closed(running: Appliance,
                                                                                signaler: Signaler) -> None:
     running.control("POST", "/paper/faults", {
