@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import ccxt
 import msgspec
 
 from bot.budget import SLOW_SHARE, Action, Budget, Usage
@@ -42,7 +41,7 @@ from bot.signed_request import SignedRequest, check_built
 
 # The exchanges whose orders, answers and streams the tests know. Another one is a row here, readers in
 # bot/rows.py, codes in bot/outcome.py, and its recorded answers in the tests.
-TRADABLE = {"binanceusdm": ccxt.binanceusdm}
+TRADABLE = ("binanceusdm",)
 NOT_FOUND, CLOCK_REFUSED, TOO_MUCH, TOO_MANY_ORDERS = (-2011, -2013), -1021, -1003, -1015
 QUERY_SLOW_S = 0.5  # between questions once much of the weight is used: 120 a minute at most
 URGENT_TRIES, URGENT_WAIT_S = 5, 0.2  # flatten's: an overloaded exchange answers every second or third
@@ -74,10 +73,14 @@ class Exchange:
                  keys: tuple[str, str] | None, rights: Rest | None = None, is_urgent: bool = False) -> None:
         if config.id not in TRADABLE:
             raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.id}"')
+        import ccxt  # 0.7 s: here, so that botctl and others that never ask the exchange do not wait
+
+        self._unreadable = (*UNREADABLE, ccxt.BaseError)
         self._config, self._clock = config, clock
         self._orders, self._queries, self._rights = orders, queries, rights
         api_key, secret = keys or ("", "")
-        self._ccxt = TRADABLE[config.id]({"apiKey": api_key, "secret": secret, "maxRetriesOnFailure": 0})
+        self._ccxt: Any = getattr(ccxt, config.id)(
+            {"apiKey": api_key, "secret": secret, "maxRetriesOnFailure": 0})
         self._ccxt.number = str  # money never becomes a float
         base = config.rest_url.rstrip("/")
         self._ccxt.urls["api"] = {
@@ -111,7 +114,7 @@ class Exchange:
     async def _read_listing(self, ids: Container[str] | None) -> Set[str]:
         # Of these contracts, or of all; returns our names of those that are there.
         info = await self._query("GET", "fapiPublic", "exchangeInfo")
-        with _reading("exchangeInfo"):
+        with self._reading("exchangeInfo"):
             self.budget.learn(info.get("rateLimits", []))
             rows = [row for row in info["symbols"] if ids is None or row["symbol"] in ids]
             listed = dict(filter(None, map(self._listing, rows)))
@@ -130,7 +133,7 @@ class Exchange:
             sent_ns = self._clock.mono_ns()
             row = await self._query("GET", "fapiPublic", "time")
             received_ns = self._clock.mono_ns()
-            with _reading("time"):  # whole milliseconds: the middle of the one it names
+            with self._reading("time"):  # whole milliseconds: the middle of the one it names
                 server_ns = int(row["serverTime"]) * 1_000_000 + 500_000
             measured.append((received_ns - sent_ns, server_ns - (sent_ns + received_ns) // 2))
         self._ahead_ns = min(measured)[1]
@@ -149,7 +152,7 @@ class Exchange:
         rows = await self._query("GET", "fapiPublic", "klines", symbol=self._id(symbol), interval=timeframe,
                                  limit=min(count + 1, KLINES_MAX))
         now_ms = self.server_ns() // 1_000_000
-        with _reading("klines"):
+        with self._reading("klines"):
             closed = [row for row in rows if row[6] < now_ms]
             return [Candle(row[0] * 1_000_000, *map(float, row[1:6])) for row in closed][-count:]
 
@@ -172,7 +175,7 @@ class Exchange:
         try:
             fields = self._ccxt.create_order_request(request.symbol, "market", request.side,
                                                      f"{request.qty:f}", None, params)
-        except ccxt.BaseError as error:
+        except self._unreadable as error:
             raise ExchangeError(f"order {request.client_order_id} cannot be built: {error}") from None
         fields |= {"timestamp": timestamp_ms, "recvWindow": window_ms}
         signed = self._sign("POST", "fapiPrivate", "algoOrder" if request.is_conditional else "order", fields)
@@ -252,13 +255,13 @@ class Exchange:
                           start_ns: int | None = None) -> list[ExchangeFill]:
         """Return fills, oldest first, from a trade id on, or since start_ns (exchange clock)."""
         rows = await self._pages("userTrades", symbol, ("id", "fromId"), start_ns, from_trade_id)
-        with _reading("userTrades"):
+        with self._reading("userTrades"):
             return [read_fill(row, FILL, self._symbols) for row in rows]
 
     async def positions(self) -> dict[str, ExchangePosition]:
         """Return the positions that are not zero, by symbol. Raises ExchangeError in hedge mode."""
         rows = await self._query("GET", "fapiPrivateV3", "positionRisk")
-        with _reading("positionRisk"):
+        with self._reading("positionRisk"):
             found = [read_position(row, self._symbols) for row in rows]
             return {position.symbol: position for position in found if position.qty}
 
@@ -266,7 +269,7 @@ class Exchange:
         """Return the account's modes, and its balance in one currency."""
         modes = await self._query("GET", "fapiPrivate", "accountConfig")
         balances = await self._query("GET", "fapiPrivateV3", "balance")
-        with _reading("account"):
+        with self._reading("account"):
             row: dict[str, Any] = next((row for row in balances if row["asset"] == settle), {})
             return AccountSettings(
                 is_hedge_mode=modes["dualSidePosition"], is_multi_asset=modes["multiAssetsMargin"],
@@ -277,7 +280,7 @@ class Exchange:
         """Return what was paid in of one currency, less what was taken out, since start_ns (its clock)."""
         rows = await self._query("GET", "fapiPrivate", "income", incomeType="TRANSFER", limit=PAGE_ROWS,
                                  startTime=start_ns // 1_000_000)
-        with _reading("income"):
+        with self._reading("income"):
             return sum((money(row["income"]) for row in rows if row["asset"] == settle), money(0))
 
     async def key_rights(self) -> KeyRights | None:
@@ -287,7 +290,7 @@ class Exchange:
         answer = await self._rights.request("GET", **self._sign("GET", "sapi", "account/apiRestrictions", {}))
         if answer.status != 200 or answer.error:
             raise ExchangeError(f"apiRestrictions: {answer.error or error_of(answer)[1]}")
-        with _reading("apiRestrictions"):
+        with self._reading("apiRestrictions"):
             row = msgspec.json.decode(answer.body)
             return KeyRights(can_withdraw=row["enableWithdrawals"], can_trade_futures=row["enableFutures"],
                              is_ip_restricted=row["ipRestrict"])
@@ -295,14 +298,14 @@ class Exchange:
     async def symbol_settings(self) -> dict[str, SymbolSettings]:
         """Return margin mode and leverage, by symbol."""
         rows = await self._query("GET", "fapiPrivate", "symbolConfig")
-        with _reading("symbolConfig"):
+        with self._reading("symbolConfig"):
             return {self._symbols[row["symbol"]]: read_symbol_settings(row)
                     for row in rows if row["symbol"] in self._symbols}
 
     async def listen_key(self) -> str:
         """Return a key for the private stream, good for 60 minutes; one that lives is extended."""
         row = await self._query("POST", "fapiPrivate", "listenKey")
-        with _reading("listenKey"):
+        with self._reading("listenKey"):
             return str(row["listenKey"])
 
     async def keep_listen_key(self) -> None:
@@ -330,11 +333,11 @@ class Exchange:
         try:
             market = self._ccxt.parse_market(row)
             return (market["symbol"], (_instrument(market), market)) if market["linear"] else None
-        except (*UNREADABLE, ccxt.BaseError):
+        except self._unreadable:
             return None  # an exotic contract must not keep the others from trading
 
     def _statuses(self, plain: list[Any], conditional: list[Any]) -> list[OrderStatus]:
-        with _reading("orders"):
+        with self._reading("orders"):
             return ([read_status(row, ORDER, self._symbols) for row in plain]
                     + [read_status(row, ALGO, self._symbols) for row in conditional])
 
@@ -346,7 +349,7 @@ class Exchange:
             if error.code in NOT_FOUND and 400 <= error.status < 500:
                 return None
             raise
-        with _reading(path):
+        with self._reading(path):
             status = read_status(row, names, self._symbols)
             told = {status.client_order_id, status.exchange_order_id}
             if status.symbol != symbol or not told & {*where.values()}:
@@ -364,7 +367,7 @@ class Exchange:
                 "startTime": start_ms, "endTime": start_ms + WEEK_MS}
             page = await self._query("GET", "fapiPrivate", path, symbol=self._id(symbol), limit=PAGE_ROWS,
                                      **where)
-            with _reading(path):
+            with self._reading(path):
                 found = {int(row[names[0]]): row for row in page}
                 if from_id is not None and found and min(found) < from_id:
                     raise ValueError(f"asked for ids from {from_id}, was told of {min(found)}")
@@ -395,7 +398,7 @@ class Exchange:
             await self._clock.sleep(QUERY_SLOW_S)
         answer = self._note(await self._queries.request(method, **self._sign(method, section, path, params)))
         if answer.status == 200 and not answer.error:
-            with _reading(path):
+            with self._reading(path):
                 return msgspec.json.decode(answer.body)
         if (code := error_of(answer)[0]) == CLOCK_REFUSED:
             await self.measure_clock()
@@ -407,7 +410,7 @@ class Exchange:
                       **params}
         try:
             signed = self._ccxt.sign(path, [section, method], method, params)
-        except ccxt.BaseError as error:  # no keys were given
+        except self._unreadable as error:  # no keys were given
             raise ExchangeError(f"{path}: {error}") from None
         return {"url": signed["url"], "headers": signed["headers"] or {},
                 "body": (signed["body"] or "").encode()}
@@ -420,6 +423,13 @@ class Exchange:
         elif error_of(answer)[0] == TOO_MANY_ORDERS:  # it counts orders alone: queries may go on
             self.budget.fill("orders_10s", self.server_ns())
         return answer
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self._unreadable as error:
+            raise ExchangeError(f"{what}: cannot be read: {error!r}"[:300], status=200) from None
 
     def _id(self, symbol: str) -> str:
         if symbol not in self.instruments:
@@ -438,11 +448,3 @@ def _instrument(market: dict[str, Any]) -> Instrument:
         qty_min=max(money(lot["minQty"]) for lot in lots), qty_max=min(money(lot["maxQty"]) for lot in lots),
         notional_min=money(market["limits"]["cost"]["min"] or 0), settle=market["settle"],
         contract_size=money(market["contractSize"]))
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (*UNREADABLE, ccxt.BaseError) as error:
-        raise ExchangeError(f"{what}: cannot be read: {error!r}"[:300], status=200) from None
