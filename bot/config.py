@@ -314,8 +314,8 @@ class GuardConfig(Table, kw_only=True, frozen=True):
 
     cancel_after_s: Annotated[
         Seconds, Meta(description="an executor silent for longer: guard cancels our orders that are not "
-                      "reduce-only, stops stay; longer than the worst healthy restart, which is stuck_ms and "
-                      "about 20 s")] = 60
+                      "reduce-only, stops stay; longer than the worst healthy restart, which is four times "
+                      "stuck_ms and 20 s")] = 60
     flatten_after_s: Annotated[
         int, Meta(ge=0, le=86_400, description="silent for longer still: guard halts and flattens; 0: never, "
                   "the stops at the exchange are what protects")] = 0

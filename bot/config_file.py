@@ -270,9 +270,9 @@ def _check_budgets(config: Config) -> None:
         ("gateway.stale_ms", config.gateway.stale_ms, "the mark price's period", 2_000),
         ("executor.absent_after_s", executor.absent_after_s, "recv_window_ms + fence_margin_ms",
          -(-(exchange.recv_window_ms + executor.fence_margin_ms) // 1_000)),
-        # Killed after stuck_ms, then 8 s to stop, a start of 2 s, and its tries on a busy host.
-        ("guard.cancel_after_s", config.guard.cancel_after_s, "health.stuck_ms and 20 s for a restart",
-         config.health.stuck_ms // 1_000 + 20),
+        # Killed after stuck_ms, a start of three times that on a busy host, and 20 s for its tries.
+        ("guard.cancel_after_s", config.guard.cancel_after_s, "four times health.stuck_ms and 20 s",
+         4 * config.health.stuck_ms // 1_000 + 20),
         ("limits.position_notional_max", limits.position_notional_max, "limits.order_notional_max",
          limits.order_notional_max),
         ("limits.exposure_notional_max", limits.exposure_notional_max, "limits.position_notional_max",

@@ -53,6 +53,7 @@ class Steered:
 TABLES: dict[str, Any] = {
     # A machine that others use may pause a process for longer than what FaultyRun bears.
     "health": {"stuck_ms": 30_000, "restarts_max": 20, "memory_mb_max": 500, "disk_free_mb_min": 4_000},
+    "guard": {"cancel_after_s": 140},
     "executor": {"reconcile_s": 2, "clock_check_s": 2, "recover_s": 1}, "gateway": {"clock_check_s": 2},
     "paper": {"latency_ms": 1}, "backup": {"recipient": new_key()[1]},
 }

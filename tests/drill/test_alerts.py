@@ -63,6 +63,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     config = metrics_config() | {"paper": {"accounts": {"main": {"balance": 600}}},
                                  "executor": {"reconcile_s": 5, "canary_s": 1}}
     config["health"]["stuck_ms"] = 40_000  # nobody here starts again what a busy machine held up
+    config["guard"] = {"cancel_after_s": 180}
     with Appliance(path, **config) as appliance:
         appliance.start("paper")
         wait_until(lambda: _is_up(appliance))

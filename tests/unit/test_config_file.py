@@ -55,6 +55,8 @@ BROKEN = {
                              ["gateway.stale_ms: must be at least 2000", "was 500"]),
     "absent_before_the_fence": ({"executor": {"absent_after_s": 2}},
                                 ["executor.absent_after_s: must be at least 4 ", "was 2"]),
+    "dead_man_before_a_restart": ({"guard": {"cancel_after_s": 59}},
+                                  ["guard.cancel_after_s: must be at least 60 ", "was 59"]),
     "backoff_upside_down": ({"gateway": {"reconnect_ms_max": 100}},
                             ["gateway.reconnect_ms_max: ", "was 100"]),
     "signal_dies_before_resend": ({"strategy": {"levels": {"signal_ttl_ms": 600}}},
