@@ -11,9 +11,8 @@ from bot import paper_shapes as shapes
 from bot.paper_feed import FUNDING_MS, FUNDING_RATE
 from bot.paper_model import ZERO, Order, Refused, refuse_if
 from bot.paper_rest import Handler, Params, Route, plain
-from bot.paper_shapes import Json
+from bot.paper_shapes import Json, row_json
 
-DONE = {"code": 200, "msg": "The operation of cancel all open order is done."}
 SOME_DAY_MS = 1 << 50
 NAMES = {"order": ("orderId", "origClientOrderId"), "algo": ("algoId", "clientAlgoId")}
 
@@ -22,18 +21,18 @@ def exchange_info(p: Params) -> Json:
     return {"timezone": "UTC", "serverTime": p.engine.now_ms(), "futuresType": "U_MARGINED",
             "rateLimits": p.engine.limits.listing(), "exchangeFilters": [],
             "assets": [{"asset": "USDT", "marginAvailable": True, "autoAssetExchange": "-10000"}],
-            "symbols": [row for row in p.engine.listings() if row["status"] != "CLOSE"]}
+            "symbols": [c.listing() for c in p.ledger.contracts.values() if c.status != "CLOSE"]}
 
 
 def depth(p: Params) -> Json:
-    feed, now_ms = p.engine.feed(p["symbol"]), p.engine.now_ms()
+    feed, now_ms = p.feed(), p.engine.now_ms()
     book = feed.book(p.limit(500, 1_000))
     bids, asks = ([feed.contract.level(*pair) for pair in side] for side in (book.bids, book.asks))
     return {"lastUpdateId": book.last_update_id, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
 
 
 def trades(p: Params) -> list[Json]:
-    return p.engine.feed(p["symbol"]).recent(p.limit(500, 1_000))
+    return p.feed().recent(p.limit(500, 1_000))
 
 
 def agg_trades(p: Params) -> list[Json]:
@@ -42,8 +41,7 @@ def agg_trades(p: Params) -> list[Json]:
 
 
 def klines(p: Params, name: str = "symbol") -> list[Any]:
-    return p.engine.feed(p[name]).klines(p["interval"], p.limit(500, 1_500), p.get("startTime"),
-                                         p.get("endTime"))
+    return p.feed(name).klines(p["interval"], p.limit(500, 1_500), p.get("startTime"), p.get("endTime"))
 
 
 def premium_index(p: Params, symbol: str) -> Json:
@@ -55,8 +53,8 @@ def premium_index(p: Params, symbol: str) -> Json:
 
 
 def funding_rates(p: Params) -> list[Json]:
-    feed = p.engine.feed(p["symbol"])
-    return [{"symbol": p["symbol"], "fundingRate": f"{FUNDING_RATE:.8f}", "markPrice": f"{feed.mark():.8f}",
+    feed, symbol = p.feed(), p["symbol"]
+    return [{"symbol": symbol, "fundingRate": f"{FUNDING_RATE:.8f}", "markPrice": f"{feed.mark():.8f}",
              "fundingTime": feed.funding_ms() - back * FUNDING_MS, "rateType": "Regular"}
             for back in range(p.limit(100, 1_000), 0, -1)]
 
@@ -92,13 +90,12 @@ def position(p: Params, symbol: str) -> Json:
 
 
 def positions(p: Params, version: int) -> list[Json]:
-    return [position(p, symbol) for symbol in p.symbols()
-            if version == 2 or p.ledger.position(p.account, symbol).qty
-            or p.ledger.mine(p.account, "order", symbol)]
+    return [position(p, symbol) for symbol in p.symbols() if version == 2
+            or p.ledger.position(p.account, symbol).qty or p.ledger.mine(p.account, "order", symbol)]
 
 
-def account_config(p: Params) -> Json:
-    return {**shapes.ACCOUNT, "dualSidePosition": p.ledger.accounts[p.account].is_hedged}
+def mode(p: Params) -> Json:
+    return {"dualSidePosition": p.ledger.accounts[p.account].is_hedged}
 
 
 def symbol_config(p: Params, symbol: str) -> Json:
@@ -109,16 +106,14 @@ def symbol_config(p: Params, symbol: str) -> Json:
 
 def set_dual(p: Params) -> Json:
     account, wanted = p.ledger.accounts[p.account], p["dualSidePosition"]
-    refuse_if((wanted == account.is_hedged, -4059),
-              (any(position.qty for position in account.positions.values()), -4068))
+    refuse_if((wanted == account.is_hedged, -4059), (p.ledger.held(p.account), -4068))
     account.is_hedged = wanted
     p.engine.store.keep("accounts", p.ledger.accounts)
     return {"code": 200, "msg": "success"}
 
 
 def set_leverage(p: Params) -> Json:
-    p.ledger.set_leverage(p.account, p["symbol"], p["leverage"], p.engine.now_ms())
-    p.engine.commit()
+    p.ledger.set_leverage(p.account, p["symbol"], p["leverage"])
     return {"symbol": p["symbol"], "leverage": p["leverage"],
             "maxNotionalValue": position(p, p["symbol"])["maxNotionalValue"]}
 
@@ -142,7 +137,7 @@ def history(p: Params, kind: str, limit: int = 500) -> list[Json]:
              "time_ms >=": p.get("startTime"),
              "time_ms <=": min(p.get("endTime", SOME_DAY_MS), p.engine.seen_ms())}
     rows = p.engine.store.find(kind, p.account, tests, p.limit(limit, 1_000))
-    shown = [shapes.row_json(row, p.ledger) for row in rows]
+    shown = [row_json(row, p.ledger) for row in rows]
     if kind == "order":  # only here
         shown = [{**row, "pair": row["symbol"], "cumBase": row["executedQty"]} for row in shown]
     return shown
@@ -163,17 +158,16 @@ def drop_listen_key(p: Params) -> Json:
 
 
 def new_order(p: Params) -> Json:
-    symbol, type_ = p["symbol"], p["type"]
-    refuse_if((type_ not in ("LIMIT", "MARKET"), -4120),
-              (type_ == "MARKET" and p.get("price"), -1106, "price"))
+    symbol, is_limit = p["symbol"], p["type"] == "LIMIT"
+    refuse_if((p["type"] not in ("LIMIT", "MARKET"), -4120),
+              (not is_limit and p.get("price"), -1106, "price"))
     p.get("positionSide")
     wants_result = p.get("newOrderRespType") == "RESULT"
-    order = p.engine.place(Order(
-        account=p.account, symbol=symbol, side=p["side"], type=type_, qty=p["quantity"],
-        tif=p["timeInForce"] if type_ == "LIMIT" else p.get("timeInForce", "GTC"),
-        price=p["price"] if type_ == "LIMIT" else ZERO, reduce_only=p.get("reduceOnly", False),
-        client_id=p.get("newClientOrderId") or p.engine.clock.token(22)))
-    shown = shapes.row_json(order, p.ledger)
+    shown = row_json(p.engine.place(Order(
+        account=p.account, symbol=symbol, side=p["side"], type=p["type"], qty=p["quantity"],
+        tif=p["timeInForce"] if is_limit else p.get("timeInForce", "GTC"),
+        price=p["price"] if is_limit else ZERO, reduce_only=p.get("reduceOnly", False),
+        client_id=p.get("newClientOrderId") or p.engine.clock.token(22))), p.ledger)
     del shown["time"]
     return shown if wants_result else shown | {
         "status": "NEW", "executedQty": "0", "cumQty": "0", "cumQuote": "0", "avgPrice": "0.00"}
@@ -181,10 +175,10 @@ def new_order(p: Params) -> Json:
 
 def new_algo(p: Params) -> Json:
     symbol, closes, _ = p["symbol"], p.get("closePosition", False), p["algoType"]
-    refuse_if((p["type"] not in ("STOP_MARKET", "TAKE_PROFIT_MARKET"), -1116))
+    refuse_if((p["type"] not in ("STOP_MARKET", "TAKE_PROFIT_MARKET"), -1116),
+              *((closes and p.get(name), -1106, name) for name in ("quantity", "reduceOnly")))
     p.get("positionSide")
-    refuse_if(*((closes and p.get(name), -1106, name) for name in ("quantity", "reduceOnly")))
-    return shapes.row_json(p.engine.place(Order(
+    return row_json(p.engine.place(Order(
         kind="algo", account=p.account, symbol=symbol, side=p["side"], type=p["type"],
         trigger=p["triggerPrice"], qty=ZERO if closes else p["quantity"], tif=p.get("timeInForce", "GTC"),
         reduce_only=p.get("reduceOnly", False), close_position=closes,
@@ -192,55 +186,43 @@ def new_algo(p: Params) -> Json:
         client_id=p.get("clientAlgoId") or p.engine.clock.token(22))), p.ledger)
 
 
-def named(p: Params, kind: str) -> tuple[int | None, str | None]:
-    """Return the id or else the client id that the request names an order by."""
-    id_name, client_name = NAMES[kind]
-    id_, client_id = p.get(id_name), p.get(client_name)
+def named(p: Params, kind: str, seen_ms: int = SOME_DAY_MS) -> Order | None:
+    """Return the newest order with the id or else the client id that the request names."""
+    (id_, id_name), (client_id, client_name) = ((p.get(name), name) for name in NAMES[kind])
     if id_ is None and client_id is None:
         raise Refused(-1102, text=f"Param '{client_name}' or '{id_name}' must be sent, but both were "
                                   "empty/null!")
-    return id_, client_id if id_ is None else None
+    found: list[Order] = p.engine.store.find(kind, p.account, {
+        "symbol =": p["symbol"] if kind == "order" else None, "id =": id_,
+        "name =": client_id if id_ is None else None, "time_ms <=": seen_ms}, 1)
+    return found[0] if found else None
 
 
-def get(p: Params, kind: str) -> Json:
-    id_, client_id = named(p, kind)
-    tests = {"symbol =": p["symbol"] if kind == "order" else None, "id =": id_, "name =": client_id,
-             "time_ms <=": p.engine.seen_ms()}
-    for order in p.engine.store.find(kind, p.account, tests, 1):
-        return shapes.row_json(order, p.ledger)
-    raise Refused(-2013)
-
-
-def get_open(p: Params, kind: str, code: int = -2013) -> Order:
-    id_, client_id = named(p, kind)
-    for order in p.ledger.mine(p.account, kind, p["symbol"] if kind == "order" else None):
-        if (order.id == id_ if id_ is not None else order.client_id == client_id):
-            return order
-    raise Refused(code)
-
-
-def open_order(p: Params) -> Json:
-    order = get_open(p, "order")
-    refuse_if((order.time_ms > p.engine.seen_ms(), -2013))
-    return shapes.row_json(order, p.ledger)
+def get(p: Params, kind: str, *, is_open: bool = False) -> Json:
+    order = named(p, kind, p.engine.seen_ms())
+    if order is None or (is_open and order.id not in p.ledger.open):
+        raise Refused(-2013)
+    return row_json(order, p.ledger)
 
 
 def list_open(p: Params, kind: str) -> list[Json]:
-    return [shapes.row_json(order, p.ledger) for symbol in p.symbols()
+    return [row_json(order, p.ledger) for symbol in p.symbols()
             for order in p.ledger.mine(p.account, kind, symbol) if order.time_ms <= p.engine.seen_ms()]
 
 
 def cancel(p: Params, kind: str) -> Json:
-    order = get_open(p, kind, -2011)
-    p.engine.cancel(order)
+    stored = named(p, kind)
+    if stored is None or (order := p.ledger.open.get(stored.id)) is None:
+        raise Refused(-2011)
+    p.ledger.cancel(order)
     if kind == "algo":
         return {"algoId": order.id, "clientAlgoId": order.client_id, "code": "200", "msg": "success"}
-    return shapes.row_json(order, p.ledger)
+    return row_json(order, p.ledger)
 
 
 def cancel_all(p: Params, kind: str) -> Json:
-    p.engine.cancel_all(p.account, p["symbol"], (kind,))
-    return DONE
+    p.ledger.cancel_all(p.account, p["symbol"], (kind,))
+    return {"code": 200, "msg": "The operation of cancel all open order is done."}
 
 
 def batch(p: Params, action: Handler, wishes: list[Json]) -> list[Json]:
@@ -252,7 +234,7 @@ def batch(p: Params, action: Handler, wishes: list[Json]) -> list[Json]:
         try:
             answers.append(action(one))
         except Refused as refusal:
-            answers.append({"code": refusal.code, "msg": refusal.text})
+            answers.append(refusal.body)
     return answers
 
 
@@ -313,10 +295,9 @@ SIGNED: dict[str, tuple[Any, ...]] = {
     "GET v3/balance": (lambda p: shapes.balance_json(p.ledger, p.account), 5),
     "GET v2/positionRisk": (partial(positions, version=2), 5),
     "GET v3/positionRisk": (partial(positions, version=3), 5),
-    "GET v1/accountConfig": (account_config, 5),
+    "GET v1/accountConfig": (lambda p: shapes.ACCOUNT | mode(p), 5),
     "GET v1/symbolConfig": (each(symbol_config, is_list=True), 5),
-    "GET v1/positionSide/dual": (lambda p: {"dualSidePosition": account_config(p)["dualSidePosition"]}, 30),
-    "POST v1/positionSide/dual": (set_dual,),
+    "GET v1/positionSide/dual": (mode, 30), "POST v1/positionSide/dual": (set_dual,),
     "GET v1/multiAssetsMargin": (fixed({"multiAssetsMargin": False}), 30),
     "GET v1/leverageBracket": (each(lambda p, symbol: shapes.brackets_json(symbol), is_list=True),),
     "POST v1/leverage": (set_leverage,), "POST v1/marginType": (set_margin_type,),
@@ -325,7 +306,8 @@ SIGNED: dict[str, tuple[Any, ...]] = {
     "GET v1/income": (partial(history, kind="income", limit=100), 30),
     "GET v1/userTrades": (partial(history, kind="fill"), 5),
     "GET v1/order": (partial(get, kind="order"),), "DELETE v1/order": (partial(cancel, kind="order"),),
-    "GET v1/openOrder": (open_order,), "GET v1/openOrders": (partial(list_open, kind="order"), (1, 40)),
+    "GET v1/openOrder": (partial(get, kind="order", is_open=True),),
+    "GET v1/openOrders": (partial(list_open, kind="order"), (1, 40)),
     "DELETE v1/allOpenOrders": (partial(cancel_all, kind="order"),),
     "DELETE v1/batchOrders": (cancel_orders,), "POST v1/countdownCancelAll": (count_down, 10),
     "GET v1/allOrders": (partial(history, kind="order"), 5),

@@ -102,15 +102,17 @@ class Control:
     def answer(self, request: str, body: str) -> tuple[int, Any]:
         """Serve one control request; return HTTP status and the value to send."""
         try:
-            return 200, self._do(request, body)
+            self.engine.wake()
+            value = self._do(request, body)
+            self.engine.commit()
+            return 200, value
         except (msgspec.MsgspecError, KeyError, ValueError, ArithmeticError) as error:
             return 400, {"code": -1102, "msg": str(error)}
         except Refused as refusal:
-            return refusal.status, {"code": refusal.code, "msg": refusal.text}
+            return refusal.status, refusal.body
 
     def _do(self, request: str, body: str) -> Any:
         engine, ledger = self.engine, self.engine.ledger
-        engine.see_prices()
         wish = self._wish(request.removeprefix("POST /paper/"), body)
         match request:
             case "POST /paper/faults":
@@ -128,13 +130,13 @@ class Control:
             case "POST /paper/mark":
                 engine.feed(wish.symbol).mark_factor = 1 + Decimal(str(wish.offset_pct)) / 100
             case "POST /paper/funding":
-                engine.fund(wish.account, wish.rate)
+                ledger.fund(wish.account, wish.rate)
             case "POST /paper/symbol":
                 engine.change_symbol(wish.symbol, wish.status, wish.filters)
             case "POST /paper/liquidate":
-                engine.force("liquidation", wish.account, wish.symbol)
+                ledger.force("liquidation", wish.account, wish.symbol)
             case "POST /paper/adl":
-                engine.force("adl", wish.account, wish.symbol, wish.qty)
+                ledger.force("adl", wish.account, wish.symbol, wish.qty)
             case "POST /paper/trade":
                 return engine.place(Order(
                     account=wish.account, symbol=wish.symbol, client_id=f"web_{engine.clock.token(20)}",
@@ -154,7 +156,8 @@ class Control:
         if wrong := {*must} - told.keys() | told.keys() - {*must, *may}:
             raise ValueError(f"{control} must be told {must}, may be told {may}; was wrong: {sorted(wrong)}")
         wish = msgspec.convert(told, Wish)
-        for name, known in (("symbol", self.engine.ledger.rules), ("account", self.engine.ledger.accounts)):
+        ledger = self.engine.ledger
+        for name, known in (("symbol", ledger.contracts), ("account", ledger.accounts)):
             if name in must and getattr(wish, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; was {getattr(wish, name)}")
         if abs(wish.rate) > 1:

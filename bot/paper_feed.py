@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bot.paper_model import ZERO, Levels, Side
+from bot.paper_model import ZERO, Contract, Levels, Side
 
 Event = dict[str, Any]  # the JSON of a stream's frame
 Depth = dict[Decimal, Decimal]  # price -> quantity
@@ -32,7 +32,6 @@ TRADES_KEPT = 2_000  # the exchange hands out 1,000; a burst fits twice
 LADDER_LEVELS = 50  # of a synthetic book, per side; 1.00 apart near 60,000, so about 0.08 % deep
 LEVEL_NOTIONAL = 150_000  # of its thickest level, USDT; the fourth power makes 1.5 million a side
 QTY_MS = 3_000  # a resting quantity of a synthetic book is drawn anew this often
-NOTIONAL_MIN = {"BTCUSDT": "100", "ETHUSDT": "20"}  # the exchange's own; elsewhere 5
 INTERVALS = {  # minutes
     "1m": 1, "3m": 3, "5m": 5, "15m": 15, "30m": 30, "1h": 60, "2h": 120, "4h": 240, "6h": 360, "8h": 480,
     "12h": 720, "1d": 1_440, "3d": 4_320, "1w": 10_080, "1M": 43_200}
@@ -72,50 +71,6 @@ class Trade(NamedTuple):
     is_buyer_maker: bool
 
 
-class Contract(NamedTuple):
-    """A listed contract: its increments, with as many places as prices and quantities are told in."""
-
-    symbol: str
-    tick: Decimal
-    step: Decimal
-
-    def price(self, value: Decimal) -> str:
-        return str(value.quantize(self.tick))
-
-    def qty(self, value: Decimal) -> str:
-        return str(value.quantize(self.step))
-
-    def level(self, price: Decimal, qty: Decimal) -> list[str]:
-        return [self.price(price), self.qty(qty)]
-
-    def listing(self) -> dict[str, Any]:
-        """Return the entry of exchangeInfo. Shape: GET /fapi/v1/exchangeInfo."""
-        lot, (price_places, qty_places) = {"minQty": str(self.step), "stepSize": str(self.step)}, (
-            len(str(number).partition(".")[2]) for number in (self.tick, self.step))
-        most = 10_000 * 10 ** (3 - min(3, qty_places))
-        return {
-            "symbol": self.symbol, "pair": self.symbol, "contractType": "PERPETUAL", "status": "TRADING",
-            "deliveryDate": 4133404800000, "onboardDate": 1569398400000, "maintMarginPercent": "2.5000",
-            "requiredMarginPercent": "5.0000", "baseAsset": self.symbol.removesuffix("USDT"),
-            "quoteAsset": "USDT", "marginAsset": "USDT", "pricePrecision": price_places,
-            "quantityPrecision": qty_places, "baseAssetPrecision": 8, "quotePrecision": 8,
-            "underlyingType": "COIN", "underlyingSubType": [], "triggerProtect": "0.0500",
-            "liquidationFee": "0.012500", "marketTakeBound": "0.05", "maxMoveOrderLimit": 10000,
-            "filters": [
-                {"filterType": "PRICE_FILTER", "minPrice": str(self.tick), "maxPrice": "10000000",
-                 "tickSize": str(self.tick)},
-                {"filterType": "LOT_SIZE", "maxQty": str(most), **lot},
-                {"filterType": "MARKET_LOT_SIZE", "maxQty": str(most // 5), **lot},
-                {"filterType": "MAX_NUM_ORDERS", "limit": 200},
-                {"filterType": "MAX_NUM_ALGO_ORDERS", "limit": 10},
-                {"filterType": "MIN_NOTIONAL", "notional": NOTIONAL_MIN.get(self.symbol, "5")},
-                {"filterType": "PERCENT_PRICE", "multiplierUp": "1.0500", "multiplierDown": "0.9500",
-                 "multiplierDecimal": "4"}],
-            "orderTypes": ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET",
-                           "TRAILING_STOP_MARKET"],
-            "timeInForce": ["GTC", "IOC", "FOK", "GTX", "GTD"]}
-
-
 class Feed:
     """One symbol. `now_ms` moves before each event; queries are as of then.
 
@@ -133,6 +88,7 @@ class Feed:
         self.lag_ms = 0
         self.mark_factor = Decimal(1)  # moved by POST /paper/mark
         self.trades: deque[Trade] = deque(maxlen=TRADES_KEPT)
+        self.pending: deque[Frame] = deque()  # what accounts' trades send: the market's own queue
         self.wanted = {"kline_1m"}  # of ON_DEMAND
         self.last_id = 0  # of public trades
         self.inserted = 0  # trades of accounts so far: later ids move up by it
@@ -186,16 +142,19 @@ class Feed:
     def trade_of(self, event: Event) -> Trade:
         return Trade(event[self.main[0]], event["T"], Decimal(event["p"]), Decimal(event["q"]), event["m"])
 
-    def consume(self, side: Side, fills: Levels) -> list[Frame]:
-        """Take (price, qty) out of the book for an account, the taker on a side; return the frames."""
-        frames, number = [], int(side == "BUY")
+    def consume(self, side: Side, fills: Levels) -> list[int]:
+        """Take (price, qty) out of the book for an account, the taker on a side; return the trade ids.
+
+        The depth is gone at once and comes back within seconds; the trade frames are due immediately.
+        """
+        first_id, number = self.last_id + 1, int(side == "BUY")
         self._taken = {key: value for key, value in self._taken.items() if self._gone(*key)}
         for price, qty in fills:
             self._taken[number, price] = (qty + self._gone(number, price), self.now_ms)
             self.last_id += 1
             self.inserted += 1
-            frames += self._record(Trade(self.last_id, self.now_ms, price, qty, side == "SELL"))
-        return frames
+            self.pending += self._record(Trade(self.last_id, self.now_ms, price, qty, side == "SELL"))
+        return [*range(first_id, self.last_id + 1)]
 
     def _trade(self, event: Event) -> list[Frame]:
         kind = event["e"]

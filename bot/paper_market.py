@@ -11,7 +11,6 @@ from pathlib import Path
 from bot.config import PaperConfig
 from bot.errors import ConfigError
 from bot.paper_feed import GRID_MS, Frame
-from bot.paper_model import Levels, Side
 from bot.paper_playback import Rebased, Recording
 from bot.paper_synthetic import Synthetic
 
@@ -32,6 +31,8 @@ class Market:
         self.feeds, self._source, self._booked = source.feeds, source, booked
         self._now_ms: int | None = None
         self._pending: deque[Frame] = deque()
+        for feed in self.feeds.values():
+            feed.pending = self._pending
 
     def advance(self, now_ms: int, frames_max: int = 1 << 62) -> list[Frame]:
         """Return what is due up to now_ms, in order; frames_max leaves the rest for the next call."""
@@ -47,15 +48,6 @@ class Market:
 
     def start(self, now_ms: int) -> None:
         """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
-
-    def consume(self, symbol: str, side: Side, fills: Levels) -> list[int]:
-        """Take (price, qty) out of the book for an account whose order was the taker.
-
-        side: of the taker. Returns the public trade id of each fill. The depth is gone at once and
-        comes back within seconds; the trade frames are due immediately.
-        """
-        self._pending.extend(self.feeds[symbol].consume(side, fills))
-        return [self.feeds[symbol].last_id - back for back in reversed(range(len(fills)))]
 
     def _begin(self, now_ms: int) -> None:
         from_ms = self._source.first_ms(now_ms)

@@ -1,15 +1,17 @@
 """The nouns of the paper exchange's books: rules, orders, fills, positions, accounts, events. Pure."""
 
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
 import msgspec
 
 Side = Literal["BUY", "SELL"]
 Levels = list[tuple[Decimal, Decimal]]  # (price, qty), best first
+Filters = dict[str, dict[str, str]]  # of a listing, by filterType
 
 ZERO = Decimal(0)
 MONEY = Decimal("0.00000001")  # fees and profits are booked to eight places, half up
+NOTIONAL_MIN = {"BTCUSDT": "100", "ETHUSDT": "20"}  # the exchange's own; elsewhere 5
 OPEN = ("NEW", "PARTIALLY_FILLED", "TRIGGERING", "TRIGGERED")
 # Notional cap, leverage, maintenance ratio, cum: the recorded BTCUSDT brackets, for all symbols.
 BRACKETS = [(Decimal(cap), leverage, Decimal(ratio), Decimal(cum)) for cap, leverage, ratio, cum in (
@@ -65,11 +67,12 @@ STATUSES = {-1003: 429, -1015: 429, -2014: 401, -2015: 401, -5000: 404}  # of HT
 
 
 class Refused(Exception):
-    """The exchange says no: `code` and `text` as the real one words them, `status` of HTTP."""
+    """The exchange says no, as the real one words it: `body` as JSON, `status` of HTTP."""
 
     def __init__(self, code: int, *words: object, text: str = "", status: int = 0) -> None:
         self.code, self.text = code, text or TEXTS[code].format(*words)
         self.status = status or STATUSES.get(code, 400)
+        self.body = {"code": code, "msg": self.text}
         super().__init__(f"{code} {self.text}")
 
 
@@ -80,40 +83,73 @@ def refuse_if(*rules: tuple[Any, ...]) -> None:
             raise Refused(code, *words)
 
 
-class Rules(msgspec.Struct, frozen=True):
-    """What a symbol's listing says; `numbers` by filter and field, "LOT_SIZE.stepSize"."""
+class Contract:
+    """A listed contract, as it trades, and what changed in its listing since.
 
-    symbol: str
-    status: str
-    quote: str
-    numbers: dict[str, Decimal]
+    `numbers` by filter and field, "LOT_SIZE.stepSize". Raises KeyError, ValueError, ArithmeticError for
+    filters that are none.
+    """
 
-    @classmethod
-    def of(cls, info: dict[str, Any]) -> "Rules":
-        """Read one entry of exchangeInfo's `symbols`."""
-        return cls(info["symbol"], info["status"], info["quoteAsset"], {
-            f"{row['filterType']}.{key}": Decimal(value) for row in info["filters"]
-            for key, value in row.items() if key != "filterType"})
+    def __init__(self, symbol: str, tick: Decimal, step: Decimal, status: str = "TRADING",
+                 filters: Filters | None = None) -> None:
+        self.symbol, self.status = symbol, status
+        self._increments, self._filters = (tick, step), filters or {}
+        self.numbers = {f"{row['filterType']}.{key}": Decimal(value) for row in self.listing()["filters"]
+                        for key, value in row.items() if key != "filterType"}
+        self.tick, self.step = self.numbers["PRICE_FILTER.tickSize"], self.numbers["LOT_SIZE.stepSize"]
+        if min(self.tick, self.step) <= 0:
+            raise ValueError(f"tickSize and stepSize must be greater than 0; were {self.tick}, {self.step}")
 
-    @property
-    def price_step(self) -> Decimal:
-        return self.numbers["PRICE_FILTER.tickSize"]
+    def changed(self, status: str, filters: Filters) -> "Contract":
+        return Contract(self.symbol, *self._increments, status, filters)
 
-    @property
-    def qty_step(self) -> Decimal:
-        return self.numbers["LOT_SIZE.stepSize"]
+    def price(self, value: Decimal, more: int = 0) -> str:
+        """Return a price as text, to the contract's precision and `more` places."""
+        return f"{value.quantize(self.tick.scaleb(-more), ROUND_DOWN):f}"
+
+    def qty(self, value: Decimal) -> str:
+        return f"{value.quantize(self.step):f}"
+
+    def level(self, price: Decimal, qty: Decimal) -> list[str]:
+        return [self.price(price), self.qty(qty)]
 
     def check_qty(self, qty: Decimal, lot: str) -> None:
         """Check a quantity against LOT_SIZE, or the largest of MARKET_LOT_SIZE. Raises Refused."""
         refuse_if((qty <= 0, -4003), (qty > self.numbers[f"{lot}.maxQty"], -4005),
-                  (qty % self.qty_step, -1111), (qty < self.numbers["LOT_SIZE.minQty"], -4004))
+                  (qty % self.step, -1111), (qty < self.numbers["LOT_SIZE.minQty"], -4004))
 
     def check_price(self, price: Decimal) -> None:
         """Check a price against the price filter. Raises Refused."""
         refuse_if((price <= 0, -4001), (price > self.numbers["PRICE_FILTER.maxPrice"], -4002),
-                  (price.normalize().quantize(self.price_step.normalize()) != price, -1111),
-                  (price % self.price_step, -4014),
-                  (price < self.numbers["PRICE_FILTER.minPrice"], -4013))
+                  (price.normalize().quantize(self.tick.normalize()) != price, -1111),
+                  (price % self.tick, -4014), (price < self.numbers["PRICE_FILTER.minPrice"], -4013))
+
+    def listing(self) -> dict[str, Any]:
+        """Return the entry of exchangeInfo. Shape: GET /fapi/v1/exchangeInfo."""
+        price_places, qty_places = (len(f"{n}".partition(".")[2]) for n in self._increments)
+        tick, step = map(str, self._increments)
+        lot, most = {"minQty": step, "stepSize": step}, 10_000 * 10 ** (3 - min(3, qty_places))
+        filters: list[dict[str, Any]] = [
+            {"filterType": "PRICE_FILTER", "minPrice": tick, "maxPrice": "10000000", "tickSize": tick},
+            {"filterType": "LOT_SIZE", "maxQty": str(most), **lot},
+            {"filterType": "MARKET_LOT_SIZE", "maxQty": str(most // 5), **lot},
+            {"filterType": "MAX_NUM_ORDERS", "limit": 200},
+            {"filterType": "MAX_NUM_ALGO_ORDERS", "limit": 10},
+            {"filterType": "MIN_NOTIONAL", "notional": NOTIONAL_MIN.get(self.symbol, "5")},
+            {"filterType": "PERCENT_PRICE", "multiplierUp": "1.0500", "multiplierDown": "0.9500",
+             "multiplierDecimal": "4"}]
+        return {
+            "symbol": self.symbol, "pair": self.symbol, "contractType": "PERPETUAL", "status": self.status,
+            "deliveryDate": 4133404800000, "onboardDate": 1569398400000, "maintMarginPercent": "2.5000",
+            "requiredMarginPercent": "5.0000", "baseAsset": self.symbol.removesuffix("USDT"),
+            "quoteAsset": "USDT", "marginAsset": "USDT", "pricePrecision": price_places,
+            "quantityPrecision": qty_places, "baseAssetPrecision": 8, "quotePrecision": 8,
+            "underlyingType": "COIN", "underlyingSubType": [], "triggerProtect": "0.0500",
+            "liquidationFee": "0.012500", "marketTakeBound": "0.05", "maxMoveOrderLimit": 10000,
+            "filters": [row | self._filters.get(row["filterType"], {}) for row in filters],
+            "orderTypes": ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET",
+                           "TRAILING_STOP_MARKET"],
+            "timeInForce": ["GTC", "IOC", "FOK", "GTX", "GTD"]}
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -197,9 +233,6 @@ class Position(msgspec.Struct):
     @property
     def entry(self) -> Decimal:
         return self.cost / self.qty if self.qty else ZERO
-
-    def unrealized(self, mark: Decimal) -> Decimal:
-        return self.qty * mark - self.cost
 
     def apply(self, qty: Decimal, price: Decimal) -> Decimal:
         """Book a fill of signed qty; return the profit it realized.

@@ -27,7 +27,8 @@ from typing import IO
 import msgspec
 
 from bot.errors import ConfigError
-from bot.paper_feed import Bar, Contract, Event, Feed, bar_of, fold
+from bot.paper_feed import Bar, Event, Feed, bar_of, fold
+from bot.paper_model import Contract
 
 HEAD_LINES = 20_000  # symbols, increments and a REST depth answer are found in these
 # Which fields of an event are ids, and of which series; where its prices and quantities are.

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from bot.paper_engine import Engine
+from bot.paper_feed import Feed
 from bot.paper_model import Refused, refuse_if
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
@@ -64,7 +65,7 @@ class Params:
             return default
         pattern, code, convert = PARAMETERS.get(name, INTEGER)
         refuse_if((not re.fullmatch(pattern, value, re.ASCII), code, name, pattern),
-                  (name in ("symbol", "pair") and value not in self.ledger.rules, -1121))
+                  (name in ("symbol", "pair") and value not in self.ledger.contracts, -1121))
         return convert(value)
 
     def __getitem__(self, name: str) -> Any:
@@ -72,13 +73,16 @@ class Params:
         refuse_if(((value := self.get(name)) is None, -1102, name))
         return value
 
+    def feed(self, name: str = "symbol") -> Feed:
+        return self.engine.feed(self[name])
+
     def limit(self, default: int, most: int) -> int:
         refuse_if((not 0 < self.get("limit", default) <= most, -1130, "limit"))
         return int(self.get("limit", default))
 
     def symbols(self) -> list[str]:
         """Return the symbol that was sent, or else all."""
-        return [self["symbol"]] if self.values.get("symbol") else list(self.ledger.rules)
+        return [self["symbol"]] if self.values.get("symbol") else list(self.ledger.contracts)
 
 
 Handler = Callable[[Params], Any]
@@ -154,11 +158,12 @@ class Rest:
                     _check_signature(params, secret, signed)
             if route.orders:
                 self._count_orders(params.account, route.orders, headers)
-            if self.engine.market.is_tradable:
-                self.engine.see_prices()
-            return 200, route.handler(params), headers
+            self.engine.wake()
+            value = route.handler(params)
+            self.engine.commit()
+            return 200, value, headers
         except Refused as refusal:
-            return refusal.status, {"code": refusal.code, "msg": refusal.text}, headers
+            return refusal.status, refusal.body, headers
 
     def _weigh(self, address: str, weight: int, headers: dict[str, str]) -> None:
         now_ms, most = self.engine.now_ms(), self.engine.limits.weight_1m

@@ -8,7 +8,7 @@ from typing import Any
 
 from bot import paper_model as model
 from bot.paper_ledger import Ledger
-from bot.paper_model import BRACKETS, ZERO, Fill, Income, Order, OrderEvent, Position, Rules
+from bot.paper_model import BRACKETS, ZERO, Contract, Fill, Income, Order, OrderEvent, Position
 
 Json = dict[str, Any]
 
@@ -31,57 +31,43 @@ def amount(value: Decimal) -> str:
     return f"{value.quantize(model.MONEY, ROUND_DOWN):f}"
 
 
-def price_text(value: Decimal, rules: Rules, more: int = 0) -> str:
-    """Return a price as text, to the symbol's precision and `more` places."""
-    return f"{value.quantize(rules.price_step.normalize().scaleb(-more), ROUND_DOWN):f}" if value else "0"
-
-
-def qty_text(value: Decimal, rules: Rules) -> str:
-    return f"{value.quantize(rules.qty_step.normalize()):f}"
-
-
 def row_json(row: Order | Fill | Income, ledger: Ledger) -> Json:
     """Return a row of /fapi/v1/order, algoOrder, userTrades or income."""
     if isinstance(row, Order):
-        return _order(row, ledger.rules[row.symbol])
-    return _fill(row, ledger.rules[row.symbol]) if isinstance(row, Fill) else _income(row)
+        return _order(row, ledger.contracts[row.symbol])
+    if isinstance(row, Fill):
+        price, qty = ledger.contracts[row.symbol].level(row.price, row.qty)
+        return {
+            "symbol": row.symbol, "id": row.id, "orderId": row.order_id, "side": row.side, "price": price,
+            "qty": qty, "realizedPnl": amount(row.realized), "quoteQty": f"{row.price * row.qty:f}",
+            "commission": amount(row.fee), "commissionAsset": "USDT", "time": row.time_ms,
+            "positionSide": "BOTH", "buyer": row.side == "BUY", "maker": row.is_maker}
+    trade = str(row.trade_id or "")
+    return {"symbol": row.symbol, "incomeType": row.reason, "income": amount(row.amount), "asset": "USDT",
+            "info": trade or row.reason, "time": row.time_ms, "tranId": row.id, "tradeId": trade}
 
 
-def _order(order: Order, rules: Rules) -> Json:
+def _order(order: Order, contract: Contract) -> Json:
+    price, filled = contract.level(order.price, order.filled)
+    trigger, qty = contract.level(order.trigger, order.qty)
+    average = contract.price(order.spent / order.filled, 4) if order.filled else "0.00"
     same = {
         "symbol": order.symbol, "side": order.side, "positionSide": "BOTH", "timeInForce": order.tif,
-        "price": price_text(order.price, rules), "workingType": order.working_type, "priceMatch": "NONE",
+        "price": price, "workingType": order.working_type, "priceMatch": "NONE",
         "priceProtect": False, "reduceOnly": order.reduce_only, "closePosition": order.close_position,
         "selfTradePreventionMode": "EXPIRE_MAKER", "goodTillDate": 0, "updateTime": order.update_ms}
-    filled, trigger = qty_text(order.filled, rules), price_text(order.trigger, rules)
-    average = price_text(order.spent / order.filled, rules, 4) if order.filled else "0.00"
     if order.kind == "order":
         return same | {
             "orderId": order.id, "clientOrderId": order.client_id, "status": order.status,
-            "type": order.type, "origType": order.orig_type, "origQty": qty_text(order.qty, rules),
-            "executedQty": filled, "cumQty": filled, "cumQuote": f"{order.spent:f}", "avgPrice": average,
-            "stopPrice": trigger, "time": order.time_ms}
+            "type": order.type, "origType": order.orig_type, "origQty": qty, "executedQty": filled,
+            "cumQty": filled, "cumQuote": f"{order.spent:f}", "avgPrice": average, "stopPrice": trigger,
+            "time": order.time_ms}
     return same | dict.fromkeys(("tpTriggerPrice", "tpPrice", "slTriggerPrice", "slPrice"), "0.000") | {
         "algoId": order.id, "clientAlgoId": order.client_id, "algoStatus": order.status,
-        "algoType": "CONDITIONAL", "orderType": order.type, "quantity": qty_text(order.qty, rules),
+        "algoType": "CONDITIONAL", "orderType": order.type, "quantity": qty,
         "actualOrderId": str(order.ref or ""), "actualPrice": average, "actualQty": filled,
         "triggerPrice": trigger, "icebergQuantity": None, "tpOrderType": "", "createTime": order.time_ms,
         "triggerTime": order.trigger_ms}
-
-
-def _fill(fill: Fill, rules: Rules) -> Json:
-    return {
-        "symbol": fill.symbol, "id": fill.id, "orderId": fill.order_id, "side": fill.side,
-        "price": price_text(fill.price, rules), "qty": qty_text(fill.qty, rules),
-        "realizedPnl": amount(fill.realized), "quoteQty": f"{fill.price * fill.qty:f}",
-        "commission": amount(fill.fee), "commissionAsset": rules.quote, "time": fill.time_ms,
-        "positionSide": "BOTH", "buyer": fill.side == "BUY", "maker": fill.is_maker}
-
-
-def _income(line: Income) -> Json:
-    trade = str(line.trade_id or "")
-    return {"symbol": line.symbol, "incomeType": line.reason, "income": amount(line.amount), "asset": "USDT",
-            "info": trade or line.reason, "time": line.time_ms, "tranId": line.id, "tradeId": trade}
 
 
 def brackets_json(symbol: str) -> Json:
@@ -95,19 +81,19 @@ def brackets_json(symbol: str) -> Json:
 
 def position_json(ledger: Ledger, name: str, symbol: str) -> Json:
     """Return a position with the fields of positionRisk and of account's positions, all versions."""
-    position, rules, mark = ledger.position(name, symbol), ledger.rules[symbol], ledger.marks[symbol]
+    position, contract, mark = ledger.position(name, symbol), ledger.contracts[symbol], ledger.mark(symbol)
     leverage, notional = ledger.leverage(name, symbol), position.qty * mark
     initial, cap = amount(abs(notional) / leverage), str(model.notional_max(leverage))
-    profit = amount(position.unrealized(mark))
+    profit = amount(notional - position.cost)
     return {
-        "symbol": symbol, "positionAmt": qty_text(position.qty, rules), "positionSide": "BOTH",
-        "entryPrice": price_text(position.entry, rules, 3), "breakEvenPrice": _even(position, ledger, rules),
+        "symbol": symbol, "positionAmt": contract.qty(position.qty), "positionSide": "BOTH",
+        "entryPrice": contract.price(position.entry, 3), "breakEvenPrice": _even(position, ledger, contract),
         "markPrice": amount(mark), "unRealizedProfit": profit, "unrealizedProfit": profit,
         "notional": amount(notional),
-        "liquidationPrice": price_text(ledger.liquidation_price(name, symbol), rules, 3),
+        "liquidationPrice": contract.price(ledger.liquidation_price(name, symbol), 3),
         "isolatedMargin": "0", "isolatedWallet": "0", "isolated": False, "marginType": "cross",
         "isAutoAddMargin": "false", "leverage": str(leverage), "maxNotionalValue": cap, "maxNotional": cap,
-        "marginAsset": rules.quote, "initialMargin": initial, "positionInitialMargin": initial,
+        "marginAsset": "USDT", "initialMargin": initial, "positionInitialMargin": initial,
         "maintMargin": amount(model.maintenance(notional)), "openOrderInitialMargin": "0", "adl": 1,
         "bidNotional": "0", "askNotional": "0", "updateTime": position.update_ms}
 
@@ -116,16 +102,16 @@ def account_json(ledger: Ledger, name: str, version: int) -> Json:
     """Return the account as /fapi/v2/account or v3/account do."""
     account = ledger.accounts[name]
     bound, resting, unrealized = ledger.margin(name)
-    wallet, profit = amount(account.wallet), amount(unrealized)
+    wallet, free = amount(account.wallet), amount(max(ZERO, ledger.available(name)))
     asset = {
-        "walletBalance": wallet, "unrealizedProfit": profit,
+        "walletBalance": wallet, "unrealizedProfit": amount(unrealized),
         "marginBalance": amount(account.wallet + unrealized), "maintMargin": amount(ledger.maintained(name)),
         "initialMargin": amount(bound + resting), "positionInitialMargin": amount(bound),
-        "openOrderInitialMargin": amount(resting), "crossWalletBalance": wallet, "crossUnPnl": profit}
+        "openOrderInitialMargin": amount(resting), "crossWalletBalance": wallet,
+        "crossUnPnl": amount(unrealized)}
     totals = {f"total{key[0].upper()}{key[1:]}": value for key, value in asset.items()}
-    free = amount(max(ZERO, ledger.available(name)))
     frees = {"availableBalance": free, "maxWithdrawAmount": free}
-    shown = ledger.rules if version == 2 else ledger.held(name)
+    shown = ledger.contracts if version == 2 else ledger.held(name)
     return {
         **(ACCOUNT if version == 2 else {}), **totals, **frees,
         "assets": [{"asset": "USDT", **asset, **frees, "marginAvailable": True,
@@ -144,26 +130,26 @@ def balance_json(ledger: Ledger, name: str) -> list[Json]:
 def event_json(event: model.Event, ledger: Ledger, now_ms: int) -> list[Json]:
     """Return what the user stream says about an event."""
     if isinstance(event, OrderEvent):
-        return _order_event(event, ledger.rules[event.order.symbol], now_ms)
+        return _order_event(event, ledger.contracts[event.order.symbol], now_ms)
     return [_account_event(event, ledger, now_ms)] if isinstance(event, model.AccountEvent) else []
 
 
-def _order_event(event: OrderEvent, rules: Rules, now_ms: int) -> list[Json]:
+def _order_event(event: OrderEvent, contract: Contract, now_ms: int) -> list[Json]:
     order, fill, times = event.order, event.fill, {"T": event.order.update_ms, "E": now_ms}
-    row = _order(order, rules)
+    row = _order(order, contract)
     if order.kind == "algo":
         body = {letter: row[name] for letter, name in ALGO_LETTERS.items()} | {
             "act": "MARKET" if order.ref else "0", **({"rm": order.reason} if order.reason else {})}
         return [{"e": "ALGO_UPDATE", **times, "o": body}]
+    price, qty = contract.level(fill.price, fill.qty) if fill else ("0", "0")
     body = {letter: row[name] for letter, name in ORDER_LETTERS.items()} | {
-        "x": event.execution, "l": qty_text(fill.qty if fill else ZERO, rules),
-        "L": price_text(fill.price if fill else ZERO, rules), "t": fill.id if fill else 0,
+        "x": event.execution, "l": qty, "L": price, "t": fill.id if fill else 0,
         "m": bool(fill and fill.is_maker), "rp": amount(fill.realized) if fill else "0",
         "b": "0", "a": "0", "si": 0, "ss": 0}
     update = {"e": "ORDER_TRADE_UPDATE", **times, "o": body}
     if not fill:
         return [update]
-    body |= {"N": rules.quote, "n": amount(fill.fee)}
+    body |= {"N": "USDT", "n": amount(fill.fee)}
     return [{"e": "TRADE_LITE", **times, **{key: body[key] for key in "sqpmcSLlti"}}, update]
 
 
@@ -173,18 +159,18 @@ def _account_event(event: model.AccountEvent, ledger: Ledger, now_ms: int) -> Js
                 "ac": {"s": event.symbol, "l": ledger.leverage(event.account, event.symbol)}}
     wallet, positions = amount(event.wallet), []
     if event.symbol:
-        position, rules = event.position, ledger.rules[event.symbol]
+        position, contract = event.position, ledger.contracts[event.symbol]
         positions.append({
-            "s": event.symbol, "pa": qty_text(position.qty, rules), "mt": "cross", "iw": "0", "ps": "BOTH",
-            "ep": price_text(position.entry, rules, 3), "bep": _even(position, ledger, rules),
-            "cr": amount(position.realized), "ma": rules.quote,
-            "up": amount(position.unrealized(ledger.marks[event.symbol]))})
+            "s": event.symbol, "pa": contract.qty(position.qty), "mt": "cross", "iw": "0", "ps": "BOTH",
+            "ep": contract.price(position.entry, 3), "bep": _even(position, ledger, contract),
+            "cr": amount(position.realized), "ma": "USDT",
+            "up": amount(position.qty * ledger.mark(event.symbol) - position.cost)})
     return {"e": "ACCOUNT_UPDATE", "T": event.time_ms, "E": now_ms, "a": {
         "m": event.reason, "P": positions,
         "B": [{"a": "USDT", "wb": wallet, "cw": wallet, "bc": amount(event.change)}]}}
 
 
-def _even(position: Position, ledger: Ledger, rules: Rules) -> str:
+def _even(position: Position, ledger: Ledger, contract: Contract) -> str:
     # Where closing at the taker's fee would bring nothing and cost nothing.
     fee = ledger.taker_fee if position.qty > 0 else -ledger.taker_fee
-    return price_text(position.entry * (1 + fee) / (1 - fee), rules, 3)
+    return contract.price(position.entry * (1 + fee) / (1 - fee), 3)

@@ -19,7 +19,8 @@ from itertools import pairwise
 from operator import attrgetter, itemgetter
 
 from bot.config import PaperConfig
-from bot.paper_feed import GRID_MS, Bar, Contract, Event, Feed, Trade, bar_of, fold
+from bot.paper_feed import GRID_MS, Bar, Event, Feed, Trade, bar_of, fold
+from bot.paper_model import Contract
 
 BLOCK_MS = 300_000
 STEPS = BLOCK_MS // GRID_MS
@@ -114,7 +115,7 @@ class Block:
         marks = [(int((BLOCK_MS - pause) * draw), -1) for draw in draws[BURSTS * BURST_TRADES:TRADES]]
         marks += [(min(BLOCK_MS - pause - 1, bursts[i // BURST_TRADES] + int(BURST_MS * draw)),
                    i % BURST_TRADES) for i, draw in enumerate(draws[:BURSTS * BURST_TRADES])]
-        made, (_, tick, lot) = [], plan.contract
+        made, tick, lot = [], plan.contract.tick, plan.contract.step
         for number, (offset, run) in enumerate(sorted(marks)):
             offset += pause if offset >= self._gap[0] else 0
             step = offset // GRID_MS
@@ -204,7 +205,7 @@ class Plan:
 
     def events(self, from_ms: int) -> Iterator[tuple[int, Feed, Event]]:
         """Yield (when, feed, event) for ever: a quote at each step, and the trades."""
-        index, (symbol, tick, _) = self.index_at(from_ms), self.contract
+        index, symbol, tick = self.index_at(from_ms), self.contract.symbol, self.contract.tick
         while True:
             block, begin_ms = self.block(index), self.begin_ms(index)
             quotes: list[tuple[int, Feed, Event]] = [(begin_ms + step * GRID_MS, self.feed, {

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from bot import paper_model
 from bot.errors import InvariantError
+from bot.paper_feed import Book
 from bot.paper_ledger import Ledger
-from bot.paper_model import TEXTS, Order, OrderEvent, Refused, Rules
+from bot.paper_model import TEXTS, Contract, Order, OrderEvent, Refused
 from bot.paper_store import Store
 
 D = Decimal
-RULES = Rules("BTCUSDT", "TRADING", "USDT", {
-    "PRICE_FILTER.tickSize": D("0.1"), "PRICE_FILTER.minPrice": D(1), "PRICE_FILTER.maxPrice": D(1_000_000),
-    "PERCENT_PRICE.multiplierUp": D("1.05"), "PERCENT_PRICE.multiplierDown": D("0.95"),
-    "LOT_SIZE.stepSize": D("0.001"), "LOT_SIZE.minQty": D("0.001"), "LOT_SIZE.maxQty": D(100),
-    "MARKET_LOT_SIZE.maxQty": D(50), "MIN_NOTIONAL.notional": D(50), "MAX_NUM_ORDERS.limit": D(3),
-    "MAX_NUM_ALGO_ORDERS.limit": D(2)})
+BTC = "BTCUSDT"
+CONTRACT = Contract(BTC, D("0.1"), D("0.001"), "TRADING", {
+    "PRICE_FILTER": {"minPrice": "1", "maxPrice": "1000000"}, "LOT_SIZE": {"maxQty": "100"},
+    "MARKET_LOT_SIZE": {"maxQty": "50"}, "MIN_NOTIONAL": {"notional": "50"}, "MAX_NUM_ORDERS": {"limit": "3"},
+    "MAX_NUM_ALGO_ORDERS": {"limit": "2"}})
 TAKER, MAKER = D("0.0005"), D("0.0002")
 names = itertools.count()
 
@@ -37,14 +37,45 @@ BIDS = levels(("99.9", "1"), ("99.8", "2"))
 ASKS = levels(("100.1", "1"), ("100.2", "2"))
 
 
+class Feed:
+    """A market whose prices and depth a test sets."""
+
+    def __init__(self):
+        self.contract, self.bids, self.asks, self.ids = CONTRACT, BIDS, ASKS, itertools.count(1)
+        self.mark_price = self.last_price = D("100")
+
+    def mark(self):
+        return self.mark_price
+
+    def last(self):
+        return self.last_price
+
+    def book(self):
+        return Book(self.bids, self.asks, 0)
+
+    def consume(self, side, fills):
+        return [next(self.ids) for _ in fills]
+
+
 def new_ledger(balance: str = "100000") -> Ledger:
-    ids = itertools.count(1)
-    ledger = Ledger({"BTCUSDT": RULES}, taker_fee=TAKER, maker_fee=MAKER,
-                    take=lambda symbol, side, taken: [next(ids) for _ in taken])
-    ledger.marks["BTCUSDT"] = D("100")
-    ledger.deposit("main", D(balance), 1)
+    ledger = Ledger({BTC: Feed()}, taker_fee=TAKER, maker_fee=MAKER)
+    ledger.now_ms = 1
+    ledger.deposit("main", D(balance))
     ledger.events()
     return ledger
+
+
+def place(ledger: Ledger, row: Order, bids=BIDS, asks=ASKS) -> Order:
+    ledger.feeds[BTC].bids, ledger.feeds[BTC].asks = bids, asks
+    return ledger.place(row)
+
+
+def meet(ledger: Ledger, bids=BIDS, asks=ASKS, now_ms=2, **prices: Decimal) -> None:
+    """Let open orders meet a market; prices: last_price, mark_price."""
+    ledger.now_ms, feed = now_ms, ledger.feeds[BTC]
+    for name, value in {"bids": bids, "asks": asks, **prices}.items():
+        setattr(feed, name, value)
+    ledger.meet(BTC)
 
 
 def order(side: str, qty: str, **fields) -> Order:
@@ -52,18 +83,18 @@ def order(side: str, qty: str, **fields) -> Order:
     for name in ("price", "trigger"):
         if name in fields:
             fields[name] = D(fields[name])
-    return Order(account="main", symbol="BTCUSDT", side=side, qty=D(qty), **fields)
+    return Order(account="main", symbol=BTC, side=side, qty=D(qty), **fields)
 
 
 def algo(side: str, qty: str, trigger: str, type_: str = "STOP_MARKET", **fields) -> Order:
     return order(side, qty, kind="algo", type=type_, trigger=trigger, **fields)
 
 
-def refusal(ledger: Ledger, row: Order, price: str = "100") -> int:
+def refusal(ledger: Ledger, row: Order) -> int:
     before = msgspec.json.encode((ledger.accounts, ledger.open))
     ledger.events()
     with pytest.raises(Refused) as caught:
-        ledger.place_algo(row, D(price)) if row.kind == "algo" else ledger.place(row, BIDS, ASKS)
+        place(ledger, row)
     assert msgspec.json.encode((ledger.accounts, ledger.open)) == before, "a refusal changes nothing"
     assert ledger.events() == []
     return caught.value.code
@@ -86,7 +117,7 @@ def test_refusals_with_any_code_have_the_exchanges_words():
 def test_market_order_with_thin_levels_walks_them_and_expires_the_rest():
     ledger = new_ledger()
     row = order("BUY", "5")
-    ledger.place(row, BIDS, ASKS)
+    place(ledger, row)
     fills = [e.fill for e in ledger.events() if isinstance(e, OrderEvent) and e.fill]
     assert [(f.price, f.qty) for f in fills] == ASKS
     assert (row.status, row.filled, row.spent) == ("EXPIRED", D(3), D("300.5"))
@@ -96,7 +127,7 @@ def test_market_order_with_thin_levels_walks_them_and_expires_the_rest():
 def test_market_order_with_an_empty_book_expires_unfilled():
     ledger = new_ledger()
     row = order("BUY", "1")
-    ledger.place(row, [], [])
+    place(ledger, row, [], [])
     assert (row.status, row.filled) == ("EXPIRED", D(0))
 
 
@@ -108,7 +139,7 @@ def test_market_order_with_an_empty_book_expires_unfilled():
 def test_limit_order_with_a_time_in_force_ends_as_it_says(tif, qty, price, status, filled):
     ledger = new_ledger()
     row = order("BUY", qty, price=price, tif=tif)
-    ledger.place(row, BIDS, ASKS)
+    place(ledger, row)
     assert (row.status, row.filled) == (status, D(filled))
     assert (row.id in ledger.open) == (status in ("NEW", "PARTIALLY_FILLED"))
 
@@ -116,11 +147,11 @@ def test_limit_order_with_a_time_in_force_ends_as_it_says(tif, qty, price, statu
 def test_resting_order_with_the_market_crossing_it_fills_at_its_price_as_maker():
     ledger = new_ledger()
     row = order("BUY", "2", price="99.5")
-    ledger.place(row, BIDS, ASKS)
-    ledger.match("BTCUSDT", [], levels(("99.6", "9")), 2)
+    place(ledger, row)
+    meet(ledger, [], levels(("99.6", "9")), 2)
     assert row.filled == 0
-    ledger.match("BTCUSDT", [], levels(("99.3", "1.5")), 3)
-    ledger.match("BTCUSDT", [], levels(("99.5", "9")), 4)
+    meet(ledger, [], levels(("99.3", "1.5")), 3)
+    meet(ledger, [], levels(("99.5", "9")), 4)
     fills = [e.fill for e in ledger.events() if isinstance(e, OrderEvent) and e.fill]
     assert [(f.price, f.qty, f.is_maker, f.time_ms) for f in fills] == [
         (D("99.5"), D("1.5"), True, 3), (D("99.5"), D("0.5"), True, 4)]
@@ -145,20 +176,20 @@ def test_order_with_a_broken_rule_is_refused_with_the_exchanges_code(row, code):
 def test_order_with_too_little_margin_is_refused_until_leverage_allows_it():
     ledger = new_ledger("100")
     assert refusal(ledger, order("BUY", "20.1")) == -2019
-    ledger.set_leverage("main", "BTCUSDT", 50, 1)
-    ledger.place(order("BUY", "20.1", price="100"), BIDS, ASKS)
+    ledger.set_leverage("main", BTC, 50)
+    place(ledger, order("BUY", "20.1", price="100"))
     assert refusal(ledger, order("BUY", "40", price="99")) == -2019, "what rests binds margin too"
 
 
 def test_client_id_with_an_open_order_is_refused_and_free_again_after_it():
     ledger = new_ledger()
     first = order("BUY", "1", price="99", client_id="same")
-    ledger.place(first, BIDS, ASKS)
+    place(ledger, first)
     assert refusal(ledger, order("BUY", "1", client_id="same")) == -4116
-    ledger.cancel(first, 2)
-    ledger.place(order("BUY", "1", client_id="same"), BIDS, ASKS)
-    ledger.place(order("BUY", "1", client_id="same"), BIDS, ASKS)
-    assert ledger.position("main", "BTCUSDT").qty == 2, "ids are unique among open orders only"
+    ledger.cancel(first)
+    place(ledger, order("BUY", "1", client_id="same"))
+    place(ledger, order("BUY", "1", client_id="same"))
+    assert ledger.position("main", BTC).qty == 2, "ids are unique among open orders only"
 
 
 def test_hedged_account_with_any_order_refuses_it():
@@ -169,45 +200,45 @@ def test_hedged_account_with_any_order_refuses_it():
 
 def test_reduce_only_order_with_more_than_the_position_is_cut_to_it():
     ledger = new_ledger()
-    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    place(ledger, order("BUY", "1"))
     row = order("SELL", "5", reduce_only=True)
-    ledger.place(row, BIDS, ASKS)
+    place(ledger, row)
     assert (row.status, row.qty) == ("FILLED", D(1))
-    assert ledger.position("main", "BTCUSDT").qty == 0
+    assert ledger.position("main", BTC).qty == 0
 
 
 def test_position_below_the_least_notional_can_have_its_stop_and_be_closed_reduce_only_alone():
     ledger = new_ledger()
-    ledger.place(order("BUY", "1"), BIDS, ASKS)
-    ledger.place(order("SELL", "0.9", reduce_only=True), BIDS, ASKS)
+    place(ledger, order("BUY", "1"))
+    place(ledger, order("SELL", "0.9", reduce_only=True))
     stop = algo("SELL", "0.1", "98", reduce_only=True)
-    ledger.place_algo(stop, D("100"))
+    place(ledger, stop)
     assert stop.status == "NEW" and refusal(ledger, order("SELL", "0.1")) == -4164
     row = order("SELL", "0.1", reduce_only=True)
-    ledger.place(row, BIDS, ASKS)
-    assert row.status == "FILLED" and ledger.position("main", "BTCUSDT").qty == 0
+    place(ledger, row)
+    assert row.status == "FILLED" and ledger.position("main", BTC).qty == 0
 
 
 def test_reduce_only_order_resting_when_the_position_closes_expires():
     ledger = new_ledger()
-    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    place(ledger, order("BUY", "1"))
     row = order("SELL", "1", price="104", reduce_only=True)
     stop = algo("SELL", "0", "90", close_position=True, tif="GTE_GTC")
-    ledger.place(row, BIDS, ASKS)
-    ledger.place_algo(stop, D("100"))
-    ledger.place(order("SELL", "1"), BIDS, ASKS)
+    place(ledger, row)
+    place(ledger, stop)
+    place(ledger, order("SELL", "1"))
     assert (row.status, stop.status, ledger.open) == ("EXPIRED", "EXPIRED", {})
 
 
 def test_stop_with_its_trigger_reached_becomes_a_market_order_of_the_same_client_id():
     ledger = new_ledger()
-    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    place(ledger, order("BUY", "1"))
     stop = algo("SELL", "1", "98", reduce_only=True, client_id="stop", working_type="MARK_PRICE")
-    ledger.place_algo(stop, D("100"))
+    place(ledger, stop)
     ledger.events()
-    assert ledger.due("BTCUSDT", last=D("97"), mark=D("98.1")) == []
-    assert ledger.due("BTCUSDT", last=D("99"), mark=D("98")) == [stop]
-    ledger.trigger(stop, BIDS, ASKS, 5)
+    meet(ledger, now_ms=4, last_price=D("97"), mark_price=D("98.1"))
+    assert ledger.events() == []
+    meet(ledger, now_ms=5, last_price=D("99"), mark_price=D("98"))
     events = [e for e in ledger.events() if isinstance(e, OrderEvent)]
     assert [(e.order.kind, e.execution) for e in events] == [
         ("algo", "TRIGGERING"), ("algo", "TRIGGERED"), ("order", "NEW"), ("order", "TRADE"),
@@ -223,28 +254,28 @@ def test_stop_with_its_trigger_reached_becomes_a_market_order_of_the_same_client
 def test_stop_with_nothing_left_to_reduce_is_rejected_when_it_triggers():
     ledger = new_ledger()
     stop = algo("SELL", "1", "98", reduce_only=True)
-    ledger.place_algo(stop, D("100"))
-    ledger.trigger(stop, BIDS, ASKS, 5)
+    place(ledger, stop)
+    meet(ledger, last_price=D("98"))
     assert (stop.status, stop.reason, ledger.open) == ("REJECTED", "Reduce Only reject", {})
     assert said(ledger)[-1] == ("algo", "REJECTED")
 
 
 def test_close_position_stop_with_a_position_closes_all_of_it():
     ledger = new_ledger()
-    ledger.place(order("SELL", "2"), levels(("100", "9")), ASKS)
+    place(ledger, order("SELL", "2"), levels(("100", "9")))
     stop = algo("BUY", "0", "102", close_position=True)
-    ledger.place_algo(stop, D("100"))
+    place(ledger, stop)
     assert refusal(ledger, algo("BUY", "0", "103", close_position=True)) == -4130
-    ledger.trigger(stop, BIDS, ASKS, 5)
-    assert ledger.position("main", "BTCUSDT").qty == 0
+    meet(ledger, last_price=D("102"))
+    assert ledger.position("main", BTC).qty == 0
 
 
 def test_open_orders_with_their_number_reached_refuse_one_more():
     ledger = new_ledger()
-    for _ in range(int(RULES.numbers["MAX_NUM_ORDERS.limit"])):
-        ledger.place(order("BUY", "1", price="99"), BIDS, ASKS)
-    for _ in range(int(RULES.numbers["MAX_NUM_ALGO_ORDERS.limit"])):
-        ledger.place_algo(algo("SELL", "1", "90"), D("100"))
+    for _ in range(int(CONTRACT.numbers["MAX_NUM_ORDERS.limit"])):
+        place(ledger, order("BUY", "1", price="99"))
+    for _ in range(int(CONTRACT.numbers["MAX_NUM_ALGO_ORDERS.limit"])):
+        place(ledger, algo("SELL", "1", "90"))
     assert refusal(ledger, order("BUY", "1", price="99")) == -2025
     assert refusal(ledger, algo("SELL", "1", "90")) == -4045
 
@@ -252,9 +283,9 @@ def test_open_orders_with_their_number_reached_refuse_one_more():
 @pytest.mark.parametrize("damage", ["wallet", "realized", "qty", "fees"])
 def test_books_with_a_damaged_number_do_not_pass_the_check(damage):
     ledger = new_ledger()
-    ledger.place(order("BUY", "1"), BIDS, ASKS)
+    place(ledger, order("BUY", "1"))
     ledger.check("main")
-    holder = ledger.accounts["main"] if damage == "wallet" else ledger.accounts["main"].positions["BTCUSDT"]
+    holder = ledger.accounts["main"] if damage == "wallet" else ledger.accounts["main"].positions[BTC]
     setattr(holder, damage, getattr(holder, damage) + D("0.00000001"))
     with pytest.raises(InvariantError):
         ledger.check("main")
@@ -336,34 +367,35 @@ def play(steps, balance):
         bids = levels((f"{tenths / 10 - 0.1:.1f}", f"{depth / 100:.2f}"), (f"{tenths / 10 - 0.7:.1f}", "3"))
         asks = levels((f"{tenths / 10:.1f}", f"{depth / 100:.2f}"), (f"{tenths / 10 + 0.9:.1f}", "3"))
         qty = f"{steps_qty / 1000:.3f}"
+        ledger.now_ms = number
+        feed = ledger.feeds[BTC]
         try:
             if what in ("market", "reduce"):
-                ledger.place(order(side, qty, reduce_only=what == "reduce", update_ms=number), bids, asks)
+                place(ledger, order(side, qty, reduce_only=what == "reduce"), bids, asks)
             elif what == "limit":
-                ledger.place(order(side, qty, price=f"{tenths / 10:.1f}", update_ms=number), BIDS, ASKS)
+                place(ledger, order(side, qty, price=f"{tenths / 10:.1f}"))
             elif what == "algo":
-                ledger.place_algo(algo(side, qty, f"{tenths / 10:.1f}", update_ms=number), D("100"))
+                feed.last_price = D("100")
+                place(ledger, algo(side, qty, f"{tenths / 10:.1f}"))
             elif what == "cancel" and ledger.open:
-                ledger.cancel(next(iter(ledger.open.values())), number)
+                ledger.cancel(next(iter(ledger.open.values())))
             elif what == "restart":
                 ledger = restarted(ledger, store)
             elif what == "fund":
-                ledger.fund("main", "BTCUSDT", D(tenths - 1_000) / 10_000, number)
-                model.fund(ledger.marks["BTCUSDT"], D(tenths - 1_000) / 10_000)
+                ledger.fund("main", D(tenths - 1_000) / 10_000)
+                model.fund(feed.mark(), D(tenths - 1_000) / 10_000)
             elif what == "adl":
-                ledger.force("adl", "main", "BTCUSDT", D(qty), [], number)
+                ledger.force("adl", "main", BTC, D(qty))
             elif what == "mark":
-                ledger.marks["BTCUSDT"] = D(tenths) / 10 + D((steps_qty - 2_500) * 100 // 120) / 100
+                feed.mark_price = D(tenths) / 10 + D((steps_qty - 2_500) * 100 // 120) / 100
         except Refused:
             pass
-        ledger.match("BTCUSDT", bids, asks, number)
-        for due in ledger.due("BTCUSDT", D(tenths) / 10, D(tenths) / 10):
-            ledger.trigger(due, bids, asks, number)
+        meet(ledger, bids, asks, number, last_price=D(tenths) / 10)
         record(ledger, model, store, trade_ids)
-        is_due = model.is_liquidated(ledger.marks["BTCUSDT"])
+        is_due = model.is_liquidated(feed.mark())
         assert ledger.is_due_for_liquidation("main") == is_due
         if is_due:
-            notional = liquidated(ledger, bids, asks, number)
+            notional = liquidated(ledger)
             record(ledger, model, store, trade_ids, -1)
             fee = min(as_decimal(Fraction(round_half_up(notional / 80))), max(D(0), model.wallet))
             model.wallet += -model.wallet if model.wallet < 0 else -fee
@@ -371,10 +403,11 @@ def play(steps, balance):
     assert trade_ids == sorted(set(trade_ids))
 
 
-def liquidated(ledger, bids, asks, number):
+def liquidated(ledger):
     """Liquidate, and return the notional by what the fills say."""
-    held = ledger.position("main", "BTCUSDT").qty
-    ledger.liquidate("main", "BTCUSDT", bids if held > 0 else asks, number)
+    held = ledger.position("main", BTC).qty
+    ledger.care("main")
+    assert ledger.open == {}, "orders go first"
     fills = [e for e in ledger._events if isinstance(e, OrderEvent) and e.fill]
     assert {e.execution for e in fills} == {"CALCULATED"}
     assert sum(e.fill.qty for e in fills) == abs(held)
@@ -394,8 +427,8 @@ def record(ledger, model, store, trade_ids, unlike=0):
 
 
 def restarted(ledger: Ledger, store: Store) -> Ledger:
-    fresh = Ledger({"BTCUSDT": RULES}, taker_fee=TAKER, maker_fee=MAKER, take=ledger._take)
-    fresh.marks = ledger.marks
+    fresh = Ledger(ledger.feeds, taker_fee=TAKER, maker_fee=MAKER)
+    fresh.now_ms = ledger.now_ms
     store.load(fresh)
     assert msgspec.json.encode((fresh.accounts, list(fresh.open.values()))) == msgspec.json.encode(
         (ledger.accounts, sorted(ledger.open.values(), key=lambda o: o.id)))
@@ -404,7 +437,7 @@ def restarted(ledger: Ledger, store: Store) -> Ledger:
 
 
 def compare(ledger: Ledger, model: Model) -> None:
-    account, position = ledger.accounts["main"], ledger.position("main", "BTCUSDT")
+    account, position = ledger.accounts["main"], ledger.position("main", BTC)
     assert account.wallet == model.wallet
     assert position.qty == D(model.qty) / 1000
     assert Fraction(position.cost) == model.cost

@@ -281,7 +281,7 @@ def test_consume_with_the_best_asks_takes_depth_that_heals():
     start_ms = START_MS // 100 * 100
     before = run(made, start_ms, start_ms + 20_000)
     asks = made.feeds[BTC].book().asks
-    ids = made.consume(BTC, "BUY", [asks[0], (asks[1][0], asks[1][1] / 2)])
+    ids = made.feeds[BTC].consume("BUY", [asks[0], (asks[1][0], asks[1][1] / 2)])
     assert made.next_due_ms() <= start_ms + 20_000
     now = made.feeds[BTC].book()
     assert now.asks[0][0] == asks[1][0] and now.asks[0][1] < asks[1][1]
@@ -308,7 +308,7 @@ def test_book_after_consumption_is_followed_by_the_diffs():
         follower.take(made.advance(start_ms + 100 * step))
         assert follower.same_as(made.feeds[BTC].book())
         if step % 10 == 0:
-            made.consume(BTC, "SELL", made.feeds[BTC].book().bids[:3])
+            made.feeds[BTC].consume("SELL", made.feeds[BTC].book().bids[:3])
 
 
 def test_trade_ids_after_a_restart_stay_above_the_ledger():

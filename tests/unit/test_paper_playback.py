@@ -223,7 +223,7 @@ def test_rebased_consume_with_the_best_bid_inserts_a_trade(cut):
     made = market(cut)
     run(made, START_MS, START_MS + 3_000)
     bids = made.feeds[BTC].book().bids
-    ids = made.consume(BTC, "SELL", bids[:1])
+    ids = made.feeds[BTC].consume("SELL", bids[:1])
     assert made.feeds[BTC].book().bids[0] == bids[1]
     last = made.feeds[BTC].recent(2)[0]["id"]
     assert ids == [last + 1]
