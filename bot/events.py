@@ -289,6 +289,7 @@ class Restored(Event, frozen=True, kw_only=True, tag="restored"):
     """The journal up to here comes from a backup; what followed it is lost, and only the exchange knows it.
 
     lacks_since_ns: time of the last event that was saved. restored_ns: until now; both by a host's clock.
+    backup "": there was none, the journal begins here, and nothing is taken in from before.
     """
 
     backup: str

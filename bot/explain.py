@@ -93,8 +93,8 @@ _TELL = {
     "commanded": lambda e: f"operator {e.who}: {e.verb} {e.symbol} ({e.why})",
     "adopted": lambda e: f"{e.symbol}: {e.qty} adopted by {e.who} ({e.why}); locks ended: "
                          f"{', '.join(e.causes) or 'none'}",
-    "restored": lambda e: f"restored by {e.who} from {e.backup}, which lacks what happened since "
-                          f"{clock_text(e.lacks_since_ns)}",
+    "restored": lambda e: (f"restored by {e.who} from {e.backup}, which lacks what happened since "
+                           f"{clock_text(e.lacks_since_ns)}" if e.backup else f"begun empty by {e.who}"),
     "reconciled": lambda e: f"compared with the exchange ({e.trigger}): "
                             f"{'; '.join(e.differences) or 'no difference'}",
 }

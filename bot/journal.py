@@ -24,6 +24,9 @@ from bot.events import ONCE, JournalEvent
 SCHEMA_VERSION = 1  # readable by this release and the one before
 BUSY_MS = 2_000  # readers never hold a write lock; this covers a checkpoint of the WAL
 CHECKPOINTS_KEPT = 3
+# Beside the journal: the last event that was committed. SQLite ends a write-ahead log at its first frame
+# that is not whole, and says nothing (sqlite.org/fileformat2.html#walformat): a lost tail shows here.
+TIP, TIP_BYTES = "-tip", 64
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -69,6 +72,8 @@ class Journal:
                     self._db.execute(f"PRAGMA {pragma}")
                 self._db.executescript(_SCHEMA)
                 self._stamp({"schema": str(SCHEMA_VERSION), **identity})
+                self._tip = os.open(path.with_name(path.name + TIP), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                                    0o644)
         except (ConfigError, JournalError):
             os.close(self._lock)
             raise
@@ -77,6 +82,7 @@ class Journal:
         """Return the books, folded from the newest checkpoint. Raises JournalError on damage."""
         with _damage("journal"):
             self._checkpoint_seq, books, self._seq, self._hash = _fold(self._db)
+        _check_tip(os.pread(self._tip, TIP_BYTES, 0), self._seq)
         return books
 
     def begin_epoch(self, epoch: str) -> None:
@@ -110,6 +116,8 @@ class Journal:
         """Return when everything appended is on the disk. Raises JournalError; then nothing is."""
         with self._writing("commit"):
             self._db.commit()
+            # Not synced: after a power cut it may be older than the journal, and never newer.
+            os.pwrite(self._tip, b"%d %d\n" % (self._seq, self._seq), 0)
 
     def checkpoint(self, books: Books) -> bool:
         """Write the folded books when enough events have come since the last time."""
@@ -141,6 +149,7 @@ class Journal:
                 self.commit()
         finally:
             self._db.close()
+            os.close(self._tip)
             os.close(self._lock)
 
     @contextmanager
@@ -150,7 +159,7 @@ class Journal:
             raise JournalError(f"journal: {what} was not written, because before: {self._failed}")
         try:
             yield
-        except (sqlite3.Error, msgspec.MsgspecError, JournalError) as error:
+        except (OSError, sqlite3.Error, msgspec.MsgspecError, JournalError) as error:
             self._failed = str(error)
             with suppress(sqlite3.Error):
                 self._db.rollback()
@@ -182,6 +191,7 @@ class JournalReader:
         """Open read-only. Raises JournalError when there is no journal yet."""
         if not path.is_file():
             raise JournalError(f"{path}: there is no journal yet; has the executor been started?")
+        self._tip = path.with_name(path.name + TIP)
         with _damage(path):
             # Closed in order it has no -wal, and who may not make one reads the file as it stands.
             has_wal = path.with_name(f"{path.name}-wal").exists()
@@ -202,6 +212,7 @@ class JournalReader:
 
     def verified(self) -> tuple[Books, int, str]:
         """Return them with the last event's number and hash, which stands for the whole chain."""
+        tip = self._tip.read_bytes() if self._tip.exists() else b""
         with _damage("journal"):
             self._db.execute("BEGIN")  # both folds see the same moment of a journal that grows
             _, books, seq, row_hash = _fold(self._db, from_checkpoint=False)
@@ -209,7 +220,8 @@ class JournalReader:
                 raise JournalError("the checkpoint and the events before it say different things: the "
                                    "journal is damaged; restore a backup and reconcile")
             self._db.rollback()
-            return books, seq, row_hash.hex()
+        _check_tip(tip, seq)
+        return books, seq, row_hash.hex()
 
     def copy_to(self, path: Path) -> None:
         """Copy the journal as it is now into a new file, while its writer writes on (sqlite.org/backup.html).
@@ -298,7 +310,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _damage(what: Path | str) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, msgspec.MsgspecError, IllegalTransition, InvariantError) as error:
+    except (OSError, sqlite3.Error, msgspec.MsgspecError, IllegalTransition, InvariantError) as error:
         raise JournalError(f"{what}: cannot be read: {error}; if it is damaged, restore a backup") from None
 
 
@@ -341,6 +353,14 @@ def _verified(db: sqlite3.Connection, seq: int, row_hash: bytes) -> Iterator[tup
                                "restore a backup and reconcile")
         seq, row_hash = row[0], row[6]
         yield seq, _decoder.decode(row[5]), row_hash
+
+
+def _check_tip(tip: bytes, seq: int) -> None:
+    # Written twice over, so that a damaged one is not taken at its word.
+    said, _, again = tip.partition(b" ")
+    if said.isdigit() and again == said + b"\n" and int(said) > seq:
+        raise JournalError(f"the journal ends at event {seq}, and {int(said)} were committed: it is damaged; "
+                           "restore a backup and reconcile")
 
 
 def _is_bytes(*values: object) -> bool:

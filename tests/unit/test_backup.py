@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 
+from bot import botctl
 from bot.backup import UNREADABLE, Backups, new_key, read_key, told, unseal
 from bot.config_file import load
 from bot.errors import ConfigError, RefusedError
@@ -182,9 +183,32 @@ def test_restore_over_a_journal_sets_it_aside_with_all_its_files(host, other):
     restore(other.config, other.clock, host.sealed()[0], PRIVATE, who="ann", is_replacing=True)
     aside = sorted(p.name.partition(".replaced-")[2].lstrip("0123456789") for p in
                    other.path.parent.glob("journal.db.replaced-*"))
-    assert aside == ["", "-wal"]
+    assert aside == ["", "-tip", "-wal"]
     with closing(JournalReader(other.path)) as reader:
         assert reader.verified()[1] == 7
+
+
+def test_restore_without_a_backup_begins_an_empty_journal_halted_and_marked(other):
+    other.write(Started(epoch="mine", version="1", config="c"))
+    other.path.write_bytes(b"damaged")
+    with pytest.raises(RefusedError, match="--replace"):
+        restore(other.config, other.clock, None, "", who="ann")
+    event, halts = restore(other.config, other.clock, None, "", who="ann", is_replacing=True)
+    assert halts == ["all"] and "empty" in HaltFiles(other.config.path("halt")).list()[0].why
+    with closing(JournalReader(other.path)) as reader:
+        assert reader.newest("restored", 1)[0].event == event
+        books, events, _ = reader.verified()
+    # Nothing is taken in from before: an order of ours that rests is a second instance's, and halts.
+    assert (events, books.lacks_since_ns, books.restored_ns, books.symbols) == (1, 0, 0, {})
+    assert [p.read_bytes() for p in other.path.parent.glob("journal.db.replaced-*")
+            if not p.name.endswith("-tip")] == [b"damaged"]
+
+
+@pytest.mark.parametrize("words", [[], ["x"], ["--key", "k"], ["--empty", "x"], ["--empty", "--key", "k"],
+                                   ["--empty", "x", "--key", "k"]])
+def test_restore_with_half_of_what_it_needs_is_wrong_usage(host, tmp_path, words, capsys):
+    assert botctl.main(["restore", *words, "--config", str(tmp_path / "old" / "bot.toml")]) == 2
+    assert "FILE and --key KEY, or --empty" in capsys.readouterr().err
 
 
 def test_restore_with_anything_wrong_changes_nothing(host, other, tmp_path):

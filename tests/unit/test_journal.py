@@ -392,6 +392,48 @@ def test_file_with_bytes_flipped_anywhere_never_gives_other_books(path, tmp_path
             pass
 
 
+def left_by_a_crash(path, folder):
+    """Return what a killed writer leaves behind, all of its three files, and the books it had."""
+    journal, books = opened(path), folded()
+    for event in history(6):
+        books.apply(event)
+        journal.append(event)
+        journal.commit()
+    files = {end: path.with_name(f"journal.db{end}").read_bytes() for end in ("", "-wal", "-tip")}
+    journal.close()
+
+    def left(**changed_files):
+        for old in folder.glob("left.db*"):
+            old.unlink()
+        for end, raw in (files | changed_files).items():
+            if raw is not None:
+                (folder / f"left.db{end}").write_bytes(raw)
+        return folder / "left.db"
+    return left, files, books.encode()
+
+
+def test_file_with_committed_events_damaged_in_the_write_ahead_log_is_damaged(path, tmp_path):
+    # SQLite reads the log up to the first frame that is not whole, and says nothing of the rest.
+    left, files, whole = left_by_a_crash(path, tmp_path)
+    assert load_again(left()).encode() == whole
+    refused, log = 0, files["-wal"]
+    for at in range(0, len(log), len(log) // 30):
+        for raw in (log[:at] + bytes([log[at] ^ 0x41]) + log[at + 1 :], log[:at] or None):
+            try:
+                assert load_again(left(**{"-wal": raw})).encode() == whole
+            except (JournalError, ConfigError):
+                refused += 1
+    assert refused > 50
+    with pytest.raises(JournalError, match="damaged"):
+        JournalReader(left(**{"-wal": log[: len(log) // 2]})).verify()
+
+
+@pytest.mark.parametrize("tip", [None, b"", b"x", b"7 8\n", b"\xff" * 40])
+def test_file_with_a_tip_that_says_nothing_is_read_without(path, tmp_path, tip):
+    left, _, whole = left_by_a_crash(path, tmp_path)
+    assert load_again(left(**{"-tip": tip})).encode() == whole
+
+
 @pytest.mark.parametrize(
     "change", [{"account": "other"}, {"url": "http://y"}, {"exchange": "okx"}, {"schema": "2"}]
 )
