@@ -71,18 +71,21 @@ class Bookkeeper:
         if reports:
             point("keeper.reported")
 
-    def receive(self, signal: TradingSignal) -> bool:
-        """Take a signal in, once; acknowledge it again when it is known. Return whether it is new."""
+    def acknowledge_again(self, signal: TradingSignal) -> bool:
+        """Return whether the signal is known; then it is acknowledged once more, with its outcome."""
         name = signal_id(signal.strategy, signal.run, signal.seq)
-        if self.journal.has("signal", name):
-            self._reports.append(Ack(strategy=signal.strategy, run=signal.run, seq=signal.seq))
-            # The outcome may have been lost with the acknowledgement: tell it again.
-            known = self.journal.find("outcome", name)
-            if known is not None:
-                self._reports.append(self._outcome(known))
+        if not self.journal.has("signal", name):
             return False
-        self.record(SignalReceived(signal=signal, received_ns=self._clock.wall_ns()), signal.symbol)
+        self._reports.append(Ack(strategy=signal.strategy, run=signal.run, seq=signal.seq))
+        # The outcome may have been lost with the acknowledgement: tell it again.
+        known = self.journal.find("outcome", name)
+        if known is not None:
+            self._reports.append(self._outcome(known))
         return True
+
+    def receive(self, signal: TradingSignal) -> None:
+        """Take in a signal that is not known yet; the commit acknowledges it."""
+        self.record(SignalReceived(signal=signal, received_ns=self._clock.wall_ns()), signal.symbol)
 
     def close_signal(self, name: str, symbol: str, outcome: Outcome, reason: str,
                      filled_qty: Decimal) -> None:

@@ -40,7 +40,7 @@ SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in 
 SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
 DAY_NS = 86_400_000_000_000  # a UTC day
-LAYOUT = 2  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
+LAYOUT = 3  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
 NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
 
 
@@ -238,6 +238,9 @@ def _signal_closed(books: Books, event: SignalClosed) -> None:
     if event.outcome == "done" and not book.signals[at].orders:
         book.target_qty = book.signals[at].signal.target_qty
     del book.signals[at]
+    if event.reason.startswith("not_owner") and msgspec.structs.replace(book, newest={}) == SymbolBook(
+            symbol=event.symbol):
+        del books.symbols[event.symbol]  # perhaps somebody made it up: the books do not grow with each
     books.outcomes[event.outcome] = books.outcomes.get(event.outcome, 0) + 1
 
 

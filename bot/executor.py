@@ -38,6 +38,7 @@ from bot.reconciler import Reconciler
 from bot.sender import OrderSender
 from bot.status import read_beats, read_usage
 from bot.stream import open_stream
+from bot.targets import TokenBucket
 from bot.trading_state import TradingState
 from bot.wire import (
     HEARTBEAT_TOPIC,
@@ -54,6 +55,8 @@ CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotect
 STOP_TURNS_PER_S = 20
 SPARE_CONNECTIONS = 8  # each opens when all others wait for an answer
 TEXT_MAX = 300  # of a dropped message's description in the log
+INTAKE_BURST_S = 60  # a runner sends its few waiting signals again after an outage; a flood goes on
+STRANGERS_PER_S = 2  # signals under names that no strategy has, together: each is journaled and denied
 
 
 class OrderExecutor:
@@ -84,6 +87,7 @@ class OrderExecutor:
                          dropped=self.dropped, close=self.close_for_operator, cancel=self._send_cancel)
         self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend)
         self.subscribed = frozenset(config.symbols())
+        self._intake: dict[str, TokenBucket] = {}  # by strategy; "" for all strangers
 
     def begin(self) -> None:
         """Start a new epoch: orders of the last one that had no answer are unknown now."""
@@ -111,12 +115,31 @@ class OrderExecutor:
         self.cycle()
 
     def process_received_signal(self, signal: TradingSignal) -> None:
-        """Journal a signal once. It is acknowledged, and acted on, by the next cycle's commit."""
+        """Journal a signal once. It is acknowledged, and acted on, by the next cycle's commit.
+
+        What comes faster than the strategy's runner lets through is not acknowledged: it stays in its
+        outbox. A process that is no runner cannot fill the disk with it.
+        """
         point("executor.signal_received")
-        if self.keeper.receive(signal):
-            point("executor.signal_recorded")
-            self._log.info("signal", strategy=signal.strategy, run=signal.run, seq=signal.seq,
-                           symbol=signal.symbol, target_qty=signal.target_qty, reason=signal.reason)
+        if self.keeper.acknowledge_again(signal):
+            return
+        if not self._takes_in(signal.strategy):
+            self.dropped.add("too_many", channel="signals", text=f"{signal.strategy} sends more than its "
+                             "signals_per_s_max: is something else than its runner sending?"[:TEXT_MAX])
+            return
+        self.keeper.receive(signal)
+        point("executor.signal_recorded")
+        self._log.info("signal", strategy=signal.strategy, run=signal.run, seq=signal.seq,
+                       symbol=signal.symbol, target_qty=signal.target_qty, reason=signal.reason)
+
+    def _takes_in(self, strategy: str) -> bool:
+        table = self._config.strategy.get(strategy)
+        per_s, name = (table.signals_per_s_max, strategy) if table else (STRANGERS_PER_S, "")
+        bucket = self._intake.setdefault(name, TokenBucket(per_s, INTAKE_BURST_S))
+        if not bucket.has_token(self._clock.mono_ns()):
+            return False
+        bucket.take()
+        return True
 
     def on_tick_messages(self, batch: list[tuple[bytes, bytes]]) -> None:
         """Take market data in: the prices that limits look at, and the exact count of losses."""
@@ -271,20 +294,11 @@ class OrderExecutor:
         book, owner = self.books.book(symbol), self._config.owner_of(symbol)
         if owner is None or not self.reconciler.last_mono_ns:
             return  # before the first comparison nobody knows the position
-        self._report(
-            PositionReport(
-                strategy=owner,
-                symbol=symbol,
-                position_qty=book.position_qty,
-                entry_price=book.entry_price,
-                position_version=book.version,
-                open_orders=len(book.live_orders()),
-                unknown_orders=len(book.unknown()),
-                state=self.trading_state.of_symbol(symbol)[0],
-                time_ns=self._clock.wall_ns(),
-                executor_run=self._run,
-            )
-        )
+        self._report(PositionReport(
+            strategy=owner, symbol=symbol, position_qty=book.position_qty, entry_price=book.entry_price,
+            position_version=book.version, open_orders=len(book.live_orders()),
+            unknown_orders=len(book.unknown()), state=self.trading_state.of_symbol(symbol)[0],
+            time_ns=self._clock.wall_ns(), executor_run=self._run))
 
     def beat(self) -> None:
         """Publish the heartbeat of the reports channel."""

@@ -68,15 +68,16 @@ def _quantized(value: Decimal, increment: Decimal, rounding: str) -> Decimal:
 
 
 class TokenBucket:
-    """At most per_s a second in the long run, twice that at once."""
+    """At most per_s a second in the long run, what comes in burst_s at once."""
 
-    def __init__(self, per_s: int) -> None:
-        self._per_s, self._tokens, self._filled_ns = per_s, 2.0 * per_s, 0
+    def __init__(self, per_s: int, burst_s: float = 2.0) -> None:
+        self._per_s, self._full, self._filled_ns = per_s, burst_s * per_s, 0
+        self._tokens = self._full
 
     def has_token(self, now_ns: int) -> bool:
         """Return whether one may go; now_ns must not run backwards."""
         earned = (now_ns - self._filled_ns) * self._per_s / 1e9
-        self._tokens, self._filled_ns = min(2.0 * self._per_s, self._tokens + earned), now_ns
+        self._tokens, self._filled_ns = min(self._full, self._tokens + earned), now_ns
         return self._tokens >= 1
 
     def take(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bot.errors import EXIT_SOFTWARE
+from bot.executor import INTAKE_BURST_S, STRANGERS_PER_S
 from bot.halt import HaltFiles
 from bot.model import Ack
 from tests.appliance import BTC, Appliance, Signaler
@@ -151,6 +152,25 @@ def test_executor_with_bad_signals_denies_each_with_its_rule(running: Appliance,
         assert closed.outcome == ("expired" if "expires_ns" in changes else "denied"), changes
         assert rule in closed.reason
     assert running.exchange_orders() == []
+
+
+def test_executor_with_a_flood_that_no_runner_held_back_takes_in_its_share(
+        running: Appliance, signaler: Signaler) -> None:
+    per_s = running.config.strategy["levels"].signals_per_s_max
+    mark, began = _mark(running), time.monotonic()
+    for number in range(1_000):  # books and journal would hold each made-up symbol, for ever
+        for name in ("levels", f"stranger-{number}"):
+            signaler.send(signaler.signal("0.010", mark=mark, symbol=f"X{number}/USDT:USDT", strategy=name))
+    wait_until(lambda: running.beats()["executor"]["dropped"].get("too_many", 0) > 1_500, 20)
+    share = (per_s + STRANGERS_PER_S) * (INTAKE_BURST_S + time.monotonic() - began)
+    assert per_s * INTAKE_BURST_S <= running.journal().counts()["signal"] <= share
+    assert set(running.journal().books().symbols) <= {BTC}
+    entry = signaler.signal("0.010", mark=mark, **_exits(mark))
+    def sent_until_acknowledged() -> bool:  # as its outbox would
+        signaler.send(entry)
+        return any(isinstance(m, Ack) and m.seq == entry.seq for m in signaler.listen(200))
+    wait_until(sent_until_acknowledged, 10)
+    assert signaler.outcome(entry.seq).outcome == "done"
 
 
 def test_executor_with_a_repeated_signal_acks_again_and_acts_once(running: Appliance,
