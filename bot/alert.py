@@ -26,6 +26,7 @@ from bot.halt import Halt
 from bot.log import Log
 
 ASK_S = 5.0  # a receiver that takes longer is tried again
+ANSWER_BYTES_MAX = 4_000_000  # the longest, the Alertmanager's metrics, has some 100,000
 QUEUE_MAX = 50  # the newest count; what is older is in the log
 TRIES_MAX, WAIT_S_MAX = 12, 60.0  # 1, 2, 4 ... 60 s: ten minutes without a network
 DOWN_NS = 30_000_000_000  # a crash is over after 8 s, a restart after 5; with Prometheus it is told after 15
@@ -61,7 +62,10 @@ def urgent(beats: dict[str, dict[str, Any]], halts: Iterable[Halt], findings: It
 
 
 def ask(url: str, body: Any = None, *, method: str = "") -> bytes:
-    """POST as JSON, GET without a body; return the answer. Raises OSError; its text never holds the URL."""
+    """POST as JSON, GET without a body; return the answer, cut where it is too long.
+
+    Raises OSError; its text never holds the URL.
+    """
     request = urllib.request.Request(  # noqa: S310  config and read_url let http and https pass alone
         url, None if body is None else msgspec.json.encode(body), {"Content-Type": "application/json"},
         method=method or None)
@@ -70,7 +74,7 @@ def ask(url: str, body: Any = None, *, method: str = "") -> bytes:
     handlers = [urllib.request.ProxyHandler({})] if is_here else []
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=ASK_S) as answer:
-            return answer.read()
+            return answer.read(ANSWER_BYTES_MAX)
     except urllib.error.HTTPError as error:
         said = b""
         with suppress(OSError, http.client.HTTPException):  # it may be cut off

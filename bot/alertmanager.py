@@ -37,7 +37,7 @@ def test(args: argparse.Namespace, config: Config) -> int:
             "endsAt": time_text(clock.wall_ns() + TEST_NS)}])
         rows += asyncio.run(_wait_delivered(base, before, clock)) or [
             ("Alertmanager", False, "took it, and told nobody: name a receiver in alertmanager.yml")]
-    except OSError as error:
+    except (OSError, msgspec.MsgspecError) as error:
         rows.append(("Alertmanager", False, f"{base} does not take it: {error}"))
     rows.append(_test_direct(config, body))
     if args.json:
@@ -64,7 +64,7 @@ def _test_direct(config: Config, body: dict[str, Any]) -> Row:
 def _requests(base: str) -> Counter[tuple[str, bool]]:
     # To receivers so far, by integration and whether they failed; all counts those that failed too.
     told: Counter[tuple[str, bool]] = Counter()
-    for failed, integration, count in REQUESTS.findall(ask(f"{base}/metrics").decode()):
+    for failed, integration, count in REQUESTS.findall(ask(f"{base}/metrics").decode(errors="replace")):
         told[integration, bool(failed)] += int(float(count))
     return told
 
@@ -104,9 +104,10 @@ def silence(args: argparse.Namespace, config: Config) -> int:
 
 
 def unsilence(args: argparse.Namespace, config: Config) -> int:
-    """End every silence that botctl began."""
+    """End the silences that botctl began, or those of one reason."""
     ended = [row["id"] for row in _alertmanager(config, "silences")
-             if row["status"]["state"] != "expired" and row["createdBy"].startswith("botctl ")]
+             if row["status"]["state"] != "expired" and row["createdBy"].startswith("botctl ")
+             and args.reason in (None, row["comment"])]
     for name in ended:
         _alertmanager(config, f"silence/{name}", method="DELETE")
     if args.json:

@@ -308,7 +308,9 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
         _forget_exits(book)
     book.position_qty, book.entry_price = position_qty, entry_price
     book.realized_pnl, book.fees = realized_pnl, fees
-    book.version += event.cause != "signal"
+    if event.cause != "signal":
+        book.version += 1
+        _want_no_more(book)
     if books.wallet_ns and event.exchange_ns > books.wallet_ns:
         fee = event.fee if event.fee_currency == SETTLE else ZERO  # the balance is told in one currency
         books.since_wallet.append((event.exchange_ns, event.realized_pnl - fee))
@@ -339,6 +341,13 @@ def _entry_price(book: SymbolBook, signed_qty: Decimal, price: Decimal) -> Decim
     if abs(total) < abs(held):
         return book.entry_price
     return (book.entry_price * held + price * signed_qty) / total
+
+
+def _want_no_more(book: SymbolBook) -> None:
+    # What an exit, the exchange or a person took out is not wanted back.
+    if book.target_qty is not None:
+        is_same_side = (book.target_qty > 0) == (book.position_qty > 0)
+        book.target_qty = min(book.target_qty, book.position_qty, key=abs) if is_same_side else ZERO
 
 
 def _forget_exits(book: SymbolBook) -> None:
@@ -420,6 +429,8 @@ def _adopted(books: Books, event: Adopted) -> None:
         _forget_exits(book)
     book.position_qty, book.entry_price = after, event.entry_price if after else None
     book.version += 1
+    if event.qty:
+        _want_no_more(book)
     book.last_trade_id = max(book.last_trade_id, event.cursor)
     for cause in event.causes:
         book.locks.pop(cause, None)

@@ -1,7 +1,7 @@
 """botctl: the operator's hands. Tables for people, --json for scripts.
 
 Exit codes: 0 done; 1 the answer is no (not running, not found, nothing to resume, refused); 2 wrong
-usage; 3 no answer yet, the command stays and will be taken up; 78 the configuration is wrong.
+usage; 3 no answer yet, the command stays for ten minutes; 78 the configuration is wrong.
 """
 
 import argparse
@@ -133,7 +133,9 @@ VERBS = (
              option("--for", dest="span", type=_span_ns, default="15m", metavar="SPAN",
                     help="15m, 2h, 1d (15m)"),
              option("--alert", metavar="NAME", help="only this one (all but the Watchdog)"), REASON)),
-    Verb("alert unsilence", alertmanager.unsilence, "end every silence that botctl began"),
+    Verb("alert unsilence", alertmanager.unsilence, "end the silences that botctl began",
+         '--reason "a deploy"', (
+             option("--reason", metavar="TEXT", help="only those of this reason (all)"),)),
     Verb("report", views.show_report, "tell the day: money, slippage, latency, outcomes, incidents",
          "--since 24h --chart day.html", (
              option("--since", type=_span_ns, default="24h", metavar="SPAN", help="30m, 24h, 7d (24h)"),

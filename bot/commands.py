@@ -1,6 +1,7 @@
 """The operator's commands to the executor and its answers, as files below state_dir/commands.
 
-A command stays until it was answered, through restarts. What cannot be read is set aside as *.damaged.
+A command stays until it was answered, through restarts; one that waited too long is answered with no. What
+cannot be read is set aside as *.damaged.
 """
 
 import re
@@ -14,6 +15,7 @@ from bot.halt import write_synced
 
 ANSWERS_KEPT = 50  # whoever asked reads and removes its own at once; the rest is of those who gave up
 BYTES_MAX = 10_000
+WAIT_S_MAX = 600  # a restart, a reboot; older, it was wanted of another state than that of now
 ANSWER_TURNS = 200  # of 0.1 s: a reconciliation takes one, with a slow exchange a few
 
 Verb = Literal["reconcile", "adopt", "cancel", "flatten"]
@@ -31,11 +33,19 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     time_ns: int
 
 
+    def is_late(self, now_ns: int) -> bool:
+        """Return whether it waited too long, or comes from a clock that went wrong."""
+        return abs(now_ns - self.time_ns) > WAIT_S_MAX * 1e9
+
+
 class Answered(msgspec.Struct, frozen=True):
     """What became of a command."""
 
     is_done: bool
     text: str
+
+
+LATE = Answered(False, f"nothing was done: the command had waited longer than {WAIT_S_MAX} s; type it again")
 
 
 class CommandFiles:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from bot.bookkeeper import Bookkeeper
 from bot.books import Order
 from bot.clock import Clock
-from bot.commands import Answered, Command, CommandFiles
+from bot.commands import LATE, Answered, Command, CommandFiles
 from bot.config import Config
 from bot.errors import ExchangeError
 from bot.events import Adopted, Commanded
@@ -39,11 +39,8 @@ class Desk:
         for text in damaged:
             self._dropped.add("command", channel="commands", text=text)
         for command in commands:
-            self._keeper.record(Commanded(id=command.id, verb=command.verb, symbol=command.symbol,
-                                          strategy=command.strategy, who=command.who, why=command.why))
-            self._keeper.commit()
             try:
-                answered = await self._do(command)
+                answered = LATE if command.is_late(self._clock.wall_ns()) else await self._do(command)
             except ExchangeError as error:
                 answered = Answered(False, f"the exchange could not be asked, nothing was changed: {error}")
             self._log.warning("commanded", verb=command.verb, symbol=command.symbol, who=command.who,
@@ -51,6 +48,9 @@ class Desk:
             self._files.answer(command, answered)
 
     async def _do(self, command: Command) -> Answered:
+        self._keeper.record(Commanded(id=command.id, verb=command.verb, symbol=command.symbol,
+                                      strategy=command.strategy, who=command.who, why=command.why))
+        self._keeper.commit()
         known = self._exchange.instruments.keys() | self._keeper.books.symbols.keys()
         if command.verb == "adopt" and command.symbol not in known:
             return Answered(False, f"there is no symbol {command.symbol}")

@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from typing import Any
 
-from bot.commands import Answered, Command, CommandFiles
+from bot.commands import LATE, Answered, Command, CommandFiles
 from bot.daemon import Daemon, run
 from bot.errors import ExchangeError
 from bot.flatten import Flattener, open_exchange
@@ -51,7 +51,7 @@ class Guard:
         for text in damaged:
             self._log.warning("message_dropped", channel="commands", reason="command", text=text)
         for command in commands:
-            answered = await self._do(command)
+            answered = LATE if command.is_late(self._clock.wall_ns()) else await self._do(command)
             self._log.warning("commanded", verb=command.verb, symbol="", who=command.who, why=command.why,
                               is_done=answered.is_done, answer=answered.text)
             try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from bot.clock import Clock
-from bot.commands import Answered, CommandFiles
+from bot.commands import WAIT_S_MAX, Answered, CommandFiles
 from bot.config import Config
 from bot.config_file import parse
 from bot.errors import EXIT_NO, EXIT_OK, EXIT_PENDING, ConfigError, RefusedError, UsageError
@@ -153,7 +153,8 @@ def _scope(args: argparse.Namespace, config: Config) -> str:
 
 def _tell_answer(args: argparse.Namespace, answered: Answered | None, who: str) -> int:
     text = (answered.text if answered is not None else
-            f"{args.verb}: no answer from {who}; the command stays and is taken up when it runs")
+            f"{args.verb}: no answer from {who}; the command stays for {WAIT_S_MAX // 60} minutes, and is "
+            "taken up when it runs")
     if args.json:
         print_json({"is_done": answered.is_done if answered else None, "text": text}, True)
     else:

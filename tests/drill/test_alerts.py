@@ -171,6 +171,9 @@ def test_silence_keeps_alerts_from_people_and_health_tells_all_the_same(stage: S
     wait_until(lambda: stage.direct.last("TradingHalted", "firing", began), 10)
     time.sleep(3)
     assert not stage.monitoring.receiver.last("TradingHalted", "firing", began), "told in the window"
+    # A switch ends its own, and leaves the operator's.
+    stage.botctl("alert", "silence", "--reason", "switch")
+    assert len(stage.botctl("alert", "unsilence", "--reason", "switch")["ended"]) == 1
     assert len(stage.botctl("alert", "unsilence")["ended"]) == 1
     stage.monitoring.wait_alert("TradingHalted", 30, since=began)
     stage.halts.clear("all")

@@ -1,6 +1,7 @@
 """What health tells a person itself: what is urgent, once, again each hour, and when it is over."""
 
 import asyncio
+import contextlib
 import io
 import socket
 import threading
@@ -151,6 +152,23 @@ def test_ask_with_nobody_there_raises_an_oserror_without_the_address():
     with pytest.raises(OSError, match="refused") as raised:
         ask(f"http://127.0.0.1:{free_port()}/token", {})
     assert "token" not in str(raised.value)
+
+
+def test_ask_with_an_answer_without_end_reads_so_much_and_no_more(monkeypatch):
+    monkeypatch.setattr("bot.alert.ANSWER_BYTES_MAX", 1_000)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):  # they hang up
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    connection.sendall(bytes(65_536))
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert ask(f"http://127.0.0.1:{server.getsockname()[1]}/", {}) == bytes(1_000)
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_ask_whose_refusal_is_cut_off_raises_an_oserror_too():

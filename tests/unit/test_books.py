@@ -510,6 +510,22 @@ def test_target_in_force_is_that_of_what_acted_never_of_what_was_denied():
     assert books.book(BTC).target_qty == 0
 
 
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("gone", ["stop", "take_profit", "liquidation", "adl", "operator", "adopted"])
+def test_target_in_force_with_what_was_taken_out_is_no_more_than_what_is_held(gone, side):
+    books = holding(f"{2 * side}")
+    books.book(BTC).target_qty = D(3 * side)
+    for number, (qty, left) in enumerate((("0.5", "1.5"), ("1.5", "0"))):
+        books.apply(
+            Adopted(symbol=BTC, qty=D(qty) * -side, entry_price=None, who="ann", why="mine", causes=(),
+                    cursor=0) if gone == "adopted" else
+            filled("", qty, "sell" if side > 0 else "buy", trade=str(number), cause=gone))
+        assert books.book(BTC).target_qty == D(left) * side
+    books.book(BTC).target_qty = D(side)
+    books.apply(filled("", "4", "buy" if side > 0 else "sell", trade="9", cause="operator"))
+    assert books.book(BTC).target_qty == side, "what comes from elsewhere is no target of ours"
+
+
 def test_signal_with_fills_of_its_orders_sums_them_signed():
     books = holding(
         "2",

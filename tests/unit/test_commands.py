@@ -1,8 +1,15 @@
-"""Commands and answers as files: kept until answered, and what cannot be read is set aside."""
+"""Commands and answers as files: kept until answered or too late; what cannot be read is set aside."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
 
 from bot import botctl, commands
-from bot.commands import ANSWERS_KEPT, Answered, CommandFiles
+from bot.commands import ANSWERS_KEPT, WAIT_S_MAX, Answered, CommandFiles
+from bot.desk import Desk
 from bot.errors import EXIT_PENDING
+from bot.log import Log
 from tests.factory import BTC, HandClock
 from tests.harness import write_config
 
@@ -23,6 +30,26 @@ def test_commands_wait_until_answered_oldest_first(tmp_path):
     assert again.waiting() == ([second], [])
     assert files.take_answer(first) == Answered(True, "adopted")
     assert files.take_answer(first) is None
+
+
+@pytest.mark.parametrize(("age_s", "is_done"), [
+    (WAIT_S_MAX, True), (WAIT_S_MAX + 1, False), (-WAIT_S_MAX - 1, False)])  # the latter: of a wrong clock
+def test_command_that_waited_too_long_is_answered_with_no_and_not_done(tmp_path, age_s, is_done):
+    clock, files, done = HandClock(), CommandFiles(tmp_path), []
+
+    async def reconcile(why):
+        done.append(why)
+        return ()
+    keeper = SimpleNamespace(record=done.append, commit=lambda: None, books=SimpleNamespace(symbols={}))
+    desk = Desk(None, clock, Log("executor", clock), files=files, exchange=SimpleNamespace(instruments={}),
+                keeper=keeper, reconciler=SimpleNamespace(reconcile=reconcile), dropped=None, close=None,
+                cancel=None)
+    command = put(files, clock, "reconcile")
+    clock.step(age_s)
+    asyncio.run(desk.work())
+    answered = files.take_answer(command)
+    assert answered.is_done == is_done == bool(done) and files.waiting() == ([], [])
+    assert is_done or "type it again" in answered.text
 
 
 def test_commands_that_cannot_be_read_are_set_aside(tmp_path):
@@ -54,7 +81,7 @@ def test_botctl_without_an_executor_says_that_the_command_waits(tmp_path, monkey
     monkeypatch.setattr(commands, "ANSWER_TURNS", 1)
     config = write_config(tmp_path)
     assert botctl.main(["adopt", BTC, "--config", str(config), "--reason", "mine"]) == EXIT_PENDING
-    assert "the command stays" in capsys.readouterr().err
+    assert "the command stays for 10 minutes" in capsys.readouterr().err
     [command] = CommandFiles(tmp_path / "var" / "commands").waiting()[0]
     assert (command.verb, command.symbol, command.why) == ("adopt", BTC, "mine")
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bot import guard
+from bot.commands import WAIT_S_MAX, CommandFiles
 from bot.guard import Guard
 from bot.log import Log
 from tests.factory import SECOND, HandClock
@@ -37,12 +38,25 @@ class Bench:
 
     async def flatten(self, who, why):
         self.flattened_at = self.now_s
+        self.it._said.append("flat")
 
     def live(self, for_s):
         end = self.clock.mono + for_s * SECOND
         while self.clock.mono < end:
             asyncio.run(self.it.watch_executor())
             self.clock.step(1)
+
+
+@pytest.mark.parametrize(("age_s", "is_flat"), [(0, True), (WAIT_S_MAX, True), (WAIT_S_MAX + 1, False)])
+def test_flatten_that_was_asked_for_long_ago_is_not_done_any_more(monkeypatch, tmp_path, age_s, is_flat):
+    bench = Bench(monkeypatch, tmp_path, 0)
+    files = CommandFiles(tmp_path / "guard")
+    command = files.put("flatten", who="ann", why="get me out", clock=bench.clock)
+    bench.clock.step(age_s)
+    asyncio.run(bench.it.work())
+    answered = files.take_answer(command)
+    assert answered.is_done == is_flat == (bench.flattened_at is not None)
+    assert is_flat or "type it again" in answered.text
 
 
 @pytest.mark.parametrize("sweep_s", [0, 1, 4.5, 9])
