@@ -1,5 +1,6 @@
 """The playbooks' form: argument specs are the defaults, lint is clean, units and programs fit together."""
 
+import hashlib
 import json
 import os
 import re
@@ -64,6 +65,29 @@ def test_vault_beside_the_variables_hides_none_of_them(tmp_path):
                           capture_output=True, text=True, check=True)
     known = json.loads(done.stdout)["_meta"]["hostvars"]["host"]
     assert {"bot_api_key", "bot_mode", "bot_limits", "bot_strategies"} <= set(known)
+
+
+@needs_ansible
+@pytest.mark.parametrize(("said", "key", "refusal"), [
+    ("false", "new", "cannot be reached, and may trade"),
+    ("true", "old", "is the one that lost traded with"),
+    ("true", "new", "PLAY [Preflight, before anything is touched]")])  # the new host is made then
+def test_restore_of_a_host_that_cannot_be_reached_wants_another_key(tmp_path, said, key, refusal):
+    kept = tmp_path / "lost"
+    kept.mkdir()
+    for path, text in ((kept / "journal-1.age", "sealed"), (tmp_path / "backup.key", "private"),
+                       (kept / "api.key.sha256", hashlib.sha256(b"old").hexdigest() + "\n")):
+        path.write_text(text)
+    nobody = "ansible_host=127.0.0.1 ansible_port=1 ansible_ssh_retries=0"
+    (tmp_path / "hosts.ini").write_text(f"lost {nobody}\nfound {nobody}\n")
+    done = subprocess.run(
+        [BIN / "ansible-playbook", "-i", tmp_path / "hosts.ini", "restore.yml", "-e", json.dumps({
+            "restore_old": "lost", "restore_on": "found", "backup_folder": str(tmp_path), "bot_mode": "live",
+            "bot_api_key": key, "restore_old_is_gone": said})],
+        cwd=ROOT / "ansible", capture_output=True, text=True, timeout=120)
+    told = " ".join(done.stdout.split())
+    assert done.returncode != 0 and refusal in told, told
+    assert (key == "new") == ("is the one that lost traded with" not in told)
 
 
 def test_units_with_their_programs_name_what_the_release_has():

@@ -98,7 +98,9 @@ def test_alert_on_the_host_goes_the_whole_way_with_secrets_from_the_vault(host):
 
 def test_monitoring_that_is_turned_off_is_stopped_and_trading_goes_on(host):
     before = host.pids()
+    assert host.do("test -e /var/lib/bot/alert.url").returncode == 0
     host.play("site.yml", "-e", "monitoring_enabled=false")
+    assert host.do("test -e /var/lib/bot/alert.url").returncode != 0, "who is not named any more is not told"
     for unit in UNITS:
         assert host.do(f"systemctl is-active {unit}").stdout.strip() == "inactive"
     assert host.pids() == before

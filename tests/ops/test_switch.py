@@ -1,6 +1,7 @@
 """bot-switch: what counts as running, what is put in place, and what comes back. Real files, no systemd."""
 
 import json
+import subprocess
 from argparse import Namespace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -88,7 +89,7 @@ def test_release_that_runs_is_current_with_its_config_key_and_units(switch, monk
     {**RUNNING, "state": "REDUCING", "state_reason": "the gateway is silent"},
     {**RUNNING, "processes": [*UP, {"name": "guard", "state": "DOWN", "pid": None}]},
     {**RUNNING, "halted": [{**HALT, "scope": "strategy:sr", "who": "health"}]},
-    {**RUNNING, "state": "HALTED", "halted": [HALT]},
+    {**RUNNING, "state": "HALTED", "halted": [{**HALT, "who": "anna, executor"}]},
 ], ids=["reducing", "a process down", "a strategy halted", "halted"])
 def test_release_that_does_not_run_as_before_is_rolled_back_with_config_key_and_units(
         switch, monkeypatch, broken):
@@ -134,6 +135,33 @@ def test_switch_under_an_operators_halt_keeps_to_it(switch, monkeypatch):
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     switch.states["one"] = halted
     assert _go(switch, monkeypatch, _release(switch, "two", status=halted)) == 0
+
+
+def test_halt_of_a_person_while_a_release_is_watched_is_not_its_failure(switch, monkeypatch):
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    halted = {**RUNNING, "state": "HALTED", "halted": [HALT, {**HALT, "scope": "symbol:X"}]}
+    assert _go(switch, monkeypatch, _release(switch, "two", status=halted)) == 0 and _current(switch) == "two"
+
+
+def test_switch_that_breaks_says_so_in_the_history(switch, monkeypatch):
+    def broken(*_args, **_flags):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(switch, "place", broken)
+    with pytest.raises(OSError):
+        _go(switch, monkeypatch, _release(switch, "one"))
+    assert _history(switch) == ["broke"]
+
+
+def test_botctl_that_hangs_or_is_not_there_ends_no_switch(switch, monkeypatch):
+    def hangs(command, **_given):
+        raise subprocess.TimeoutExpired(command, 30)
+
+    monkeypatch.undo()  # the script's own botctl and status
+    assert switch.status() == switch.DOWN
+    monkeypatch.setattr(switch.subprocess, "run", hangs)
+    assert switch._botctl("resume") == "" and switch.status() == switch.DOWN
+    switch._run("botctl alert unsilence")
 
 
 def test_switch_while_nothing_can_be_told_from_the_state_touches_nothing(switch, monkeypatch, capsys):
