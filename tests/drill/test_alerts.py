@@ -1,20 +1,22 @@
 """Alerts end to end on one running appliance: silence while all is well, the message when it is not."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bot.alert import UNPROTECTED_S_MAX
 from bot.clock import Clock
 from bot.halt import HaltFiles
 from tests.appliance import BTC, Appliance, Signaler
 from tests.drill.test_executor import _enter, _is_up
+from tests.drill.test_rebased import REBASED, RECORDING, SETTINGS
 from tests.harness import ROOT, wait_until
 from tests.monitoring import Monitoring, Receiver, metrics_config, needs_monitoring
 from tests.schemas import decoded
@@ -24,8 +26,10 @@ ALL = ("paper", "gateway", "executor", "strategy-levels", "health", "guard")
 MONEY_S = 5.0
 # health looks each second at beats of each second.
 DIRECT_S = 3.0
-# make drill: 30 min, with a restart each 60 s; CI: a minute with one.
-WELL_S = float(os.environ.get("TRADEHOST_WELL_S", "60"))
+# Healthy trading on each market, with a restart of the strategy each minute.
+WELL_S, DRILL_S = 90, 1_800
+MARKETS = ["synthetic", pytest.param("recorded", marks=pytest.mark.skipif(
+    not RECORDING.exists(), reason=f"the recording {RECORDING} is absent (TRADEHOST_DATA)"))]
 REFUSED = '{"code":-4120,"msg":"Order type not supported for this endpoint. Use the Algo Order API."}'
 
 pytestmark = needs_monitoring
@@ -56,12 +60,12 @@ class Stage:
         return alert.at - since, direct.at - since
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    path = tmp_path_factory.mktemp("alerts")
+@contextmanager
+def staged(path: Path, paper: dict[str, Any], strategy: dict[str, Any]) -> Iterator[Stage]:
     # A small account, so that a position has a price of liquidation.
-    config = metrics_config() | {"paper": {"accounts": {"main": {"balance": 600}}},
+    config = metrics_config() | {"paper": {"accounts": {"main": {"balance": 600}}, **paper},
                                  "executor": {"reconcile_s": 5, "canary_s": 1}}
+    config["strategy"]["levels"] |= strategy
     config["health"]["stuck_ms"] = 40_000  # nobody here starts again what a busy machine held up
     config["guard"] = {"cancel_after_s": 180}
     with Appliance(path, **config) as appliance:
@@ -75,31 +79,48 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             stage.direct.close()
 
 
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with staged(tmp_path_factory.mktemp("alerts"), {}, {}) as made:
+        yield made
+
+
+@pytest.fixture
+def market(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    if request.param == "synthetic":
+        yield request.getfixturevalue("stage")
+        return
+    with staged(tmp_path, REBASED, {"settings": SETTINGS}) as made:
+        yield made
+
+
 def _well(stage: Stage, seconds: float) -> None:
     monitoring, began = stage.monitoring, time.time()
     monitoring.wait_scraped(*ALL)
     restarts = 0
-    while time.time() - began < seconds:
+    while (left_s := seconds - (time.time() - began)) > 0:
         stage.appliance.stop("strategy-levels")
         stage.appliance.start("strategy-levels")
         restarts += 1
-        time.sleep(min(60.0, seconds - 5))
+        time.sleep(min(60.0, left_s))
         told = [a.name for a in monitoring.receiver.alerts if a.name != "Watchdog"]
         firing = monitoring.query('ALERTS{alertname!="Watchdog",alertstate="firing"}')
         assert not told and not firing and not stage.direct.alerts, (told, firing, stage.direct.bodies)
     counters = stage.appliance.status()["counters"]
-    print(f"{time.time() - began:.0f} s with {restarts} restarts of the strategy, {counters['fills']} fills: "
-          "no alert")
+    print(f"{time.time() - began:.0f} s with {restarts} restarts of the strategy, {counters['ticks']} Ticks, "
+          f"{counters['ticks_lost']} lost, {counters['fills']} fills: no alert")
     assert monitoring.receiver.last("Watchdog", "firing"), "the path works, and had nothing to tell"
 
 
-def test_healthy_trading_with_restarts_of_the_strategy_raises_no_alert(stage: Stage) -> None:
-    _well(stage, WELL_S)
+@pytest.mark.parametrize("market", MARKETS, indirect=True)
+def test_healthy_trading_with_restarts_of_the_strategy_raises_no_alert(market: Stage) -> None:
+    _well(market, WELL_S)
 
 
 @pytest.mark.drill
-def test_half_an_hour_of_healthy_trading_raises_no_alert(stage: Stage) -> None:
-    _well(stage, 1_800)
+@pytest.mark.parametrize("market", MARKETS, indirect=True)
+def test_half_an_hour_of_healthy_trading_raises_no_alert(market: Stage) -> None:
+    _well(market, DRILL_S)
 
 
 def test_panels_of_the_dashboards_have_data(stage: Stage, tmp_path: Path) -> None:
@@ -181,27 +202,28 @@ def test_silence_keeps_alerts_from_people_and_health_tells_all_the_same(stage: S
     stage.botctl("alert", "unsilence", exit_code=1)
 
 
-@pytest.mark.drill
 def test_position_without_its_stop_is_told_in_time_by_both_ways(stage: Stage) -> None:
     if "strategy-levels" in stage.appliance.processes:
         stage.appliance.stop("strategy-levels")
     played = Signaler(stage.appliance)
     try:
         stage.appliance.wait_running()
-        stage.appliance.control("POST", "/paper/faults", {"match": "POST /fapi/v1/algoOrder", "do": "answer",
-                                                          "status": 400, "body": REFUSED, "times": 10**5})
         played.position()
         if not stage.appliance.our_position():
-            stage.appliance.control("DELETE", "/paper/faults", None)
             _enter(stage.appliance, played)
-            wait_until(lambda: stage.appliance.open_stops(), 10)
+        stops = wait_until(stage.appliance.open_stops, 20)
+        stage.appliance.control("POST", "/paper/faults", {"match": "POST /fapi/v1/algoOrder", "do": "answer",
+                                                          "status": 400, "body": REFUSED, "times": 10**5})
         began = time.time()
-        for order in stage.appliance.open_stops():
+        for order in stops:
             stage.appliance.ask("DELETE", "/fapi/v1/algoOrder", algoId=order["algoId"])
-        naked = wait_until(lambda: _unprotected_s(stage.appliance) > 0, 15) and time.time()
+        wait_until(lambda: _unprotected_s(stage.appliance) > 0, 15)
+        naked_s = time.time() - began
         told_s, direct_s = stage.told_at("PositionUnprotected", began)
-        print(f"{BTC} without its stop, known {naked - began:.1f} s after the cancel: told {told_s:.1f} s "
-              f"after the cancel, by health itself {direct_s:.1f} s")
+        print(f"{BTC} without its stop, known after {naked_s:.1f} s: told {told_s:.1f} s after the "
+              f"cancel, by health itself {direct_s:.1f} s")
+        assert told_s <= naked_s + UNPROTECTED_S_MAX + MONEY_S
+        assert direct_s <= naked_s + UNPROTECTED_S_MAX + DIRECT_S
     finally:
         stage.appliance.control("DELETE", "/paper/faults", None)
         played.close()

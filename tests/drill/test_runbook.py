@@ -312,12 +312,16 @@ def disk_fills(it: Night) -> Iterator[None]:
 
 
 @contextmanager
-def receiver_is_away(it: Night) -> Iterator[None]:
+def receiver_is_away(it: Night) -> Iterator[float]:
+    began = time.time()
     it.monitoring.receiver.status = 500
-    it.type("botctl halt --symbol SYMBOL --reason drill")  # something to be told
-    yield
-    it.monitoring.receiver.status = 200
+    try:
+        it.type("botctl halt --symbol SYMBOL --reason drill")  # something to be told
+        wait_until(lambda: it.fires("AlertsUndelivered"), 60, 0.5)
+    finally:
+        it.monitoring.receiver.status = 200
     it.type("botctl resume --symbol SYMBOL")
+    yield began
 
 
 @contextmanager
@@ -396,7 +400,7 @@ DRILLS = {
     "DiskFilling": Drill(disk_fills, 120),
     "BackupOld": Drill(backup_is_of_yesterday, 40),
     "BackupBad": Drill(backup_rots, 40),
-    "AlertsUndelivered": Drill(receiver_is_away, 60),
+    "AlertsUndelivered": Drill(receiver_is_away, 90),
     "DayLossNear": Drill(most_of_a_days_loss, 10, steps=2, group="loss"),
     "DayLossLimit": Drill(a_whole_days_loss, 10, group="loss", is_first=True),
     "LiquidationNear": Drill(margin_is_short, 10, steps=3, group="poor"),
@@ -415,7 +419,7 @@ class Nights:
             self.end()
             folder = self._factory.mktemp(group)
             (folder / "var").mkdir()  # a disk of its own, that can be filled
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", folder / "var"], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g,mode=0755", "tmpfs", folder / "var"], check=True)
             self._group, self._night = group, Night(folder, GROUPS[group])
             self._night.__enter__()
         return self._night
