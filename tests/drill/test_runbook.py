@@ -419,7 +419,8 @@ class Nights:
             self.end()
             folder = self._factory.mktemp(group)
             (folder / "var").mkdir()  # a disk of its own, that can be filled
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g,mode=0755", "tmpfs", folder / "var"], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g,mode=0755", "tmpfs", folder / "var"],
+                           check=True)
             self._group, self._night = group, Night(folder, GROUPS[group])
             self._night.__enter__()
         return self._night
