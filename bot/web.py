@@ -72,8 +72,8 @@ class StatusPage:
         """Return everything that changes from second to second."""
         status, beats = gather(self._config, self._clock), read_beats(self._config)
         open_pnl = sum((self._open_pnl(row, status["prices"]) for row in status["positions"]), Decimal(0))
-        symbols = {symbol: beats.get("executor", {}).get("symbols", {}).get(symbol, {})
-                   for symbol in self._config.symbols()}
+        told = {} if status["state"] == "DOWN" else beats.get("executor", {}).get("symbols", {})
+        symbols = {symbol: told.get(symbol, {}) for symbol in self._config.symbols()}
         found: dict[str, Any] = {
             "time_ns": self._clock.wall_ns(), "status": status, "alerts": alerts(status, symbols),
             "symbols": symbols,

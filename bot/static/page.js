@@ -84,6 +84,11 @@ function showSymbols(symbols) {
   }
 }
 
+// Whether prices are of now: a gateway that is gone, or hears nothing, told its last ones.
+function isLive({ processes, stale }, symbol) {
+  return processes.some((p) => p.name === "gateway" && p.state === "UP") && !stale.includes(symbol);
+}
+
 function showState() {
   const { status, symbols, levels, orders, signals } = page.state;
   showHead();
@@ -95,7 +100,7 @@ function showState() {
   const above = near.filter((l) => l > price.last).at(-1), below = near.find((l) => l <= price.last);
   const own = symbols[page.symbol] ?? {};
   $("price-text").textContent = page.symbol === null ? "no symbol" : [
-    `${page.symbol} ${own.state ?? ""}`, `last ${price.last ?? "-"}`, `mark ${price.mark ?? "-"}`,
+    `${page.symbol} ${own.state ?? ""}`, `last ${price.last ?? "-"}${isLive(status, page.symbol) ? "" : " (old)"}`, `mark ${price.mark ?? "-"}`,
     `resistance ${above ?? "-"}`, `support ${below ?? "-"}`,
     position && number(position.qty) ? `position ${position.qty} at ${position.entry_price}` : "no position",
     position?.stop_loss ? `stop ${position.stop_loss}` : "", position?.take_profit ? `take-profit ${position.take_profit}` : "",
@@ -182,7 +187,7 @@ function drawState() {
   const { state, charts, symbol } = page;
   if (!state || !charts || symbol === null) return;
   const last = state.status.prices[symbol]?.last, at = minute(state.time_ns);
-  if (last && charts.running && at >= charts.running.time) {
+  if (last && isLive(state.status, symbol) && charts.running && at >= charts.running.time) {
     const bar = at > charts.running.time ? { time: at, open: last, high: last, low: last, close: last }
       : { ...charts.running, high: Math.max(charts.running.high, last), low: Math.min(charts.running.low, last), close: last };
     charts.candles.update(bar);

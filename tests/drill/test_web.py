@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from selenium import webdriver
@@ -76,6 +77,14 @@ def drawn_colours(browser: webdriver.Chrome, name: str) -> int:
         return seen.size;""", name)
 
 
+def shoot(browser: webdriver.Chrome, folder: Path, name: str) -> None:
+    """Keep how it looks, light and dark, for people's eyes: pytest keeps the folders of the last runs."""
+    for look in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": look}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        browser.save_screenshot(str(folder / f"{name}-{look}.png"))
+
+
 def test_page_with_each_state_of_a_running_appliance_shows_it(tmp_path, browser):
     port = free_port()
     with Appliance(
@@ -93,6 +102,7 @@ def test_page_with_each_state_of_a_running_appliance_shows_it(tmp_path, browser)
             wait_until(lambda chart=chart: drawn_colours(browser, chart) > 3, 20)
         clock = text_of(browser, "clock")
         wait_until(lambda: text_of(browser, "clock") != clock, 10)  # live, without reloading
+        shoot(browser, tmp_path, "running")
 
         it.stop("strategy-levels")
         wait_text(browser, "processes", "strategy-levels DOWN")
@@ -105,6 +115,7 @@ def test_page_with_each_state_of_a_running_appliance_shows_it(tmp_path, browser)
         halts = HaltFiles(it.config.path("halt"))
         halts.set("all", who="op", why="<b>a test</b>", clock=Clock())
         wait_state(browser, "HALTED", "op: <b>a test</b>")
+        shoot(browser, tmp_path, "halted")
         browser.find_element("link text", "what to do").click()
         wait_until(lambda: "/runbook#" in browser.current_url, 10)
         browser.back()
@@ -113,7 +124,10 @@ def test_page_with_each_state_of_a_running_appliance_shows_it(tmp_path, browser)
         it.kill("gateway")
         wait_state(browser, "REDUCING", "the gateway is silent")
         it.stop("executor")
+        wait_text(browser, "price-text", "(old)")
         wait_state(browser, "DOWN", "the executor does not run")
+        wait_until(lambda: "RECONCILING" not in text_of(browser, "price-text"), 10)
+        shoot(browser, tmp_path, "down")
         it.stop("paper")
         it.start("executor")
         wait_state(browser, "RECONCILING")
@@ -141,3 +155,4 @@ def test_page_with_a_frozen_feed_on_a_phone_shows_stale(tmp_path, browser):
 
         wait_until(lambda: freeze() or (text_of(browser, "state") == "REDUCING"
                    and f"FeedStale {BTC}" in text_of(browser, "alerts")), 60, step=0.5)
+        shoot(browser, tmp_path, "stale")

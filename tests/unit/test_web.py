@@ -1,6 +1,8 @@
 """The status page's own rules: whom it answers, what it calls an alert, where the runbook's anchors are."""
 
 import asyncio
+import json
+import os
 import re
 
 import aiohttp
@@ -114,6 +116,21 @@ def test_answer_with_many_askers_is_made_once(tmp_path):
         made.append(1)
         return {"n": len(made)}
     assert asyncio.run(ask()) == {b'{"n":1}'}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_state_with_an_executor_that_is_gone_says_nothing_of_its_last_beat(tmp_path, is_there):
+    page, clock = page_of(tmp_path), Clock()
+    folder = page._config.path("run")
+    folder.mkdir(parents=True)
+    (folder / "executor.json").write_text(json.dumps({
+        "pid": os.getpid() if is_there else 4_194_304, "run": clock.wall_ns(), "mono_ns": clock.mono_ns(),
+        "version": "1", "config": "c", "ended": False, "crash_starts": [], "descriptors": 1,
+        "descriptors_max": 9, "state": "RUNNING", "symbols": {"BTC/USDT:USDT": {"unprotected_s": 3.0}}}))
+    state = page.state()
+    assert (state["status"]["state"] == "RUNNING") is is_there
+    assert bool(state["symbols"]["BTC/USDT:USDT"]) is is_there
+    assert any(alert["name"] == "PositionUnprotected" for alert in state["alerts"]) is is_there
 
 
 def test_candles_with_a_snapshot_are_told_and_asked_for_once(tmp_path):
