@@ -5,6 +5,7 @@ Whatever changed, `cycle` asks for each touched symbol what follows from its boo
 makes it durable, and only then lets anything leave. A restart folds the same books and goes on.
 """
 
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from decimal import Decimal
@@ -371,6 +372,8 @@ async def main(daemon: Daemon) -> None:
         halts.set("all", who="executor", why=str(error), clock=clock)
         raise
     executor.begin()
+    if "SUPERVISOR_ENABLED" in os.environ:  # supervisord's word to its children: health and guard are others
+        executor.trading_state.expect_watchers()
     daemon.status = executor.status
     await _load(daemon, exchange, executor)
     sockets = _open_sockets(daemon, executor)

@@ -49,10 +49,13 @@ class Supervisor:
                             p["start"]) for p in answer]
 
     def kill(self, name: str, pid: int) -> bool:
-        """SIGKILL a program; another user's through supervisord. False when it is gone."""
+        """SIGKILL a program; another user's through supervisord. False when it is gone, or another by now."""
         try:
-            return kill_pid(pid)
+            return kill_pid(pid, name)
         except psutil.AccessDenied:
+            # supervisord kills by name: what it has started anew since somebody looked is not meant.
+            if not any(program.name == name and program.pid == pid for program in self.programs()):
+                return False
             try:
                 return bool(self._proxy.supervisor.signalProcess(name, "KILL"))
             except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
@@ -102,11 +105,12 @@ def feed_watchdog() -> None:
                 pass  # it will be missed, which is what it is for
 
 
-def kill_pid(pid: int) -> bool:
-    """SIGKILL one of our processes; False when it is gone, or is another's that got its number."""
+def kill_pid(pid: int, name: str) -> bool:
+    """SIGKILL one of our programs; False when it is gone, or its number is another's by now."""
     try:
         process = psutil.Process(pid)
-        if not any(word.startswith("bot.") for word in process.cmdline()):
+        words, (module, _, strategy) = process.cmdline(), name.partition("-")
+        if f"bot.{module}" not in words or (strategy and strategy not in words):
             return False
         process.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:

@@ -33,6 +33,7 @@ class TradingState:
         self._config, self._clock, self._exchange = config, clock, exchange
         self._halts, self._books, self._reconciler, self._canary = halts, books, reconciler, canary
         self._prices: dict[str, Prices] = {}
+        self._expected: dict[str, int] = {}
         self._gateway_ns = 0  # monotonic time of the last sign of life on the ticks channel
         self._findings: list[str] = []
         self._shared = (__version__, config.fingerprint(is_shared=True))
@@ -48,8 +49,8 @@ class TradingState:
                  if beat.get("mono_ns", -1) >= oldest_ns and not beat.get("ended")}
         found = fresh.get("health", {}).get("findings", [])
         self._findings = [f"{f['rule']}: {f['text']}" for f in found if f.get("rule") in REDUCING_RULES]
-        watchers = [beats[name].get("mono_ns", -1) for name in ("health", "guard") if name in beats]
-        unwatched_s = self._config.guard.cancel_after_s
+        seen = {name: beats[name].get("mono_ns", -1) for name in ("health", "guard") if name in beats}
+        watchers, unwatched_s = (self._expected | seen).values(), self._config.guard.cancel_after_s
         if watchers and not any(now_ns - unwatched_s * SECOND_NS <= ns <= now_ns for ns in watchers):
             self._findings.append(f"unwatched: neither health nor guard for {unwatched_s} s: nobody would "
                                   "end what hangs, halt what loops, or cancel when the executor is gone")
@@ -58,6 +59,10 @@ class TradingState:
             if told != self._shared:  # Knight Capital, 2012: old code on one of eight servers
                 self._findings.append(f"start_gate: {name} runs version and config {told}, the executor "
                                       f"{self._shared}: restart what is older")
+
+    def expect_watchers(self) -> None:
+        """Miss health and guard from now on, though they have never beaten: they belong beside us."""
+        self._expected = dict.fromkeys(("health", "guard"), self._clock.mono_ns())
 
     def hear_gateway(self) -> None:
         """Take a sign of life on the ticks channel."""

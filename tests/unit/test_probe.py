@@ -77,13 +77,31 @@ def test_supervisor_with_a_peer_that_hangs_or_babbles_has_no_programs(tmp_path):
     server.close()
 
 
-def test_kill_with_another_users_process_asks_supervisord(tmp_path, monkeypatch):
-    def deny(pid):
+def program(name, pid):
+    return {"name": name, "statename": "RUNNING", "pid": pid, "spawnerr": "", "description": "", "start": 1}
+
+
+def test_kill_with_another_users_process_asks_supervisord_unless_another_runs_by_now(tmp_path, monkeypatch):
+    def deny(pid, _name):
         raise psutil.AccessDenied(pid)
 
     supervisor, asked = Supervisor(tmp_path / "none.sock"), []
     monkeypatch.setattr(probe, "kill_pid", deny)
     assert not supervisor.kill("executor", 7), "supervisord does not answer either"
     monkeypatch.setattr(supervisor, "_proxy", SimpleNamespace(supervisor=SimpleNamespace(
+        getAllProcessInfo=lambda: [program("guard", 8), program("executor", 7)],
         signalProcess=lambda *words: asked.append(words) or True)))
+    assert not supervisor.kill("executor", 6), "it was started again since somebody looked"
+    assert not supervisor.kill("executor", 8) and not supervisor.kill("gateway", 7) and asked == []
     assert supervisor.kill("executor", 7) and asked == [("executor", "KILL")]
+
+
+def test_kill_with_a_number_that_is_another_programs_by_now_kills_nobody(tmp_path):
+    supervisor = Supervisor(tmp_path / "none.sock")
+    child = subprocess.Popen([*SLEEP, "bot.strategy", "--name", "levels"], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    for name in ("executor", "strategy-other", "strateg"):
+        assert not supervisor.kill(name, child.pid) and child.poll() is None
+    assert supervisor.kill("strategy-levels", child.pid) and child.wait(5) < 0
+    assert not supervisor.kill("strategy-levels", child.pid), "it is gone"
+    child.stdout.close()

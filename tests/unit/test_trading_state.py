@@ -280,6 +280,20 @@ def test_state_that_nobody_watches_lets_nothing_open(bench, age_s):
     assert bench.it.of_all()[0] == "RUNNING"
 
 
+@pytest.mark.parametrize(("is_supervised", "state"), [(True, "REDUCING"), (False, "RUNNING")])
+def test_state_whose_watchers_never_came_lets_nothing_open_where_they_belong(bench, is_supervised, state):
+    if is_supervised:
+        bench.it.expect_watchers()
+    for step_s, wanted in ((0, "RUNNING"), (60, "RUNNING"), (0.001, state)):
+        bench.clock.step(step_s)
+        bench.feed()
+        bench.it.hear_beats({"gateway": beat(bench.clock)})
+        assert bench.it.of_all()[0] == wanted
+    bench.it.hear_beats({"guard": beat(bench.clock)})
+    bench.recover()
+    assert bench.it.of_all()[0] == "RUNNING", "one of the two is enough"
+
+
 @pytest.mark.parametrize(("price", "state"), [
     (103.0, "RUNNING"), (103.1, "REDUCING"), (97.0, "RUNNING"), (96.9, "REDUCING"), (0.0, "REDUCING"),
     (float("nan"), "RUNNING"), (1e300, "REDUCING"), (-1.0, "REDUCING")])
