@@ -22,7 +22,7 @@ from tests.host import PYTHON, ROOT, Host
 pytestmark = pytest.mark.host
 
 FOLDER = "/var/lib/exchange"
-SWITCHES = int(os.environ.get("TRADEHOST_SWITCHES", "3"))  # odd: it ends with the newest; 11 in the long form
+SWITCHES = int(os.environ.get("TRADEHOST_SWITCHES", "11"))  # odd: it ends with the newest
 BOUND_S = 120  # until a release is RUNNING, or back: a shared machine is slow
 EXCHANGE = {"rest_url": "http://127.0.0.1:5570", "ws_url": "ws://127.0.0.1:5570",
             "sapi_url": "http://127.0.0.1:5570"}
