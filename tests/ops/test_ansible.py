@@ -39,6 +39,19 @@ def test_role_with_its_argument_specs_has_them_as_defaults(role):
 
 
 @needs_ansible
+def test_switch_that_is_given_as_text_is_read_as_one():
+    """`-e monitoring_enabled=false`, and each word of an INI inventory, is a text: and a text is true."""
+    folder = ROOT / "ansible" / "roles"
+    switches = {name for role in ROLES for name, option in yaml(
+        folder / role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"].items()
+        if option["type"] == "bool"}
+    assert {"monitoring_enabled", "host_ssh_password", "bot_start"} <= switches
+    for path in (*folder.rglob("tasks/*.yml"), *folder.rglob("templates/*"), *folder.rglob("defaults/*.yml")):
+        for use in re.findall(rf"(?<![\w'])(?:{'|'.join(switches)})\b(?!:).*", path.read_text()):
+            assert re.match(r"\w+( \| default\(\w+\))? \| bool\b", use), f"{path.name}: {use}"
+
+
+@needs_ansible
 @pytest.mark.drill  # half a minute of a processor: .ci/run asks for it beside make test
 def test_playbooks_with_the_production_profile_are_lint_free():
     done = subprocess.run([BIN / "ansible-lint", "--offline", "--nocolor", "--profile", "production", "."],

@@ -78,6 +78,7 @@ print("sent as another strategy, at its own socket: SENT")
 """
 
 pytestmark = pytest.mark.host
+long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,7 @@ def test_strategy_with_hostile_code_is_refused_everything_but_the_bus(host):
     assert host.do("echo >> /var/lib/bot/journal/paper.db", user="bot-feed").returncode != 0
 
 
+@long
 @pytest.mark.parametrize("name", ["executor", "strategy-sr", "health"])
 def test_process_of_another_user_that_hangs_is_killed_and_started_again(host, name):
     pid = host.pids()[name]
@@ -171,7 +173,7 @@ def test_process_of_another_user_that_hangs_is_killed_and_started_again(host, na
     assert not status["locked_symbols"] and not status["halted"]
 
 
-@pytest.mark.parametrize("number", ["KILL", "STOP"])
+@pytest.mark.parametrize("number", ["KILL", pytest.param("STOP", marks=long)])
 def test_supervisord_that_is_killed_or_hangs_comes_back_trading(host, number):
     before = host.do("systemctl show -p MainPID --value bot").stdout.strip()
     began = time.monotonic()
@@ -187,7 +189,7 @@ def test_supervisord_that_is_killed_or_hangs_comes_back_trading(host, number):
 @pytest.mark.parametrize(("how", "command"), [
     ("reboot", "systemctl reboot"),
     # At once, with nothing told to end: no service is stopped and nothing unmounted.
-    ("power cut", "systemctl reboot --force --force")])
+    pytest.param("power cut", "systemctl reboot --force --force", marks=long)])
 def test_host_that_goes_down_comes_back_trading(host, how, command):
     before = host.do("systemctl show -p InvocationID --value bot").stdout.strip()
     began = time.monotonic()
@@ -198,6 +200,7 @@ def test_host_that_goes_down_comes_back_trading(host, how, command):
     _assert_trades_again(host, f"{how}: RUNNING after {time.monotonic() - began:.0f} s")
 
 
+@long
 def test_host_without_the_network_to_the_exchange_trades_again_by_itself(host):
     """Every packet to and from the exchange is lost, in silence, as with a cable cut behind a switch."""
     table = "table inet cut { chain out { type filter hook output priority -10; tcp dport 5560 drop; " \
@@ -214,6 +217,7 @@ def test_host_without_the_network_to_the_exchange_trades_again_by_itself(host):
     _assert_trades_again(host, f"cut for {CUT_S} s: RUNNING {time.monotonic() - began:.0f} s after it")
 
 
+@long
 def test_host_with_a_full_disk_trades_again_once_there_is_room(host):
     free = "df --output=avail -B1 /var/lib/bot | tail -n 1"
     host.do(f"fallocate -l $({free}) /var/lib/bot/full")  # takes what it gets, and then complains
@@ -230,6 +234,7 @@ def test_host_with_a_full_disk_trades_again_once_there_is_room(host):
     assert "whole" in host.do("botctl journal verify").stdout
 
 
+@long
 @pytest.mark.skipif(not MEMORY_MB, reason="TRADEHOST_MEMORY_MB, the memory of the host, is not given")
 def test_host_with_a_memory_hog_trades_again_by_itself(host):
     """Something of somebody else's takes and touches all the memory, until the kernel ends it."""
@@ -251,6 +256,7 @@ def _assert_trades_again(host: Host, told: str) -> None:
     assert done.returncode == 0 and "agree" in done.stdout, done.stdout + done.stderr
 
 
+@long
 def test_playbooks_that_halt_and_flatten_do(host):
     host.play("halt.yml", "-e", "why=drill")
     assert [h["why"] for h in host.status()["halted"]] == ["drill"]

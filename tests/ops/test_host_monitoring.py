@@ -27,7 +27,7 @@ class Taker(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", 9099), Taker).serve_forever()
 """
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from tests.harness import wait_until
 from tests.host import BACKUPS, Host
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 
 def ask(host: Host, verb: str):

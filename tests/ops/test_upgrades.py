@@ -250,10 +250,12 @@ def test_upgrades_and_roll_backs_under_trading_lose_and_double_nothing(host, sou
     _assert_all_accounted_for(host, starts=SWITCHES + 1)
 
 
+@pytest.mark.long
 def test_release_that_cannot_be_imported_is_refused_while_the_old_one_trades(host, source):
     _assert_refused(host, source, "nothing_there", guard=lambda text: "import nothing_there\n" + text)
 
 
+@pytest.mark.long
 def test_release_that_refuses_the_configuration_is_refused_while_the_old_one_trades(host, source):
     _assert_refused(host, source, "missing required field", config=lambda text: text.replace(
         '    path: Annotated[str, Meta(description="SQLite file', '    must: str\n'
@@ -274,6 +276,7 @@ def test_release_that_fails_once_it_trades_is_rolled_back_by_itself(host, source
     _assert_all_accounted_for(host, starts=SWITCHES + 3)
 
 
+@pytest.mark.long
 def test_keys_with_their_successors_are_rotated_and_wrong_ones_refused_beside_trading(host):
     before = host.pids()
     host.vars |= {"bot_api_key": "W" * 64, "bot_api_secret": "X" * 64}
