@@ -4,7 +4,9 @@ Requests leave through two lanes that are passed in: one for orders and cancels,
 ccxt's own network code, rate limiter and exception classes are not used (exchange-facts 0).
 """
 
+import importlib.util
 import re
+import sys
 from collections.abc import Callable, Container, Iterator, Sequence, Set
 from contextlib import contextmanager
 from decimal import Decimal
@@ -32,6 +34,7 @@ from bot.rows import (
     SymbolSettings,
     money,
     read_fill,
+    read_instrument,
     read_position,
     read_private,
     read_status,
@@ -45,9 +48,8 @@ TRADABLE = ("binanceusdm",)
 NOT_FOUND, CLOCK_REFUSED, TOO_MUCH, TOO_MANY_ORDERS = (-2011, -2013), -1021, -1003, -1015
 QUERY_SLOW_S = 0.5  # between questions once much of the weight is used: 120 a minute at most
 URGENT_TRIES, URGENT_WAIT_S = 5, 0.2  # flatten's: an overloaded exchange answers every second or third
-PAGE_ROWS = 1_000  # of userTrades, allOrders and allAlgoOrders
+PAGE_ROWS, KLINES_MAX = 1_000, 1_500  # of userTrades, allOrders and allAlgoOrders; of klines
 WEEK_MS = 7 * 86_400_000 - 1  # they answer for less than 7 days at once (exchange-facts 1.1)
-KLINES_MAX = 1_500
 # Streams of the /public address; all others are on /market (Important WebSocket Change Notice, 2026).
 PUBLIC_STREAMS = frozenset({"depth", "rpiDepth", "bookTicker", "trade"})
 
@@ -73,13 +75,11 @@ class Exchange:
                  keys: tuple[str, str] | None, rights: Rest | None = None, is_urgent: bool = False) -> None:
         if config.id not in TRADABLE:
             raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.id}"')
-        import ccxt  # 0.7 s: here, so that botctl and others that never ask the exchange do not wait
-
-        self._unreadable = (*UNREADABLE, ccxt.BaseError)
+        self._unreadable, library = (*UNREADABLE, _ccxt("base.errors").BaseError), _ccxt(config.id)
         self._config, self._clock = config, clock
         self._orders, self._queries, self._rights = orders, queries, rights
         api_key, secret = keys or ("", "")
-        self._ccxt: Any = getattr(ccxt, config.id)(
+        self._ccxt: Any = getattr(library, config.id)(
             {"apiKey": api_key, "secret": secret, "maxRetriesOnFailure": 0})
         self._ccxt.number = str  # money never becomes a float
         base = config.rest_url.rstrip("/")
@@ -332,7 +332,7 @@ class Exchange:
     def _listing(self, row: Any) -> tuple[str, tuple[Instrument, dict[str, Any]]] | None:
         try:
             market = self._ccxt.parse_market(row)
-            return (market["symbol"], (_instrument(market), market)) if market["linear"] else None
+            return (market["symbol"], (read_instrument(market), market)) if market["linear"] else None
         except self._unreadable:
             return None  # an exotic contract must not keep the others from trading
 
@@ -437,14 +437,14 @@ class Exchange:
         return self.instruments[symbol].exchange_symbol
 
 
-def _instrument(market: dict[str, Any]) -> Instrument:
-    # A market order must keep both rules of size, so the stricter of each counts.
-    filters = {row["filterType"]: row for row in market["info"]["filters"]}
-    lots = [filters[name] for name in ("LOT_SIZE", "MARKET_LOT_SIZE") if name in filters]
-    return Instrument(
-        symbol=market["symbol"], exchange_symbol=market["id"], status=market["info"]["status"],
-        price_increment=money(filters["PRICE_FILTER"]["tickSize"]),
-        qty_increment=max(money(lot["stepSize"]) for lot in lots),
-        qty_min=max(money(lot["minQty"]) for lot in lots), qty_max=min(money(lot["maxQty"]) for lot in lots),
-        notional_min=money(market["limits"]["cost"]["min"] or 0), settle=market["settle"],
-        contract_size=money(market["contractSize"]))
+def _ccxt(name: str) -> Any:
+    # Its __init__ imports more than a hundred exchanges, 0.4 s of every start; a module of it wants one. Only
+    # while one is imported, a package that was not executed stands in its place.
+    spec = None if "ccxt" in sys.modules else importlib.util.find_spec("ccxt")
+    if spec is not None:
+        sys.modules["ccxt"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module(f"ccxt.{name}")
+    finally:
+        if spec is not None:
+            del sys.modules["ccxt"]

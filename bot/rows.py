@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from bot.model import Instrument
 from bot.orders import ExchangeFill, OrderEvent, OrderStatus, Side
 
 Row = dict[str, Any]
@@ -164,6 +165,20 @@ def read_symbol_settings(row: Row) -> SymbolSettings:
     mode = _text(row["marginType"])
     return SymbolSettings(margin_mode={"CROSSED": "cross", "ISOLATED": "isolated"}.get(mode, mode),
                           leverage=int(row["leverage"]))
+
+
+def read_instrument(market: dict[str, Any]) -> Instrument:
+    """Return the rules of a contract, from what ccxt made of its row."""
+    # A market order must keep both rules of size, so the stricter of each counts.
+    filters = {row["filterType"]: row for row in market["info"]["filters"]}
+    lots = [filters[name] for name in ("LOT_SIZE", "MARKET_LOT_SIZE") if name in filters]
+    return Instrument(
+        symbol=market["symbol"], exchange_symbol=market["id"], status=market["info"]["status"],
+        price_increment=money(filters["PRICE_FILTER"]["tickSize"]),
+        qty_increment=max(money(lot["stepSize"]) for lot in lots),
+        qty_min=max(money(lot["minQty"]) for lot in lots), qty_max=min(money(lot["maxQty"]) for lot in lots),
+        notional_min=money(market["limits"]["cost"]["min"] or 0), settle=market["settle"],
+        contract_size=money(market["contractSize"]))
 
 
 def read_private(raw: bytes, symbols: Mapping[str, str]) -> list[PrivateEvent]:

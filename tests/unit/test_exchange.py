@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import hmac
 import json
+import subprocess
+import sys
 from decimal import Decimal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -238,6 +240,22 @@ def test_build_with_a_library_that_changes_anything_raises(key, value, monkeypat
     monkeypatch.setattr(library, "sign", meddling)
     with pytest.raises(InvariantError, match=key):
         exchange.build(market_order())
+
+
+def test_exchange_imports_none_of_the_others_that_the_library_has_nor_stands_in_its_way():
+    told = subprocess.run([sys.executable, "-c", """
+import sys
+from bot.clock import Clock
+from bot.config import ExchangeConfig
+from bot.exchange import Exchange
+Exchange(ExchangeConfig(rest_url="http://127.0.0.1:5560", ws_url="ws://127.0.0.1:5560/", api_key_file="",
+                        api_secret_file=""), Clock(), orders=None, queries=None, keys=None)
+assert "ccxt.binance" in sys.modules and "ccxt.kraken" not in sys.modules and "ccxt" not in sys.modules
+import ccxt
+assert ccxt.binanceusdm is sys.modules["ccxt.binanceusdm"].binanceusdm and ccxt.kraken
+print("whole")
+"""], capture_output=True, text=True, timeout=60)
+    assert told.stdout == "whole\n", told.stderr
 
 
 def test_build_with_a_library_that_sends_elsewhere_raises(monkeypatch):
