@@ -100,7 +100,7 @@ function showState() {
   const above = near.filter((l) => l > price.last).at(-1), below = near.find((l) => l <= price.last);
   const own = symbols[page.symbol] ?? {};
   $("price-text").textContent = page.symbol === null ? "no symbol" : [
-    `${page.symbol} ${own.state ?? ""}`, `last ${price.last ?? "-"}${price.last && !isLive(status, page.symbol) ? " (old)" : ""}`, `mark ${price.mark ?? "-"}`,
+    `${page.symbol} ${own.state ?? ""}`.trim(), `last ${price.last ?? "-"}${price.last && !isLive(status, page.symbol) ? " (old)" : ""}`, `mark ${price.mark ?? "-"}`,
     `resistance ${above ?? "-"}`, `support ${below ?? "-"}`,
     position && number(position.qty) ? `position ${position.qty} at ${position.entry_price}` : "no position",
     position?.stop_loss ? `stop ${position.stop_loss}` : "", position?.take_profit ? `take-profit ${position.take_profit}` : "",

@@ -27,7 +27,8 @@ MONEY_S = 5.0
 # health looks each second at beats of each second.
 DIRECT_S = 3.0
 TRIES = 3  # a busy machine may hold up one of them
-# Healthy trading on each market, with a restart of the strategy each minute.
+# Healthy trading on each market, with a restart of the strategy each minute: half of what make test, or
+# make drill, gives to both.
 WELL_S, DRILL_S = 90, 1_800
 MARKETS = ["synthetic", pytest.param("recorded", marks=pytest.mark.skipif(
     not RECORDING.exists(), reason=f"the recording {RECORDING} is absent (TRADEHOST_DATA)"))]
