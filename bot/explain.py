@@ -71,11 +71,9 @@ def _answered(event: Any) -> str:
 
 
 def _fill(event: Any) -> str:
-    return (
-        f"fill {event.trade_id} of {event.client_order_id}: {event.side} {event.qty} {event.symbol} at "
-        f"{event.price}, fee {event.fee} {event.fee_currency}, cause {event.cause}, "
-        f"realized {event.realized_pnl}"
-    )
+    return (f"fill {event.trade_id} of {event.client_order_id}: {event.side} {event.qty} {event.symbol} at "
+            f"{event.price}, fee {event.fee} {event.fee_currency}, cause {event.cause}, "
+            f"realized {event.realized_pnl.normalize():f}")
 
 
 _TELL = {

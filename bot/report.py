@@ -183,7 +183,7 @@ def day_lines(day: Day) -> list[str]:
                      "no order was sent"), "",
         *table_lines([{"outcome": name, "signals": count} for name, count in sorted(day.outcomes.items())],
                      ("outcome", "signals"), "no signal was received"), "",
-        f"{len(day.incidents)} incidents", *day.incidents]
+        f"incidents: {len(day.incidents)}", *day.incidents]
 
 
 def chart_html(day: Day, mode: str) -> str:

@@ -122,7 +122,7 @@ def test_outcomes_and_incidents_with_reasons_are_counted_and_told():
                  Halted(scope="all", who="op", why="lunch"), compared("1"), compared("1", "BTC: 1 of 2"))
     assert day_json(day)["outcomes"] == {"denied stale_mark": 2}
     assert [text.partition("  ")[2][:8] for text in day.incidents] == ["executor", "halted (", "compared"]
-    assert "3 incidents" in day_lines(day)
+    assert "incidents: 3" in day_lines(day)
 
 
 def test_day_with_a_fill_of_nothing_is_no_money_to_report():
