@@ -57,11 +57,16 @@ def refuses(books, event, text=".", error=InvariantError):
 
 
 # The shape of what a checkpoint holds, by LAYOUT: a checkpoint of another shape, read as this one, says less.
-LAYOUT_SHAPES = {3: "c1167cbad66f"}
+LAYOUT_SHAPES = {3: "d20868effdfb"}
 
 
 def test_layout_with_another_shape_of_the_books_is_another_number():
-    shape = json.dumps(msgspec.json.schema(Books), sort_keys=True, default=str)
+    def bare(part):  # without the docstrings
+        if isinstance(part, dict):
+            return {name: bare(inner) for name, inner in part.items() if name != "description"}
+        return [bare(inner) for inner in part] if isinstance(part, list) else part
+
+    shape = json.dumps(bare(msgspec.json.schema(Books)), sort_keys=True, default=str)
     digest = hashlib.sha256(shape.encode()).hexdigest()[:12]
     assert LAYOUT_SHAPES.get(LAYOUT) == digest, f"the fields have changed: raise LAYOUT, note {digest} for it"
 
