@@ -406,6 +406,8 @@ DRILLS = {
     "LiquidationNear": Drill(margin_is_short, 10, steps=3, group="poor"),
     "TicksLost": Drill(gateway_stumbles, 30, program="strategy-levels", group="narrow"),
 }
+# Of the other sections, those whose lines need no host, no second configuration and no backup.
+PLANNED = ("Halt and resume", "Flatten", "Cancel", "Look", "Silence alerts")
 
 
 class Nights:
@@ -449,7 +451,7 @@ def nights(all_nights: Nights, request: pytest.FixtureRequest) -> Iterator[Night
 
 def type_all(it: Night, lines: list[str], drill: Drill, codes: tuple[int, ...]) -> None:
     for line in lines:
-        if not line.startswith(("botctl", "supervisorctl")):
+        if not line.startswith(("botctl", "supervisorctl", "timeout")):
             it.type(line)  # the host's own: there or not, it says what it says
             continue
         # Refused just now, while an order is on its way: the page says "again".
@@ -552,6 +554,23 @@ def test_emergency_lines_of_the_page_halt_look_and_flatten(nights):
     it.assert_balanced()
     it.type("botctl resume")
     it.hold()
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("name", PLANNED)
+def test_section_on_planned_work_with_its_lines_typed_does_it(nights, name):
+    it = nights.get("usual")
+    it.hold()
+    signal = it.appliance.journal().newest("signal", 1)[0].event.key
+    for line in section(name).commands():
+        if "--watch" in line:
+            line = f"timeout --preserve-status --signal=INT 5 {line}"
+        codes = (0, 1) if line == "botctl alert unsilence" else (0,)  # 1: nothing is silenced any more
+        type_all(it, [line.replace(" ID", f" {signal}")], DRILLS["SymbolHalted"], codes)
+    for scope in ("--strategy NAME", "--symbol SYMBOL", ""):
+        it.type(f"botctl resume {scope}")
+    it.hold()
+    it.assert_balanced()
 
 
 @pytest.mark.drill

@@ -11,7 +11,7 @@ from supervisor.supervisorctl import DefaultControllerPlugin
 from bot import botctl, web
 from bot.config_file import parse
 from bot.programs import names
-from tests.drill.test_runbook import DRILLS
+from tests.drill.test_runbook import DRILLS, PLANNED
 from tests.harness import ROOT, SLACK
 from tests.runbook import RUNBOOK, anchor, commands, inline_commands, sections
 
@@ -206,3 +206,14 @@ def test_drills_with_the_lines_they_type_leave_none_of_the_runbook_untried():
             typed |= looks | {*section.steps()[:steps]}
             typed |= {line for line in section.typed_after("Undo") if line.startswith("botctl resume")}
     assert said - typed == set()
+
+
+# Their lines want a terminal, a host, another configuration or a backup: the drills they name do the same.
+NOT_TYPED = {"How to type", "Start", "Stop", "On a host", "Deploy", "Roll back", "Rotate the keys", "Back up",
+             "Restore on a new host", "Restore on the same host", "supervisorctl",
+             "Add, change or remove a strategy"}
+
+
+def test_sections_with_other_commands_are_typed_from_the_page_or_named_here():
+    others = {section.name for section in SECTIONS if commands(section.text)} - set(ALERTS)
+    assert others == {*PLANNED, *NOT_TYPED, SECTIONS[0].name, "What no tool can mend"}
