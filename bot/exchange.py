@@ -75,11 +75,11 @@ class Exchange:
                  keys: tuple[str, str] | None, rights: Rest | None = None, is_urgent: bool = False) -> None:
         if config.id not in TRADABLE:
             raise ConfigError(f'exchange.id: must be one of {", ".join(TRADABLE)}; was "{config.id}"')
-        self._unreadable, library = (*UNREADABLE, _ccxt("base.errors").BaseError), _ccxt(config.id)
+        self._unreadable, ccxt = (*UNREADABLE, library("base.errors").BaseError), library(config.id)
         self._config, self._clock = config, clock
         self._orders, self._queries, self._rights = orders, queries, rights
         api_key, secret = keys or ("", "")
-        self._ccxt: Any = getattr(library, config.id)(
+        self._ccxt: Any = getattr(ccxt, config.id)(
             {"apiKey": api_key, "secret": secret, "maxRetriesOnFailure": 0})
         self._ccxt.number = str  # money never becomes a float
         base = config.rest_url.rstrip("/")
@@ -437,9 +437,9 @@ class Exchange:
         return self.instruments[symbol].exchange_symbol
 
 
-def _ccxt(name: str) -> Any:
-    # Its __init__ imports more than a hundred exchanges, 0.4 s of every start; a module of it wants one. Only
-    # while one is imported, a package that was not executed stands in its place.
+def library(name: str = TRADABLE[0]) -> Any:
+    """Import a module of ccxt; a process does before its first beat: busy then, it would look stuck."""
+    # Its __init__ imports a hundred exchanges, 0.4 s: a package that was not executed stands for it.
     spec = None if "ccxt" in sys.modules else importlib.util.find_spec("ccxt")
     if spec is not None:
         sys.modules["ccxt"] = importlib.util.module_from_spec(spec)

@@ -27,7 +27,7 @@ from bot.decision import CloseSignal, Context, MoveExits, SendOrder, endings, ne
 from bot.desk import Desk
 from bot.errors import ExchangeError, JournalError, WireError
 from bot.events import ExitsSet, Halted, Resumed, Started
-from bot.exchange import Exchange
+from bot.exchange import Exchange, library
 from bot.flatten import is_seized
 from bot.halt import HaltFiles
 from bot.journal import Journal
@@ -382,6 +382,7 @@ async def main(daemon: Daemon) -> None:
     daemon.every(bus.heartbeat_ms / 1_000, executor.canary.work)
     daemon.every(bus.heartbeat_ms / 1_000, executor.beat)
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
+    daemon.every(config.executor.reconcile_s, journal.look)
     daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))
     await daemon.stopping.wait()
     for socket in sockets.values():
@@ -443,4 +444,5 @@ async def _quietly(daemon: Daemon, work: Awaitable[None]) -> None:
 
 
 if __name__ == "__main__":
+    library()
     raise SystemExit(run("executor", main))

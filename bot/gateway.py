@@ -16,7 +16,7 @@ from bot.config import Config, Timeframe
 from bot.connection import pool
 from bot.daemon import Daemon, run
 from bot.errors import ExchangeError
-from bot.exchange import Exchange
+from bot.exchange import Exchange, library
 from bot.feed import EXPECTED, MARK_STREAMS, PRICE_STREAMS, FrameDecoder, SymbolFeed, stream_names
 from bot.log import Log
 from bot.model import Candle, Heartbeat, Snapshot
@@ -358,4 +358,5 @@ async def main(daemon: Daemon) -> None:
 
 
 if __name__ == "__main__":
+    library()
     sys.exit(run("gateway", main))

@@ -13,6 +13,7 @@ from typing import Any
 from bot.commands import LATE, Answered, Command, CommandFiles
 from bot.daemon import Daemon, run
 from bot.errors import ExchangeError
+from bot.exchange import library
 from bot.flatten import Flattener, open_exchange
 from bot.halt import HaltFiles
 from bot.probe import Supervisor
@@ -143,4 +144,5 @@ async def main(daemon: Daemon) -> None:
 
 
 if __name__ == "__main__":
+    library()
     sys.exit(run("guard", main))

@@ -27,6 +27,7 @@ CHECKPOINTS_KEPT = 3
 # Beside the journal: the last event that was committed. SQLite ends a write-ahead log at its first frame
 # that is not whole, and says nothing (sqlite.org/fileformat2.html#walformat): a lost tail shows here.
 TIP, TIP_BYTES = "-tip", 64
+LOOK_EVENTS = 200  # of the newest, verified while the executor runs: some ms
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -59,12 +60,13 @@ class Journal:
 
         Raises ConfigError: locked, no place for a file, or of another account; JournalError: damaged.
         """
-        self._clock = clock
+        self._path, self._clock = path, clock
         self._checkpoint_events = checkpoint_events
         self._lock = take_lock(path)
         self._seq, self._hash, self._checkpoint_seq = 0, _GENESIS, 0
+        self._committed = 0, _GENESIS
         self._epoch = ""
-        self._failed = ""  # what went wrong when writing; nothing is written after it
+        self._failed = "it was not loaded"  # or what went wrong when writing; nothing is written after it
         try:
             with _damage(path):
                 self._db = _connect(path, "rwc")
@@ -83,6 +85,7 @@ class Journal:
         with _damage("journal"):
             self._checkpoint_seq, books, self._seq, self._hash = _fold(self._db)
         _check_tip(os.pread(self._tip, TIP_BYTES, 0), self._seq)
+        self._committed, self._failed = (self._seq, self._hash), ""
         return books
 
     def begin_epoch(self, epoch: str) -> None:
@@ -118,6 +121,22 @@ class Journal:
             self._db.commit()
             # Not synced: after a power cut it may be older than the journal, and never newer.
             os.pwrite(self._tip, b"%d %d\n" % (self._seq, self._seq), 0)
+        self._committed = self._seq, self._hash
+
+    def look(self) -> None:
+        """Read the newest events as whoever starts next will find them; nothing is written to what broke.
+
+        SQLite's own cache hides from us what becomes of the file below. Raises JournalError.
+        """
+        with self._writing("look"), _damage("journal"), closing(_connect(self._path, "ro")) as db:
+            seq = max(0, self._committed[0] - LOOK_EVENTS)
+            row = db.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+            found = seq, row[0] if row is not None and _is_bytes(*row) else _GENESIS
+            for seq, _, row_hash in _verified(db, *found):
+                found = seq, row_hash
+            if found != self._committed:
+                raise JournalError(f"the journal ends at event {found[0]}, and {self._committed[0]} were "
+                                   "committed: it is damaged; restore a backup and reconcile")
 
     def checkpoint(self, books: Books) -> bool:
         """Write the folded books when enough events have come since the last time."""
@@ -203,8 +222,11 @@ class JournalReader:
 
     def books(self) -> Books:
         """Return the books folded up to now. Raises JournalError on damage."""
+        tip = self._tip.read_bytes() if self._tip.exists() else b""  # before the rest: it grows meanwhile
         with _damage("journal"):
-            return _fold(self._db)[1]
+            _, books, seq, _ = _fold(self._db)
+        _check_tip(tip, seq)
+        return books
 
     def verify(self) -> Books:
         """Return the books folded from the first event on. Raises JournalError on damage anywhere."""
@@ -310,7 +332,8 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _damage(what: Path | str) -> Iterator[None]:
     try:
         yield
-    except (OSError, sqlite3.Error, msgspec.MsgspecError, IllegalTransition, InvariantError) as error:
+    except (OSError, UnicodeError, sqlite3.Error, msgspec.MsgspecError, IllegalTransition,
+            InvariantError) as error:  # sqlite3's own messages quote what is damaged, which may be no text
         raise JournalError(f"{what}: cannot be read: {error}; if it is damaged, restore a backup") from None
 
 

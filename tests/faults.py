@@ -112,6 +112,10 @@ class FaultyRun:
                 stdout=log, stderr=log)
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End it as Ctrl-C does."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from bot.backup import new_key
 from tests.faults import FaultyRun, table
-from tests.harness import free_port, wait_until
+from tests.harness import ROOT, free_port, wait_until
+from tests.runbook import FENCE, commands, section
 
 # In at once, and then for good: what is open is there when things run out. Told to, it prints without end.
 HOLDER = '''
@@ -242,3 +245,84 @@ def exhaust(run: FaultyRun, fault: Callable, lasts_s: float) -> tuple[str, str, 
     assert left_s is None or left_s <= LEFT_S_MAX, f"{name}: the state said RUNNING for {left_s:.1f} s"
     left = "RUNNING all along" if left_s is None else f"{' '.join(states)}, after {left_s:.1f} s"
     return name, "executor", f"{left}; RUNNING again {back_s:.1f} s after it ended; the stop stayed"
+
+
+def journal_breaks(run: FaultyRun) -> None:
+    """Damage every page of both files below the executor that has them open."""
+    for name in ("journal.db", "journal.db-wal"):
+        path = run.appliance.config.path(name)
+        raw = bytearray(path.read_bytes())
+        for at in range(100, len(raw), 500):
+            raw[at] ^= 0xFF
+        with open(path, "r+b") as file:
+            file.write(raw)
+
+
+def journal_is_removed(run: FaultyRun) -> None:
+    """Somebody makes room on the disk, beside the executor that has the file open."""
+    for end in ("", "-wal", "-shm"):
+        run.appliance.config.path(f"journal.db{end}").unlink()
+
+
+def typed(run: FaultyRun, line: str, **words: str) -> str:
+    """Type a line of the page as its reader beside `make run` does; return what it said."""
+    for name, word in words.items():
+        line = line.replace(name, word)
+    if "systemctl" in line:  # "Ctrl-C for the stop, make run for the start, and no sudo"
+        (run.start if line.endswith("start bot") else run.end)()
+        return ""
+    command = line.removeprefix("sudo -u bot-trade ")
+    assert command.startswith("botctl "), line
+    script = f"botctl() {{ {sys.executable} -m bot.botctl \"$@\" --config {run.appliance.path}; }}; {command}"
+    for _ in range(3):  # 3: the executor is only just starting, and takes it up when it runs
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=180, cwd=ROOT)
+        if done.returncode != 3:
+            break
+    assert done.returncode == 0, (line, done.stdout + done.stderr)
+    return done.stdout
+
+
+def is_held(run: FaultyRun) -> bool:
+    return run.is_settled() and len(run.appliance.open_stops()) == 1
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(("fault", "way"), [(journal_breaks, 0), (journal_is_removed, 1)],
+                         ids=["with_a_backup", "without"])
+def test_journal_that_breaks_under_the_executor_halts_and_the_page_mends_it(tmp_path, fault, way):
+    (tmp_path / "holder.py").write_text(HOLDER)
+    private, recipient = new_key()
+    (tmp_path / "backup.key").write_text(private)
+    block = FENCE.findall(section("Restore on the same host").text)[way]
+    with FaultyRun(tmp_path, backup={"recipient": recipient}, **TABLES) as run:
+        wait_until(lambda: run.appliance.config.path("journal.db").exists() and is_held(run), 60, 0.2)
+        typed(run, "botctl backup make")
+        backup = str(max(run.appliance.config.path("backup").glob("*.age")))
+        wait_until(lambda: is_held(run), 20)
+        orders, pid = run.appliance.exchange_orders(), run.pid("executor")
+        fault(run)
+        began = time.monotonic()
+        wait_until(lambda: run.status()["state"] != "RUNNING", 30, 0.1)
+        left_s = time.monotonic() - began
+        assert left_s <= LEFT_S_MAX, f"it went on for {left_s:.1f} s"
+        halt = wait_until(lambda: run.status()["halted"], 30, 0.1)[0]
+        halted_s = time.monotonic() - began
+        assert halt["who"] == "executor" and "damaged" in halt["why"], halt
+        wait_until(lambda: run.pid("executor") is None, 10)
+        assert run.status()["journal_error"], "botctl status says so, and tells all the rest"
+        assert run.appliance.exchange_orders() == orders
+        assert run.appliance.exchange_position() == Decimal("0.010"), "held, behind its stop"
+        stop, = run.appliance.open_stops()
+        began = time.monotonic()
+        for line in commands(f"```\n{block}```\n"):
+            typed(run, line, FILE=backup, KEY=str(tmp_path / "backup.key"))
+        wait_until(lambda: is_held(run) and run.appliance.exchange_position(), BACK_S_MAX, 0.2)
+        back_s = time.monotonic() - began
+        if way == 0:
+            assert run.appliance.exchange_orders() == orders, "nothing was closed and bought again"
+        assert run.appliance.exchange_position() == Decimal("0.010") == run.appliance.our_position()
+        assert run.pid("executor") != pid and not run.status()["halted"]
+        typed(run, "botctl journal verify")
+        name = fault.__name__.replace("_", " ")
+        print(f"\n{name}: DOWN after {left_s:.1f} s, HALTED after {halted_s:.1f} s, the stop "
+              f"{stop['triggerPrice']} stayed; all typed and RUNNING again after {back_s:.1f} s")

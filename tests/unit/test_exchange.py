@@ -19,7 +19,7 @@ from bot.exchange import WEEK_MS, Exchange
 from bot.orders import OrderRequest
 from bot.outcome import Answer
 from bot.rows import SymbolSettings
-from tests.harness import API_KEY, API_SECRET, data_path
+from tests.harness import API_KEY, API_SECRET, ROOT, data_path
 
 BTC = "BTC/USDT:USDT"
 START_MS = 1_700_000_000_000
@@ -687,3 +687,12 @@ def test_question_with_most_of_the_weight_used_is_kept_back_but_for_urgent_ones(
         else:
             with pytest.raises(ExchangeError, match="not asked"):
                 asyncio.run(exchange.positions())
+
+
+@pytest.mark.parametrize("name", ["executor", "gateway", "guard"])
+def test_process_with_the_exchange_has_imported_its_library_before_its_first_beat(name):
+    # health gives a start three times as long as one that has beaten once and is busy then.
+    code = ("import runpy, sys, bot.daemon; "
+            "bot.daemon.run = lambda *_: 'ccxt.binanceusdm' in sys.modules and 7; "
+            f"runpy.run_module('bot.{name}', run_name='__main__')")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 7

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -426,6 +427,75 @@ def test_file_with_committed_events_damaged_in_the_write_ahead_log_is_damaged(pa
     assert refused > 50
     with pytest.raises(JournalError, match="damaged"):
         JournalReader(left(**{"-wal": log[: len(log) // 2]})).verify()
+
+
+def spoil(path):
+    raw = bytearray(path.read_bytes())
+    for at in range(100, len(raw), 500):
+        raw[at] ^= 0xFF
+    with open(path, "r+b") as file:
+        file.write(raw)
+
+
+def test_file_with_any_byte_of_its_first_page_flipped_is_whole_or_damaged_and_nothing_else(path):
+    # Its schema is text there; sqlite3 quotes it in errors, and fails at that where it is none any more.
+    whole, raw = written(path, history(2)).encode(), path.read_bytes()
+    refused = 0
+    for at in range(0, 4_096, 3):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 0xFF]) + raw[at + 1 :])
+        try:
+            assert load_again(path).encode() == whole
+        except (JournalError, ConfigError):
+            refused += 1
+        with suppress(JournalError):
+            assert JournalReader(path).books().encode() == whole, at
+    assert refused > 100
+
+
+def flip_the_newest(path):
+    sql(path, "UPDATE events SET body = X'7B7D' WHERE seq = (SELECT max(seq) FROM events)")
+
+
+def flip_one_before(path):
+    sql(path, "UPDATE events SET ts_ns = ts_ns + 1 WHERE seq = (SELECT max(seq) - 150 FROM events)")
+
+
+def forget_the_newest(path):
+    sql(path, "DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: [spoil(path), spoil(path.with_name("journal.db-wal"))],
+    lambda path: spoil(path.with_name("journal.db-wal")),
+    lambda path: path.unlink(), lambda path: path.write_bytes(b""), flip_the_newest, flip_one_before,
+    forget_the_newest], ids=range(7))
+def test_journal_that_breaks_under_its_writer_is_noticed_and_takes_nothing_more(path, damage):
+    journal, events = opened(path), history(40)
+    journal.look()
+    for event in events:
+        journal.append(event)
+    journal.look()  # what is not committed is not looked for
+    journal.commit()
+    journal.look()
+    damage(path)
+    with pytest.raises(JournalError, match="damaged"):
+        journal.look()
+    with pytest.raises(JournalError, match="damaged"):
+        journal.append(Started(epoch="e1", version="1", config="c"))
+    with suppress(JournalError, sqlite3.Error):
+        journal.close()
+
+
+def test_journal_that_grows_for_long_is_looked_at_without_a_word(path):
+    journal = opened(path, checkpoint_events=50)
+    books = folded()
+    for event in history(100):
+        books.apply(event)
+        journal.append(event)
+        journal.commit()
+        journal.checkpoint(books)
+        journal.look()
+    journal.close()
 
 
 @pytest.mark.parametrize("tip", [None, b"", b"x", b"7 8\n", b"\xff" * 40])
