@@ -108,3 +108,16 @@ def test_health_with_the_exchange_in_a_crash_loop_tells_and_does_not_halt(tmp_pa
         mark.unlink()
         time.sleep(4)
         run.wait_trading()
+
+
+@pytest.mark.drill
+def test_executor_whose_watchers_never_started_lets_nothing_open_until_one_does(tmp_path: Path) -> None:
+    marks = [tmp_path / f"import-{name}" for name in ("health", "guard")]
+    for mark in marks:
+        mark.touch()
+    with FaultyRun(tmp_path, health={"stuck_ms": 1_000}, guard={"cancel_after_s": 24}) as run:
+        wait_until(lambda: "unwatched" in run.status()["state_reason"], 60, 0.2)
+        assert run.status()["state"] == "REDUCING"
+        for mark in marks:
+            mark.unlink()
+        wait_until(lambda: run.status()["state"] == "RUNNING", 60, 0.2)

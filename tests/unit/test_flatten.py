@@ -101,9 +101,9 @@ class FakeExchange:
             raise ExchangeError("silent", status=503)
 
 
-def flatten(tmp_path, exchange_of):
+def flatten(tmp_path, exchange_of, **tables):
     """Flatten a fake account; return it, the clock's seconds that passed, and what was told."""
-    config, clock, told = load(write_config(tmp_path)), HastyClock(), []
+    config, clock, told = load(write_config(tmp_path, **tables)), HastyClock(), []
     exchange = exchange_of(clock)
     began = clock.mono
     asyncio.run(Flattener(config, clock, exchange, told.append).flatten("op", "a test"))
@@ -131,15 +131,28 @@ def test_flatten_with_fills_that_stay_behind_goes_on_until_the_exchange_says_zer
         async def submit(self, request):
             self.closes = 1 if request.qty < Decimal("0.3") else 0.5
             return await super().submit(request)
-    exchange, _, _ = flatten(tmp_path, lambda clock: Thin(clock, {BTC: Decimal(2)}, {}))
-    assert exchange.held[BTC] == 0 and len(exchange.log) > 3
+    exchange, _, _ = flatten(tmp_path, lambda clock: Thin(clock, {BTC: Decimal(2)}, {"stop": True}))
+    assert exchange.held[BTC] == 0 and len(exchange.log) > 4
+    assert exchange.log[-1] == ("cancel", "stop", {}), "what is held meanwhile keeps its stop"
 
 
-def test_flatten_with_nothing_to_do_still_waits_for_what_the_executor_had_signed(tmp_path):
-    config = load(write_config(tmp_path))
-    window_s = (config.exchange.recv_window_ms + config.executor.fence_margin_ms) / 1_000
-    _, took_s, _ = flatten(tmp_path, lambda clock: FakeExchange(clock, {}, {}))
-    assert window_s <= took_s <= window_s + 5
+@pytest.mark.parametrize("window_s", [3, 40])
+def test_flatten_with_nothing_to_do_still_waits_for_what_the_executor_had_signed(tmp_path, window_s):
+    _, took_s, _ = flatten(tmp_path, lambda clock: FakeExchange(clock, {}, {}),
+                           exchange={"recv_window_ms": window_s * 1_000}, executor={"fence_margin_ms": 1_000})
+    assert window_s + 1 <= took_s <= window_s + 6
+
+
+def test_flatten_with_a_first_answer_that_lags_looks_again(tmp_path):
+    class Lagging(FakeExchange):
+        looks = 0
+
+        async def positions(self):
+            self.looks += 1
+            return await super().positions() if self.looks > 1 else {}
+    exchange, _, _ = flatten(tmp_path, lambda clock: Lagging(clock, {BTC: Decimal(1)}, {}),
+                             exchange={"recv_window_ms": 500}, executor={"fence_margin_ms": 1})
+    assert exchange.held[BTC] == 0
 
 
 def test_flatten_with_an_order_that_arrives_late_closes_what_it_opened(tmp_path):

@@ -38,6 +38,22 @@ def test_halt_of_all_covers_everything_and_survives_the_process(folder):
     assert covering(HaltFiles(folder), "other", "ETH/USDT:USDT") == halt
 
 
+def test_halt_is_on_the_disk_before_anybody_goes_on(folder, monkeypatch):
+    # fsync itself cannot be seen in a test: what is asked of it, and when, can.
+    steps, sync, replace = [], os.fsync, os.replace
+
+    def noted_sync(handle):
+        steps.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", lambda old, new: (steps.append("replace"), replace(old, new)))
+    HaltFiles(folder).set("all", who="anna", why="odd fills", clock=StepClock())
+    assert steps == [str(folder / "all.part"), "replace", str(folder)]
+    HaltFiles(folder).clear("all")
+    assert steps[3:] == [str(folder)], "and a resume is over after a power cut too"
+
+
 def test_halt_of_a_strategy_or_symbol_covers_only_that(folder):
     files, clock = HaltFiles(folder), StepClock()
     files.set("strategy:sr", who="a", why="b", clock=clock)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from bot.limits import (
     check_prices,
     check_sender,
     check_signal,
+    tightened,
     worst_position,
 )
 from bot.model import Instrument
@@ -557,6 +559,19 @@ def test_may_pass_with_each_state_and_action_is_the_table_of_the_design():
     assert set(MAY_PASS) == set(table)
     for state, action in itertools.product(table, actions):
         assert (action in MAY_PASS[state]) == (action in table[state].split()), (state, action)
+
+
+@pytest.mark.parametrize("name", LimitsConfig.__struct_fields__)
+def test_limit_that_is_read_again_only_becomes_tighter(name):
+    old, sign = limits(), -1 if name.endswith("_min") else 1
+    one = 1 if isinstance(getattr(old, name), int) else D("0.01")
+    tighter, looser = (changed_limits(old, name, -sign * one), changed_limits(old, name, sign * one))
+    assert tightened(old, tighter) == tighter and tightened(old, looser) == old
+    assert tightened(tighter, old) == tighter, "and stays so until the next start"
+
+
+def changed_limits(old, name, by):
+    return msgspec.structs.replace(old, **{name: getattr(old, name) + by})
 
 
 def test_limits_with_nothing_given_have_no_unlimited_default():
