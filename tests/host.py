@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,32 @@ PYTHON = "/opt/bot/current/.venv/bin/python"
 STRATEGIES = {name: {"class": "bot.support_resistance:SupportResistanceStrategy", "symbols": [symbol],
                      "settings": {"notional": 1_000}}
               for name, symbol in (("sr", "BTC/USDT:USDT"), ("other", "ETH/USDT:USDT"))}
+
+# A position that is never flat, bought and sold again every second, behind a stop that is always there.
+FLIPPER = '''
+"""Holds a position, and makes it larger and smaller each second."""
+
+from decimal import Decimal
+
+from bot.model import Target
+
+
+class Flipper:
+    def __init__(self, settings, instruments):
+        self.turns = 0
+
+    def on_tick(self, tick):
+        if tick.kind != "mark":
+            return None
+        self.turns += 1
+        stop = Decimal(int(tick.price * 0.97) // 100 * 100)
+        return Target(tick.symbol, Decimal("0.004") if self.turns % 2 else Decimal("0.006"), stop_loss=stop)
+'''
+FLIPPER_VARS = {
+    "bot_limits": {"order_notional_max": 5_000, "position_notional_max": 10_000,
+                   "exposure_notional_max": 15_000, "day_loss_max": 1_000, "price_collar_pct": 2,
+                   "orders_per_minute_max": 600, "repeats_per_minute_max": 600},
+    "bot_strategies": {"sr": {"class": "bot.flipper:Flipper", "symbols": ["BTC/USDT:USDT"]}}}
 
 
 class Host:
@@ -73,3 +100,29 @@ class Host:
     def wait_running(self, timeout: float = 60) -> dict:
         wait_until(lambda: self.status()["state"] == "RUNNING", timeout)
         return self.status()
+
+
+class Source:
+    """A checkout of its own, for releases that are not this one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        subprocess.run(["git", "clone", "-q", ROOT, folder], check=True)
+        self.good: list[str] = []
+
+    def commit(self, **texts: str | Callable[[str], str]) -> str:
+        """Commit changed modules of bot/ by name, as texts or as functions of what they were."""
+        for name, text in texts.items():
+            path = self.folder / "bot" / f"{name}.py"
+            path.write_text(text if isinstance(text, str) else text(path.read_text()))
+        self._git("add", "-A")
+        self._git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "a release", "--allow-empty")
+        return self._git("rev-parse", "--short=12", "HEAD").strip()
+
+    def reset(self) -> None:
+        """Go back to the newest good commit."""
+        self._git("reset", "-q", "--hard", self.good[-1])
+
+    def _git(self, *words: str) -> str:
+        return subprocess.run(["git", "-C", self.folder, *words], check=True, capture_output=True,
+                              text=True).stdout

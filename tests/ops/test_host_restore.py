@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import wait_until
-from tests.host import BACKUPS, Host
+from tests.host import BACKUPS, FLIPPER, FLIPPER_VARS, Host, Source
 
 pytestmark = [pytest.mark.host, pytest.mark.long]
 
@@ -25,13 +25,20 @@ def ask(host: Host, verb: str):
 
 
 @pytest.fixture(scope="module")
-def hosts() -> tuple[Host, Host]:
-    """Return one that trades, and one that is bare."""
+def hosts(tmp_path_factory) -> tuple[Host, Host]:
+    """Return one that trades, and one that is bare.
+
+    The paper exchange stands still in between, and its market jumps then: a near exit would fire at once.
+    """
     old = Host()
     try:
         new = Host(1)
     except IndexError:
         pytest.skip("the inventory has one host: a restore wants another")
+    source = Source(tmp_path_factory.mktemp("source") / "tradehost")
+    source.commit(flipper=FLIPPER)
+    for host in (old, new):
+        host.vars |= {**FLIPPER_VARS, "release_source": str(source.folder)}
     old.do("botctl resume")
     old.play("site.yml")
     old.wait_running()

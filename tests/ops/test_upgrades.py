@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import wait_until
-from tests.host import PYTHON, ROOT, Host
+from tests.host import FLIPPER, FLIPPER_VARS, PYTHON, Host, Source
 
 pytestmark = pytest.mark.host
 
@@ -28,26 +27,6 @@ EXCHANGE = {"rest_url": "http://127.0.0.1:5570", "ws_url": "ws://127.0.0.1:5570"
             "sapi_url": "http://127.0.0.1:5570"}
 KEYS = {name: letter * 64 for name, letter in (("old.key", "K"), ("old.secret", "S"), ("new.key", "N"),
                                                ("new.secret", "T"))}
-# A position that is never flat, bought and sold again every second, behind a stop that is always there.
-FLIPPER = '''
-"""Holds a position, and makes it larger and smaller each second."""
-
-from decimal import Decimal
-
-from bot.model import Target
-
-
-class Flipper:
-    def __init__(self, settings, instruments):
-        self.turns = 0
-
-    def on_tick(self, tick):
-        if tick.kind != "mark":
-            return None
-        self.turns += 1
-        stop = Decimal(int(tick.price * 0.97) // 100 * 100)
-        return Target(tick.symbol, Decimal("0.004") if self.turns % 2 else Decimal("0.006"), stop_loss=stop)
-'''
 # Both key pairs are the same account's, as after a new key was made and before the old one is deleted.
 RUN_EXCHANGE = """
 import bot.paper as paper
@@ -144,32 +123,6 @@ print(json.dumps({
 """
 
 
-class Source:
-    """A checkout of its own, for releases that are not this one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        subprocess.run(["git", "clone", "-q", ROOT, folder], check=True)
-        self.good: list[str] = []
-
-    def commit(self, **texts: str | Callable[[str], str]) -> str:
-        """Commit changed modules of bot/ by name, as texts or as functions of what they were."""
-        for name, text in texts.items():
-            path = self.folder / "bot" / f"{name}.py"
-            path.write_text(text if isinstance(text, str) else text(path.read_text()))
-        self._git("add", "-A")
-        self._git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "a release", "--allow-empty")
-        return self._git("rev-parse", "--short=12", "HEAD").strip()
-
-    def reset(self) -> None:
-        """Go back to the newest good commit."""
-        self._git("reset", "-q", "--hard", self.good[-1])
-
-    def _git(self, *words: str) -> str:
-        return subprocess.run(["git", "-C", self.folder, *words], check=True, capture_output=True,
-                              text=True).stdout
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Source:
     return Source(tmp_path_factory.mktemp("source") / "tradehost")
@@ -182,11 +135,7 @@ def host(source) -> Host:
         "release_source": str(source.folder), "bot_mode": "testnet", "bot_exchange": EXCHANGE,
         "bot_api_key": KEYS["old.key"], "bot_api_secret": KEYS["old.secret"],
         "bot_switch_bound_s": BOUND_S, "bot_switch_keep": 9,  # the exchange runs from the oldest
-        "bot_limits": {"order_notional_max": 5_000, "position_notional_max": 10_000,
-                       "exposure_notional_max": 15_000, "day_loss_max": 1_000, "price_collar_pct": 2,
-                       "orders_per_minute_max": 600, "repeats_per_minute_max": 600},
-        "bot_strategies": {"sr": {"class": "bot.flipper:Flipper", "symbols": ["BTC/USDT:USDT"]}},
-        "bot_tables": {"executor": {"reconcile_s": 10}}}
+        **FLIPPER_VARS, "bot_tables": {"executor": {"reconcile_s": 10}}}
     return host
 
 
