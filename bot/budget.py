@@ -24,7 +24,10 @@ SLOW_SHARE = 0.70  # from here on questions are spread out
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process knows: counter -> (window, used), and until when nothing may be sent (wall clock)."""
+    """What a process knows: counter -> (window, used), and until when nothing may be sent.
+
+    Both by the exchange's clock: this host's may step.
+    """
 
     used: dict[str, tuple[int, int]] = {}
     banned_until_ns: int = 0
@@ -52,7 +55,7 @@ class Budget:
         self.merge(Usage(used=told))
 
     def ban(self, until_ns: int) -> None:
-        """Let nothing out until then (wall clock)."""
+        """Let nothing out until then, by the exchange's clock."""
         self.merge(Usage(banned_until_ns=until_ns))
 
     def fill(self, name: str, server_ns: int) -> None:
@@ -70,9 +73,9 @@ class Budget:
         window, used = self.usage.used.get(name, (0, 0))
         return used / self.limits[name] if window == _window(name, server_ns) else 0.0
 
-    def refusal(self, action: Action, *, wall_ns: int, server_ns: int) -> str:
+    def refusal(self, action: Action, server_ns: int) -> str:
         """Return why this kind of request may not leave now, "" when it may."""
-        wait_s = (self.usage.banned_until_ns - wall_ns) / 1e9
+        wait_s = (self.usage.banned_until_ns - server_ns) / 1e9
         if wait_s > 0:
             return f"banned for another {wait_s:.0f} s"
         for name in COUNTERS:

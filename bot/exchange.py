@@ -203,7 +203,7 @@ class Exchange:
 
     def refusal(self, action: Action) -> str:
         """Return why the request limits let this kind of request not leave now, "" when they do."""
-        return self.budget.refusal(action, wall_ns=self._clock.wall_ns(), server_ns=self.server_ns())
+        return self.budget.refusal(action, self.server_ns())
 
     def answered_order(self, answer: Answer) -> OrderStatus | None:
         """Return the order that an accepted answer describes, None when it cannot be read."""
@@ -419,7 +419,7 @@ class Exchange:
         self.budget.hear(answer.headers, self.server_ns())
         wait_s = retry_later_s(answer)
         if wait_s is not None:
-            self.budget.ban(answer.received_ns + int(wait_s * 1e9))
+            self.budget.ban(self.server_ns() + int(wait_s * 1e9))
         elif error_of(answer)[0] == TOO_MANY_ORDERS:  # it counts orders alone: queries may go on
             self.budget.fill("orders_10s", self.server_ns())
         return answer

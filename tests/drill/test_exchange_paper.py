@@ -263,7 +263,7 @@ def test_query_with_a_ban_waits_it_out(paper):
             await exchange.account()
         with pytest.raises(ExchangeError, match="banned for another"):
             await exchange.positions()
-        while exchange.budget.usage.banned_until_ns > Clock().wall_ns():
+        while exchange.budget.usage.banned_until_ns > exchange.server_ns():
             await asyncio.sleep(0.05)
         assert await exchange.positions() == {}
     drill(paper, scenario)

@@ -103,3 +103,39 @@ def test_limits_made_tighter_count_at_once_and_looser_ones_after_a_restart(appli
         assert played.outcome(_enter(appliance, played, QTY)).outcome == "done"
     finally:
         played.close()
+
+
+def test_burst_in_two_symbols_and_the_unknown_share_what_is_left_of_the_exposure(tmp_path: Path) -> None:
+    tables: dict = {name: {"class": "bot.support_resistance:SupportResistanceStrategy",
+                           "symbols": [f"{name.upper()}/USDT:USDT"]} for name in ("btc", "eth")}
+    with Appliance(tmp_path, strategy={**tables, "levels": None}, limits={"exposure_notional_max": 1_000},
+                   executor={"reconcile_s": 2, "absent_after_s": 60}, exchange={"request_timeout_ms": 1_500},
+                   paper={"latency_ms": 0, "symbols": [t["symbols"][0] for t in tables.values()]}) as running:
+        running.start("paper", "gateway", "executor")
+        running.wait_running()
+        played = {name: Signaler(running, name) for name in tables}
+        try:
+            # Each for 600 of 1,000, at once, and the exchange answers neither.
+            running.control("POST", "/paper/faults", {"match": "POST /fapi/v1/order", "do": "lose_answer",
+                                                      "times": 10})
+            signals = {}
+            for name, signaler in played.items():
+                signaler.position()
+                mark = _mark_of(running, f"{name.upper()}USDT")
+                qty = round(600 / mark, 3 if name == "btc" else 2)
+                signals[name] = signaler.signal(str(qty), mark=mark, symbol=f"{name.upper()}/USDT:USDT")
+            for name, signaler in played.items():
+                signaler.send(signals[name])
+            ended = {name: s.outcome(signals[name].seq, 40) for name, s in played.items()}
+            assert sorted(o.outcome for o in ended.values()) == ["denied", "done"], ended
+            denied = next(o for o in ended.values() if o.outcome == "denied")
+            assert denied.reason.startswith("exposure_notional: limit 1000, would be 1"), denied.reason
+            orders = [o for name in tables for o in running.exchange_orders(f"{name.upper()}USDT")]
+            assert len(orders) == 1
+        finally:
+            for signaler in played.values():
+                signaler.close()
+
+
+def _mark_of(appliance: Appliance, symbol: str) -> float:
+    return float(appliance._http("GET", f"/fapi/v1/premiumIndex?symbol={symbol}", None)["markPrice"])

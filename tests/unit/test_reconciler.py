@@ -599,3 +599,16 @@ def test_books_are_compared_by_the_timer_also_while_the_private_stream_is_away(b
     asyncio.run(a_while())
     assert stop.state == "FILLED", "a stop that fired is not missed for as long as the gap lasts"
     assert not bench.it.is_ready
+
+
+@pytest.mark.parametrize(("name", "cause", "lock"), [
+    ("autoclose-1700000000000", "liquidation", "liquidation"), ("adl_autoclose", "adl", "adl"),
+    ("settlement_autoclose-1", "operator", "settlement"), ("delivery_autoclose-1", "operator", "settlement")])
+def test_fill_that_the_exchange_made_is_booked_raises_the_version_and_locks(bench, name, cause, lock):
+    version = bench.keeper.books.book(BTC).version
+    assert bench.it.recorder.book(fill(name=name), name)
+    book = bench.keeper.books.book(BTC)
+    assert book.position_qty == 2 and book.version == version + 1 and not bench.halts
+    assert list(book.locks) == [lock] and "the exchange closed 2" in book.locks[lock]
+    assert bench.journal.find("fill", f"{BTC}#1").cause == cause
+    assert not bench.it.recorder.book(fill(name=name), name), "once"

@@ -68,7 +68,8 @@ def test_private_with_combined_stream_envelope_reads_the_same():
 
 
 @pytest.mark.parametrize(("word", "wanted"), [
-    *EVENT_OF_STATUS.items(), ("NEW_ADL", None), ("NEW_INSURANCE", None), ("SOMETHING_NEW", None)])
+    *EVENT_OF_STATUS.items(), ("EXPIRED_IN_MATCH", "expire"), ("NEW_ADL", None), ("NEW_INSURANCE", None),
+    ("SOMETHING_NEW", None)])
 def test_private_with_any_status_word_keeps_it_raw(word, wanted):
     [status] = read_private(event(X=word, x="NEW", l="0"), SYMBOLS)
     assert (status.raw_status, status.event) == (word, wanted)
