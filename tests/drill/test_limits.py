@@ -108,7 +108,8 @@ def test_limits_made_tighter_count_at_once_and_looser_ones_after_a_restart(appli
 def test_burst_in_two_symbols_and_the_unknown_share_what_is_left_of_the_exposure(tmp_path: Path) -> None:
     tables: dict = {name: {"class": "bot.support_resistance:SupportResistanceStrategy",
                            "symbols": [f"{name.upper()}/USDT:USDT"]} for name in ("btc", "eth")}
-    with Appliance(tmp_path, strategy={**tables, "levels": None}, limits={"exposure_notional_max": 1_000},
+    with Appliance(tmp_path, strategy={**tables, "levels": None},
+                   limits={f"{what}_notional_max": 1_000 for what in ("order", "position", "exposure")},
                    executor={"reconcile_s": 2, "absent_after_s": 60}, exchange={"request_timeout_ms": 1_500},
                    paper={"latency_ms": 0, "symbols": [t["symbols"][0] for t in tables.values()]}) as running:
         running.start("paper", "gateway", "executor")
