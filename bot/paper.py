@@ -6,6 +6,7 @@ Faults and the market's levels are behind `/paper/...` on the same port.
 
 import asyncio
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,20 +18,15 @@ from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.errors import ConfigError, InvariantError
 from bot.log import Tally
-from bot.paper_endpoints import ROUTES
-from bot.paper_engine import Engine
+from bot.paper_engine import Engine, Store
 from bot.paper_faults import Control
-from bot.paper_feed import HISTORY_MS
 from bot.paper_market import build_market
-from bot.paper_rest import Answer, Rest
-from bot.paper_store import Store
+from bot.paper_rest import ROUTES, Answer, Rest
 from bot.paper_stream import Hub
 
 FRAMES_MAX = 500  # per step: about 150 kB a connection
 STEP_S_MIN, STEP_S_MAX = 0.002, 0.05  # frames due within 2 ms go out together
 HANG_S = 3_600.0
-REST_S = 0.02  # between two candles of the past, while nobody waits for them
-OF_THE_PAST = ("klines", "ticker/24hr")  # paths that end so are answered when it is made
 LIMBO = (b'{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; '
          b'execution status unknown."}')
 
@@ -39,13 +35,11 @@ class Server:
     """HTTP in front of the engine: requests with their faults, and the control endpoint."""
 
     def __init__(self, daemon: Daemon, engine: Engine, keys: dict[str, tuple[str, str]]) -> None:
-        self.clock, self.engine = daemon.clock, engine
-        self.rest = Rest(engine, keys, ROUTES)
+        self.clock, self.engine, self.spawn = daemon.clock, engine, daemon.spawn
+        self.rest = Rest(engine, keys)
         self.hub = Hub(engine, self.rest.answer_ws)
-        self.control, self.spawn = Control(engine, self.hub.inject), daemon.spawn
+        self.control = Control(engine, self.hub.inject)
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.pasts: dict[str, asyncio.Task] = {}  # by symbol, being made
-        self._asked: set[str] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve any request."""
@@ -55,7 +49,7 @@ class Server:
             body = (await request.read()).decode(errors="replace")
             if request.path.startswith("/paper/"):
                 status, value = self.control.answer(f"{request.method} {request.path}", body)
-                return _response(Answer(status, msgspec.json.encode(value), {}))
+                return await _respond(request, (status, msgspec.json.encode(value), {}))
             return await self._serve(request, body)
         except InvariantError as error:
             # The books are wrong in memory and right on disk: start afresh from there.
@@ -66,18 +60,18 @@ class Server:
     async def _serve(self, request: web.Request, body: str) -> web.StreamResponse:
         fault = self.control.take(f"{request.method} {request.path}")
         if fault is None:
-            return _response(await self._execute(request, body))
+            return await _respond(request, await self._execute(request, body))
         delay_s = fault.delay_ms / 1_000
         if fault.do in ("lose_request", "hang"):
             await self.clock.sleep(HANG_S if fault.do == "hang" else 0)
             return _cut(request)
         if fault.do == "delay":
             await self.clock.sleep(delay_s)
-        answer = Answer(fault.status, fault.body.encode(), fault.headers)
+        answer: Answer = fault.status, fault.body.encode(), fault.headers
         if fault.do == "limbo":
             if fault.is_executed:
                 self.spawn(self._execute_later(request, body, delay_s))
-            answer = Answer(408, LIMBO, {})
+            answer = 408, LIMBO, {}
         elif fault.do != "answer":
             self.engine.lag_ms = fault.delay_ms if fault.do == "lag" and request.method == "GET" else 0
             answer = await self._execute(request, body)
@@ -88,7 +82,7 @@ class Server:
             return _cut(request)
         if fault.do == "delay_answer":
             await self.clock.sleep(delay_s)
-        return await _truncated(request, answer) if fault.do == "truncate" else _response(answer)
+        return await _respond(request, answer, share=0.5 if fault.do == "truncate" else 1)
 
     async def _execute_later(self, request: web.Request, body: str, delay_s: float) -> None:
         # It is inside the exchange: its time window was kept when it came.
@@ -99,42 +93,27 @@ class Server:
     async def _execute(self, request: web.Request, body: str, received_ms: int | None = None) -> Answer:
         name = f"{request.method} {request.path}"
         route = ROUTES.get(name)
-        if self.pasts and name.lower().endswith(OF_THE_PAST):
-            asked = [s for s in self.pasts if f"symbol={s}" in request.raw_path] or [*self.pasts]
-            self._asked.update(asked)
-            await asyncio.wait([self.pasts[symbol] for symbol in asked])
         if route and (route.orders or request.method == "DELETE"):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
-        key, address = request.headers.get("X-MBX-APIKEY", ""), request.remote or ""
         answer = self.rest.answer(name, request.raw_path.partition("?")[2], body,
-                                  key, address, received_ms)
+                                  request.headers.get("X-MBX-APIKEY", ""), request.remote or "", received_ms)
         if route and route.orders:
             point("paper.before_answer")
         return answer
 
-    async def remember(self, symbol: str) -> None:
-        """Make the candles of a symbol's past, newest first.
-
-        They take a second, on a busy host many: made in one piece they would keep the beat waiting, and what
-        does not beat is killed. So whoever asks for them waits, and all else goes on.
-        """
-        now_ms, feed = self.engine.now_ms() // 60_000 * 60_000, self.engine.market.feeds[symbol]
-        for open_ms in range(now_ms, max(feed.history_ms, now_ms - HISTORY_MS), -60_000):
-            feed.row(open_ms, open_ms + 59_999)
-            await self.clock.sleep(0 if symbol in self._asked else REST_S)
-
-
-class Complaints:
-    """What aiohttp says about requests that broke: counted and logged as everything else is."""
-
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-
-    def exception(self, text: str, *args: Any, exc_info: Any = None) -> None:
-        self._tally.add("http", error=f"{text % args}: {exc_info!r}")
-
-    def debug(self, text: str, *args: Any, exc_info: Any = None) -> None:
-        pass
+    async def play(self, stopping: asyncio.Event) -> None:
+        """Let the market go on until the process ends."""
+        while not stopping.is_set():
+            frames = self.engine.step(FRAMES_MAX)
+            self.hub.publish(frames)
+            if not self.engine.market.is_tradable:
+                await self.hub.drain()
+            if self.broken.done():
+                self.broken.result()
+            due_ms = self.engine.market.next_due_ms()
+            wait_s = STEP_S_MAX if due_ms is None else (due_ms - self.engine.now_ms()) / 1_000
+            await self.clock.sleep(
+                0 if len(frames) == FRAMES_MAX else min(max(wait_s, STEP_S_MIN), STEP_S_MAX))
 
 
 async def main(daemon: Daemon) -> None:
@@ -148,40 +127,25 @@ async def main(daemon: Daemon) -> None:
     if config.recording:
         config = msgspec.structs.replace(config, recording=str(daemon.config.path(config.recording)))
     market = build_market(config, start_ms, store.trade_ids())
-    engine = Engine(config, market, store, daemon.clock)
-    server = Server(daemon, engine, _keys(daemon, config))
+    server = Server(daemon, Engine(config, market, store, daemon.clock), _keys(daemon, config))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
-    complaints: Any = Complaints(Tally("message_dropped", daemon.log, daemon.clock))
-    runner = web.AppRunner(app, access_log=None, logger=complaints, shutdown_timeout=0.5)
+    tally = Tally("message_dropped", daemon.log, daemon.clock)  # of what aiohttp says about broken requests
+    logger: Any = SimpleNamespace(debug=lambda *_, **__: None, exception=lambda text, *args, exc_info=None:
+                                  tally.add("http", error=f"{text % args}: {exc_info!r}"))
+    runner = web.AppRunner(app, access_log=None, logger=logger, shutdown_timeout=0.5)
     await runner.setup()
     host, _, port = config.bind.rpartition(":")
     try:
         await web.TCPSite(runner, host, int(port)).start()
     except OSError as error:
         raise ConfigError(f"paper.bind: {config.bind} cannot be bound: {error.strerror}") from None
-    if market.is_tradable:
-        server.pasts = {symbol: daemon.spawn(server.remember(symbol)) for symbol in market.feeds}
     try:
-        await _play(daemon, engine, server)
+        await server.play(daemon.stopping)
     finally:
         await server.hub.close()
         await runner.cleanup()
         store.close()
-
-
-async def _play(daemon: Daemon, engine: Engine, server: Server) -> None:
-    while not daemon.stopping.is_set():
-        frames = engine.step(FRAMES_MAX)
-        server.hub.publish(frames)
-        if not engine.market.is_tradable:
-            await server.hub.drain()
-        if server.broken.done():
-            server.broken.result()
-        due_ms = engine.market.next_due_ms()
-        wait_s = STEP_S_MAX if due_ms is None else (due_ms - engine.now_ms()) / 1_000
-        await daemon.clock.sleep(
-            0 if len(frames) == FRAMES_MAX else min(max(wait_s, STEP_S_MIN), STEP_S_MAX))
 
 
 def _keys(daemon: Daemon, config: PaperConfig) -> dict[str, tuple[str, str]]:
@@ -195,23 +159,20 @@ def _keys(daemon: Daemon, config: PaperConfig) -> dict[str, tuple[str, str]]:
     return keys
 
 
-def _response(answer: Answer) -> web.Response:
-    return web.Response(status=answer.status, body=answer.body, headers=answer.headers,
-                        content_type="application/json")
-
-
 def _cut(request: web.Request) -> web.Response:
     if request.transport:
         request.transport.abort()
     return web.Response(status=500)
 
 
-async def _truncated(request: web.Request, answer: Answer) -> web.StreamResponse:
-    response = web.StreamResponse(status=answer.status, headers=answer.headers)
-    response.content_type, response.content_length = "application/json", len(answer.body)
+async def _respond(request: web.Request, answer: Answer, share: float = 1) -> web.StreamResponse:
+    # share: so much of the body goes out, then the connection is closed.
+    status, body, headers = answer
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_type, response.content_length = "application/json", len(body)
     await response.prepare(request)
-    await response.write(answer.body[:len(answer.body) // 2])
-    if request.transport:
+    await response.write(body[:int(len(body) * share)])
+    if share < 1 and request.transport:
         request.transport.close()
     return response
 

@@ -1,18 +1,111 @@
-"""The paper exchange without its sockets: ledger, market and store as one; all times are its own clock's."""
+"""The paper exchange without its sockets: ledger, market and memory as one; all times are its own clock's.
 
+An exchange does not forget: what happened is committed and synced to one SQLite file before anybody hears
+of it, so that neither kill -9 nor a power cut takes back what was acknowledged.
+"""
+
+import sqlite3
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
 
 from bot.clock import Clock
 from bot.config import PaperConfig
 from bot.crash import point
+from bot.errors import ConfigError
 from bot.paper_feed import Feed, Frame
 from bot.paper_ledger import Ledger
 from bot.paper_market import Market
-from bot.paper_model import Event, Filters, Limits, Order, Refused
-from bot.paper_store import Store
+from bot.paper_model import OPEN, Account, Event, Fill, Income, Limits, Order, OrderEvent, Refused
 
 LISTEN_KEY_MS = 3_600_000  # a listen key lives 60 minutes, and again from each keepalive
+# Rows are documents: the struct as JSON beside the columns it is looked up by.
+SCHEMA = """
+PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+CREATE TABLE IF NOT EXISTS row (
+  kind TEXT, account TEXT, symbol TEXT, id INTEGER, name TEXT, ref INTEGER, is_open INTEGER,
+  time_ms INTEGER, body BLOB, PRIMARY KEY (kind, account, id, symbol)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS row_time ON row (kind, account, time_ms, id);
+CREATE INDEX IF NOT EXISTS row_name ON row (kind, account, name);
+CREATE INDEX IF NOT EXISTS row_ref ON row (kind, account, ref);
+CREATE INDEX IF NOT EXISTS row_open ON row (id) WHERE is_open = 1;
+CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, body BLOB);
+"""
+TYPES = {"order": Order, "algo": Order, "fill": Fill, "income": Income}  # kinds of rows
+T = TypeVar("T")
+
+
+class Store:
+    """The file: rows, and a state table of single values."""
+
+    def __init__(self, path: Path | str) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise ConfigError(f"paper.state: {path} cannot be used: {error}") from None
+        self.close = self._db.close
+
+    def load(self, ledger: Ledger) -> None:
+        """Fill a fresh ledger with what was."""
+        ledger.accounts = self.kept("accounts", dict[str, Account], {})
+        for body, in self._db.execute("SELECT body FROM row WHERE is_open = 1 ORDER BY id"):
+            order = msgspec.json.decode(body, type=Order)
+            ledger.open[order.id] = order
+        for kind, last in self._db.execute(
+                "SELECT kind, max(id) FROM row WHERE kind != 'fill' GROUP BY kind"):
+            ledger.last_ids[kind] = max(ledger.last_ids[kind], last)
+        for name in ledger.accounts:
+            ledger.check(name)
+
+    def save(self, ledger: Ledger, events: list[Event]) -> None:
+        """Write what happened, all or nothing, synced when this returns."""
+        self._db.execute("BEGIN IMMEDIATE")
+        for event in events:
+            if isinstance(event, OrderEvent):
+                order = event.order
+                self._put(order.kind, order, name=order.client_id, is_open=order.status in OPEN)
+                if event.fill:
+                    self._put("fill", event.fill, ref=order.id)
+            elif isinstance(event, Income):
+                self._put("income", event, name=event.reason)
+        self.keep("accounts", ledger.accounts)
+        self._db.execute("COMMIT")
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write one value of the state table."""
+        self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, msgspec.json.encode(value)))
+
+    def kept(self, name: str, type_: type[T], default: T) -> T:
+        """Return one value of the state table."""
+        found = self._db.execute("SELECT body FROM state WHERE name = ?", (name,)).fetchone()
+        return msgspec.json.decode(found[0], type=type_) if found else default
+
+    def find(self, kind: str, account: str, tests: dict[str, Any], limit: int) -> list[Any]:
+        """Return rows oldest first: those that pass the tests ("column op" -> value, None: no test).
+
+        With a lower bound the first ones from there on, else the newest.
+        """
+        given = {test: value for test, value in tests.items() if value is not None}
+        where = "".join(f" AND {test} ?" for test in given)
+        order = "" if ">=" in where else "DESC"
+        rows = self._db.execute(
+            f"SELECT body FROM row WHERE kind = ? AND account = ?{where} "
+            f"ORDER BY time_ms {order}, id {order} LIMIT ?", (kind, account, *given.values(), limit))
+        found = [msgspec.json.decode(body, type=TYPES[kind]) for body, in rows]
+        return found[::-1] if order else found
+
+    def trade_ids(self) -> dict[str, int]:
+        """Return the highest booked trade id per symbol."""
+        return dict(self._db.execute("SELECT symbol, max(id) FROM row WHERE kind = 'fill' GROUP BY symbol"))
+
+    def _put(self, kind: str, row: Order | Fill | Income, *, name: str = "", ref: int = 0,
+             is_open: bool = False) -> None:
+        self._db.execute("INSERT OR REPLACE INTO row VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                         (kind, row.account, row.symbol, row.id, name, ref, is_open, row.time_ms,
+                          msgspec.json.encode(row)))
 
 
 class Engine:
@@ -89,7 +182,7 @@ class Engine:
             raise Refused(-4108)
         return self.ledger.place(order)
 
-    def change_symbol(self, symbol: str, status: str, filters: Filters) -> None:
+    def change_symbol(self, symbol: str, status: str, filters: dict[str, dict[str, str]]) -> None:
         """Change a listing. One that settles or closes ends its orders and positions, at the mark.
 
         Raises KeyError, ValueError, ArithmeticError for filters that are none, changing nothing.

@@ -1,9 +1,7 @@
 """The paper exchange's faults: what is to go wrong with which request or stream, told to `/paper/...`.
 
-Deterministic: a fault is for the next, or after `skip` the n-th, request of a kind. Example, the
-answer to the second order from now is lost although the order is executed:
-curl -d '{"match": "POST /fapi/v1/order", "skip": 1, "do": "lose_answer"}' 127.0.0.1:5560/paper/faults
-docs/paper.md has an example of each.
+Deterministic: a fault is for the next, or after `skip` the n-th, request of a kind. docs/paper.md has an
+example of each.
 """
 
 from collections.abc import Callable
@@ -20,10 +18,7 @@ from bot.paper_shapes import account_json
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
-# What each other control must be told, and may be.
-FIELDS = {"clock": ("offset_ms", ""), "mark": ("symbol offset_pct", ""), "funding": ("account rate", ""),
-          "symbol": ("symbol", "status filters"), "liquidate": ("account symbol", ""),
-          "adl": ("account symbol", "qty"), "trade": ("account symbol side qty", "reduce_only")}
+Status = Literal["PENDING_TRADING", "TRADING", "PRE_SETTLE", "SETTLING", "CLOSE"]
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,19 +60,20 @@ class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
     duration_ms: Milliseconds = 0
 
 
-class Wish(msgspec.Struct):
-    """What the other controls are told: FIELDS says which of it. The exchange's clock may go back a day."""
+def told(*fields: Any) -> Any:
+    """Make the type of what a control is told: (name, type), and a default where it need not be."""
+    return msgspec.defstruct("Told", fields, forbid_unknown_fields=True)
 
-    account: str = ""
-    symbol: str = ""
-    side: Side = "BUY"
-    qty: Decimal | None = None
-    reduce_only: bool = False
-    status: Literal["PENDING_TRADING", "TRADING", "PRE_SETTLE", "SETTLING", "CLOSE"] = "TRADING"
-    filters: dict[str, dict[str, str]] = {}
-    offset_pct: Annotated[float, Meta(ge=-99, le=1_000)] = 0
-    offset_ms: Annotated[int, Meta(ge=-86_400_000, le=86_400_000)] = 0
-    rate: Decimal = Decimal(0)
+
+ACCOUNT, SYMBOL = ("account", str), ("symbol", str)
+CONTROLS = {
+    "faults": Fault, "stream": StreamFault, "limits": Limits,
+    "clock": told(("offset_ms", Annotated[int, Meta(ge=-86_400_000, le=86_400_000)])),
+    "mark": told(SYMBOL, ("offset_pct", Annotated[float, Meta(ge=-99, le=1_000)])),
+    "funding": told(ACCOUNT, ("rate", Decimal)), "liquidate": told(ACCOUNT, SYMBOL),
+    "symbol": told(SYMBOL, ("status", Status, "TRADING"), ("filters", dict[str, dict[str, str]], {})),
+    "adl": told(ACCOUNT, SYMBOL, ("qty", Decimal | None, None)),
+    "trade": told(ACCOUNT, SYMBOL, ("side", Side), ("qty", Decimal), ("reduce_only", bool, False))}
 
 
 class Control:
@@ -103,7 +99,7 @@ class Control:
         """Serve one control request; return HTTP status and the value to send."""
         try:
             self.engine.wake()
-            value = self._do(request, body)
+            value = self._do(request, self._wish(request, body))
             self.engine.commit()
             return 200, value
         except (msgspec.MsgspecError, KeyError, ValueError, ArithmeticError) as error:
@@ -111,20 +107,30 @@ class Control:
         except Refused as refusal:
             return refusal.status, refusal.body
 
-    def _do(self, request: str, body: str) -> Any:
+    def _wish(self, request: str, body: str) -> Any:
+        type_ = CONTROLS.get(request.removeprefix("POST /paper/"))
+        wish: Any = msgspec.json.decode(body, type=type_) if type_ else None
+        ledger = self.engine.ledger
+        for name, known in (("symbol", ledger.contracts), ("account", ledger.accounts)):
+            if (value := getattr(wish, name, None)) is not None and value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; was {value}")
+        if abs(getattr(wish, "rate", 0)) > 1:
+            raise ValueError(f"rate must be within -1 and 1; was {wish.rate}")
+        return wish
+
+    def _do(self, request: str, wish: Any) -> Any:
         engine, ledger = self.engine, self.engine.ledger
-        wish = self._wish(request.removeprefix("POST /paper/"), body)
         match request:
             case "POST /paper/faults":
-                self.waiting.append(msgspec.json.decode(body, type=Fault))
+                self.waiting.append(wish)
             case "DELETE /paper/faults":
                 self.waiting.clear()
             case "GET /paper/faults":
                 return self.waiting
             case "POST /paper/stream":
-                return {"connections": self.inject(msgspec.json.decode(body, type=StreamFault))}
+                return {"connections": self.inject(wish)}
             case "POST /paper/limits":
-                engine.limits = msgspec.json.decode(body, type=Limits)
+                engine.limits = wish
             case "POST /paper/clock":
                 engine.offset_ms = wish.offset_ms
             case "POST /paper/mark":
@@ -140,26 +146,10 @@ class Control:
             case "POST /paper/trade":
                 return engine.place(Order(
                     account=wish.account, symbol=wish.symbol, client_id=f"web_{engine.clock.token(20)}",
-                    side=wish.side, type="MARKET", qty=wish.qty or Decimal(0), reduce_only=wish.reduce_only))
+                    side=wish.side, type="MARKET", qty=wish.qty, reduce_only=wish.reduce_only))
             case "GET /paper/state":
                 return {name: {**account_json(ledger, name, 2), "orders": ledger.mine(name, "order"),
                                "algos": ledger.mine(name, "algo")} for name in ledger.accounts}
             case _:
                 raise Refused(-5000, *request.partition(" ")[::-2])
         return {}
-
-    def _wish(self, control: str, body: str) -> Wish:
-        if control not in FIELDS:
-            return Wish()
-        told = msgspec.json.decode(body, type=dict[str, Any])
-        must, may = (names.split() for names in FIELDS[control])
-        if wrong := {*must} - told.keys() | told.keys() - {*must, *may}:
-            raise ValueError(f"{control} must be told {must}, may be told {may}; was wrong: {sorted(wrong)}")
-        wish = msgspec.convert(told, Wish)
-        ledger = self.engine.ledger
-        for name, known in (("symbol", ledger.contracts), ("account", ledger.accounts)):
-            if name in must and getattr(wish, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; was {getattr(wish, name)}")
-        if abs(wish.rate) > 1:
-            raise ValueError(f"rate must be within -1 and 1; was {wish.rate}")
-        return wish

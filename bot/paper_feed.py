@@ -214,6 +214,12 @@ class Feed:
         bids, asks = ([level for level in side if level[1] > 0][:limit] for side in sides)
         return Book(bids, asks, self.update_id)
 
+    def shown(self, limit: int) -> tuple[list[list[str]], list[list[str]], int]:
+        """Return the book as text: bids, asks, id."""
+        bids, asks, update_id = self.book(limit)
+        return ([self.contract.level(*pair) for pair in bids], [self.contract.level(*pair) for pair in asks],
+                update_id)
+
     def _mean(self, seconds: int) -> Decimal:
         mids = list(self._mids)[-seconds:] or [(self.quote[0][0] + self.quote[1][0]) / 2]
         return sum(mids, ZERO) / len(mids)
@@ -329,8 +335,7 @@ class Feed:
         if self.now_ms % KLINE_MS == 0 and self.trades:
             frames += [self._kline_frame(kind) for kind in sorted(self.wanted) if kind.startswith("kline_")]
         for kind in sorted(self.wanted & PARTS.keys()):
-            bids, asks, id_ = self.book(PARTS[kind])
-            b, a = ([self.contract.level(*pair) for pair in side] for side in (bids, asks))
+            b, a, id_ = self.shown(PARTS[kind])
             frames.append(self._made(kind, "depthUpdate", T=self.now_ms, U=id_, u=id_, pu=id_ - 1, b=b, a=a))
         if not self.depth:
             old, self._shown = self._shown, [dict(side) for side in self.book()[:2]]

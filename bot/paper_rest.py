@@ -1,99 +1,28 @@
-"""The paper exchange's REST interface: parameters, signatures, time windows, weights, refusals.
+"""The paper exchange's REST interface and websocket order API: routes, signatures, time windows, weights.
 
-`Rest.answer`, and `answer_ws` for the websocket order API, take and return plain values, so they need no
-socket. Refusals are worded as Binance
-USD-M words them; what cannot be parsed is a refusal too, never an error of the server.
+Plain values in and out, no socket. What cannot be parsed is a refusal too, never an error of the server.
 """
 
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Iterable
-from decimal import Decimal
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
 
+from bot.paper_endpoints import Request, plain
 from bot.paper_engine import Engine
-from bot.paper_feed import Feed
 from bot.paper_model import Refused, refuse_if
+from bot.paper_shapes import ACCOUNT, Json
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
 PATIENCE = 10  # requests answered 429 in one minute before the address is banned, for this long:
 BAN_MS = 120_000
-# Websocket method -> endpoint; its parameters are the endpoint's, and apiKey.
-WS_METHODS = {
-    "ping": "GET v1/ping", "time": "GET v1/time", "depth": "GET v1/depth",
-    "ticker.price": "GET v2/ticker/price", "ticker.book": "GET v1/ticker/bookTicker",
-    "order.place": "POST v1/order", "order.status": "GET v1/order", "order.cancel": "DELETE v1/order",
-    "algoOrder.place": "POST v1/algoOrder", "algoOrder.cancel": "DELETE v1/algoOrder",
-    "account.position": "GET v2/positionRisk", "v2/account.position": "GET v3/positionRisk",
-    "account.balance": "GET v2/balance", "v2/account.balance": "GET v3/balance",
-    "account.status": "GET v2/account", "v2/account.status": "GET v3/account",
-    "userDataStream.start": "POST v1/listenKey", "userDataStream.ping": "PUT v1/listenKey",
-    "userDataStream.stop": "DELETE v1/listenKey"}
-
-# What a parameter may look like, the code of the refusal, and what is made of it. All others: an integer.
-NUMBER = (r"^([0-9]{1,20})(\.[0-9]{1,20})?$", -1100, Decimal)
-NAME = (r"^[\.A-Z\:/a-z0-9_-]{1,36}$", -1100, str)
-TEXT, INTEGER = (r"\S+", -1102, str), (r"-?[0-9]{1,18}", -1102, int)
-FLAG = (r"(?i)true|false", -1102, lambda value: value.lower() == "true")
-PARAMETERS: dict[str, tuple[str, int, Callable[[str], Any]]] = {
-    "quantity": NUMBER, "price": NUMBER, "triggerPrice": NUMBER,
-    "newClientOrderId": NAME, "clientAlgoId": NAME, "origClientOrderId": NAME,
-    "symbol": TEXT, "pair": TEXT, "signature": TEXT, "incomeType": TEXT,
-    "reduceOnly": FLAG, "closePosition": FLAG, "dualSidePosition": FLAG,
-    "side": ("BUY|SELL", -1117, str), "positionSide": ("BOTH", -4061, str),
-    "type": ("LIMIT|MARKET|STOP|TAKE_PROFIT|STOP_MARKET|TAKE_PROFIT_MARKET|TRAILING_STOP_MARKET", -1116, str),
-    "timeInForce": ("GTC|IOC|FOK|GTX|GTE_GTC", -1115, str),
-    "workingType": ("MARK_PRICE|CONTRACT_PRICE", -1102, str), "algoType": ("CONDITIONAL", -1102, str),
-    "marginType": ("CROSSED|ISOLATED", -1102, str), "newOrderRespType": ("ACK|RESULT", -1102, str),
-    "interval": ("1m|3m|5m|15m|30m|1h|2h|4h|6h|8h|12h|1d|3d|1w|1M", -1120, str)}
-
-
-class Params:
-    """The parameters of one request, and whose it is. Every reader raises Refused."""
-
-    def __init__(self, engine: Engine, address: str, values: Iterable[tuple[str, str]]) -> None:
-        self.engine, self.ledger, self.address = engine, engine.ledger, address
-        self.account, self.received_ms, self.values = "", engine.now_ms(), dict(values)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a parameter's value, the default when it was not sent."""
-        if not (value := self.values.get(name)):
-            return default
-        pattern, code, convert = PARAMETERS.get(name, INTEGER)
-        refuse_if((not re.fullmatch(pattern, value, re.ASCII), code, name, pattern),
-                  (name in ("symbol", "pair") and value not in self.ledger.contracts, -1121))
-        return convert(value)
-
-    def __getitem__(self, name: str) -> Any:
-        """Return the value of a parameter that must be sent."""
-        refuse_if(((value := self.get(name)) is None, -1102, name))
-        return value
-
-    def feed(self, name: str = "symbol") -> Feed:
-        return self.engine.feed(self[name])
-
-    def limit(self, default: int, most: int) -> int:
-        refuse_if((not 0 < self.get("limit", default) <= most, -1130, "limit"))
-        return int(self.get("limit", default))
-
-    def symbols(self) -> list[str]:
-        """Return the symbol that was sent, or else all."""
-        return [self["symbol"]] if self.values.get("symbol") else list(self.ledger.contracts)
-
-
-Handler = Callable[[Params], Any]
-
-
-class Answer(NamedTuple):
-    """What goes back."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str]
+Handler = Callable[[Request], Any]
+Answer = tuple[int, bytes, dict[str, str]]  # status, body, headers
 
 
 class Route(NamedTuple):
@@ -107,59 +36,145 @@ class Route(NamedTuple):
     weight: int | tuple[int, int] | dict[int, int] = 1
     orders: int = 0
 
-    def weight_of(self, params: Params) -> int:
+    def weight_of(self, request: Request) -> int:
         if isinstance(self.weight, tuple):
-            return self.weight[not params.values.get("symbol")]
+            return self.weight[not request.values.get("symbol")]
         if isinstance(self.weight, dict):
-            limit = params.get("limit", 500)
+            limit = request.get("limit", 500)
             return next((weight for most, weight in self.weight.items() if limit <= most), 0)
         return self.weight
 
 
-class Rest:
-    """Endpoints over one engine. keys: API key -> (account, secret); routes: "METHOD path" -> Route."""
+def each(row: Callable[[Request, str], Json], *, is_list: bool = False) -> Handler:
+    """Make an endpoint of a row: one symbol's row, or without a symbol (or is_list) the list of all."""
+    def endpoint(request: Request) -> Any:
+        rows = [row(request, symbol) for symbol in request.symbols()]
+        return rows[0] if request.get("symbol") and not is_list else rows
+    return endpoint
 
-    def __init__(self, engine: Engine, keys: dict[str, tuple[str, str]], routes: dict[str, Route]) -> None:
-        self.engine, self.keys, self.routes = engine, keys, routes
+
+def fixed(value: Any) -> Handler:
+    """Make an endpoint that always says the same."""
+    return lambda request: value
+
+
+R, BY_LIMIT = Request, {99: 1, 499: 2, 1_000: 5, 1_500: 10}  # weights of candles
+RIGHTS = {"ipRestrict": True, "createTime": 0, "enableReading": True, "enableFutures": True} | dict.fromkeys((
+    "enableWithdrawals", "enableInternalTransfer", "permitsUniversalTransfer", "enableSpotAndMarginTrading",
+    "enableMargin", "enableVanillaOptions", "enablePortfolioMarginTrading"), False)
+PUBLIC: dict[str, tuple[Any, ...]] = {  # endpoint -> handler, weight (1), orders
+    "GET v1/ping": (fixed({}),), "GET v1/time": (lambda r: {"serverTime": r.engine.now_ms()},),
+    "GET v1/exchangeInfo": (R.exchange_info,), "GET v1/depth": (R.depth, {50: 2, 100: 5, 500: 10, 1_000: 20}),
+    "GET v1/trades": (R.trades, 5), "GET v1/historicalTrades": (R.trades, 20),
+    "GET v1/aggTrades": (R.agg_trades, 20),
+    **{f"GET v1/{name}": (partial(R.klines, name=key), BY_LIMIT) for name, key in (
+        ("klines", "symbol"), ("continuousKlines", "pair"), ("markPriceKlines", "symbol"),
+        ("indexPriceKlines", "pair"))},
+    "GET v1/ticker/24hr": (each(R.ticker), (1, 40)), "GET v1/premiumIndex": (each(R.premium_index), (1, 10)),
+    "GET v1/fundingRate": (R.funding_rates, 0), "GET v1/fundingInfo": (fixed([]), 0),
+    "GET v1/ticker/price": (each(R.last_price), (1, 2)), "GET v2/ticker/price": (each(R.last_price), (1, 2)),
+    "GET v1/ticker/bookTicker": (each(R.book_ticker), (2, 5)), "GET v1/openInterest": (R.open_interest,)}
+KEYED: dict[str, tuple[Any, ...]] = {
+    "POST v1/listenKey": (R.listen_key,), "PUT v1/listenKey": (R.keep_listen_key,),
+    "DELETE v1/listenKey": (R.drop_listen_key,)}
+SIGNED: dict[str, tuple[Any, ...]] = {
+    **{f"GET v{version}/{name}": (handler, 5) for version in (2, 3) for name, handler in (
+        ("account", partial(R.account_info, version=version)), ("balance", R.balance),
+        ("positionRisk", partial(R.positions, version=version)))},
+    "GET v1/accountConfig": (lambda r: ACCOUNT | r.mode(), 5),
+    "GET v1/symbolConfig": (each(R.symbol_config, is_list=True), 5),
+    "GET v1/positionSide/dual": (R.mode, 30), "POST v1/positionSide/dual": (R.set_dual,),
+    "GET v1/multiAssetsMargin": (fixed({"multiAssetsMargin": False}), 30),
+    "GET v1/leverageBracket": (each(R.brackets, is_list=True),),
+    "POST v1/leverage": (R.set_leverage,), "POST v1/marginType": (R.set_margin_type,),
+    "GET v1/commissionRate": (R.commission, 20),
+    "GET v1/rateLimit/order": (lambda r: r.engine.limits.listing()[1:],),
+    "GET v1/income": (partial(R.history, kind="income", limit=100), 30),
+    "GET v1/userTrades": (partial(R.history, kind="fill"), 5),
+    "GET v1/openOrder": (partial(R.query, kind="order", is_open=True),),
+    "POST v1/order": (R.new_order, 0, 1), "POST v1/algoOrder": (R.new_algo, 0, 1),
+    "POST v1/batchOrders": (R.new_orders, 0, 5), "DELETE v1/batchOrders": (R.cancel_orders,),
+    "POST v1/countdownCancelAll": (R.count_down, 10)}
+for kind, one, opened, all_of, every in (("order", "order", "openOrders", "allOpenOrders", "allOrders"),
+                                         ("algo", "algoOrder", "openAlgoOrders", "algoOpenOrders",
+                                          "allAlgoOrders")):
+    SIGNED |= {
+        f"GET v1/{one}": (partial(R.query, kind=kind),), f"DELETE v1/{one}": (partial(R.cancel, kind=kind),),
+        f"GET v1/{opened}": (partial(R.list_open, kind=kind), (1, 40)),
+        f"DELETE v1/{all_of}": (partial(R.cancel_all, kind=kind),),
+        f"GET v1/{every}": (partial(R.history, kind=kind), 5)}
+ROUTES = {
+    **{name.replace(" ", " /fapi/"): Route(security, *row) for security, table in (
+        ("none", PUBLIC), ("key", KEYED), ("signed", SIGNED)) for name, row in table.items()},
+    "GET /sapi/v1/account/apiRestrictions": Route("signed", fixed(RIGHTS)),
+    # What ccxt asks of the spot side when it loads markets with a key.
+    "GET /sapi/v1/capital/config/getall": Route("signed", fixed([]), 10),
+    "GET /sapi/v1/margin/allPairs": Route("key", fixed([])),
+    "GET /sapi/v1/margin/isolated/allPairs": Route("signed", fixed([]), 10)}
+# Websocket method -> endpoint; its parameters are the endpoint's, and apiKey.
+WS_METHODS = {
+    "ping": "GET v1/ping", "time": "GET v1/time", "depth": "GET v1/depth",
+    "ticker.price": "GET v2/ticker/price", "ticker.book": "GET v1/ticker/bookTicker",
+    "order.place": "POST v1/order", "order.status": "GET v1/order", "order.cancel": "DELETE v1/order",
+    "algoOrder.place": "POST v1/algoOrder", "algoOrder.cancel": "DELETE v1/algoOrder",
+    **{f"{prefix}account.{name}": f"GET v{version}/{path}" for prefix, version in (("", 2), ("v2/", 3))
+       for name, path in (("position", "positionRisk"), ("balance", "balance"), ("status", "account"))},
+    "userDataStream.start": "POST v1/listenKey", "userDataStream.ping": "PUT v1/listenKey",
+    "userDataStream.stop": "DELETE v1/listenKey"}
+
+
+class WsRequest(msgspec.Struct):
+    """A message of the websocket order API."""
+
+    method: str
+    id: str | int | None = None
+    params: dict[str, Any] = {}
+
+
+class Rest:
+    """Endpoints over one engine. keys: API key -> (account, secret)."""
+
+    def __init__(self, engine: Engine, keys: dict[str, tuple[str, str]]) -> None:
+        self.engine, self.keys = engine, keys
         self._used: dict[str, tuple[int, int]] = {}  # counter -> (its window, used)
         self._banned: dict[str, int] = {}  # address -> until when
 
-    def answer(self, request: str, query: str, body: str, api_key: str, address: str,
+    def answer(self, name: str, query: str, body: str, api_key: str, address: str,
                received_ms: int | None = None) -> Answer:
         """Serve one request ("METHOD path"); query and body as they were on the wire, and were signed."""
-        params = Params(self.engine, address, parse_qsl(f"{query}&{body}", keep_blank_values=True))
-        params.received_ms = received_ms or params.received_ms
+        request = Request(self.engine, address, parse_qsl(f"{query}&{body}", keep_blank_values=True))
+        request.received_ms = received_ms or request.received_ms
         signed = "".join(re.sub(r"(^|&)signature=[^&]*", "", part) for part in (query, body))
-        status, value, headers = self._serve(request, params, signed, api_key)
-        return Answer(status, msgspec.json.encode(value), headers)
+        status, value, headers = self._serve(name, request, signed, api_key)
+        return status, msgspec.json.encode(value), headers
 
     def answer_ws(self, message: str, address: str) -> bytes:
         """Serve one message of the websocket order API. Raises msgspec.MsgspecError."""
         wish = msgspec.json.decode(message, type=WsRequest)
-        params = Params(self.engine, address, ((name, plain(value)) for name, value in wish.params.items()))
-        signed = "&".join(f"{name}={value}" for name, value in sorted(params.values.items())
+        request = Request(self.engine, address, ((name, plain(value)) for name, value in wish.params.items()))
+        signed = "&".join(f"{name}={value}" for name, value in sorted(request.values.items())
                           if name != "signature")
         route = WS_METHODS.get(wish.method, wish.method).replace(" ", " /fapi/")
-        status, value, headers = self._serve(route, params, signed, params.values.get("apiKey", ""))
+        status, value, headers = self._serve(route, request, signed, request.values.get("apiKey", ""))
         return msgspec.json.encode({
             "id": wish.id, "status": status, "result" if status == 200 else "error": value, "rateLimits": [
                 {**self.engine.limits.listing()[0], "count": int(headers.get("X-MBX-USED-WEIGHT-1M", 0))}]})
 
-    def _serve(self, name: str, params: Params, signed: str, api_key: str) -> tuple[int, Any, dict[str, str]]:
+    def _serve(self, name: str, request: Request, signed: str, key: str) -> tuple[int, Any, dict[str, str]]:
         headers: dict[str, str] = {}
         try:
-            if (route := self.routes.get(name)) is None:
+            if (route := ROUTES.get(name)) is None:
                 raise Refused(-5000, *name.partition(" ")[::-2])
-            self._weigh(params.address, route.weight_of(params), headers)
+            self._weigh(request.address, route.weight_of(request), headers)
             if route.security != "none":
-                refuse_if((not api_key, -2014), (api_key not in self.keys, -2015))
-                params.account, secret = self.keys[api_key]
+                refuse_if((not key, -2014), (key not in self.keys, -2015))
+                request.account, secret = self.keys[key]
                 if route.security == "signed":
-                    _check_signature(params, secret, signed)
+                    _check_signature(request, secret, signed)
             if route.orders:
-                self._count_orders(params.account, route.orders, headers)
+                self._count_orders(request.account, route.orders, headers)
             self.engine.wake()
-            value = route.handler(params)
+            value = route.handler(request)
             self.engine.commit()
             return 200, value, headers
         except Refused as refusal:
@@ -195,23 +210,10 @@ class Rest:
         return self._used[name][1]
 
 
-class WsRequest(msgspec.Struct):
-    """A message of the websocket order API."""
-
-    method: str
-    id: str | int | None = None
-    params: dict[str, Any] = {}
-
-
-def plain(value: Any) -> str:
-    """Return a JSON value as the client had it in what it signed."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _check_signature(params: Params, secret: str, signed: str) -> None:
+def _check_signature(request: Request, secret: str, signed: str) -> None:
     right = hmac.new(secret.encode(), signed.encode(errors="replace"), hashlib.sha256).hexdigest()
-    sent, time_ms = params["signature"].encode(errors="replace"), params["timestamp"]
-    window_ms, received_ms = params.get("recvWindow", RECV_WINDOW_MS), params.received_ms
+    sent, time_ms = request["signature"].encode(errors="replace"), request["timestamp"]
+    window_ms, received_ms = request.get("recvWindow", RECV_WINDOW_MS), request.received_ms
     refuse_if((not hmac.compare_digest(right.encode(), sent), -1022),
               (not 0 <= window_ms <= RECV_WINDOW_MS_MAX, -1131),
               (received_ms - time_ms > window_ms, -1021))

@@ -5,6 +5,7 @@ A connection that does not read is cut (as on the real exchange) when the market
 waits for it instead: nothing is dropped there, and nothing is buffered beyond BUFFER_BYTES.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,9 +22,7 @@ from bot.paper_shapes import event_json
 
 LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
 CLOSE_FRAME = b"\x88\x02\x03\xe8"  # code 1000
-# Streams over all symbols: of which kind of frame they are made, together or one by one.
-OF_ALL = {"markPrice@1s": "!markPrice@arr", "ticker": "!ticker@arr", "miniTicker": "!miniTicker@arr"}
-OF_EACH = {"bookTicker": "!bookTicker"}
+OF_ALL = {"markPrice@1s", "ticker", "miniTicker"}  # frames that "!...@arr" streams send together
 PING_S = 180.0  # the exchange pings every three minutes
 STREAMS_MAX = 200  # per connection
 MESSAGE_BYTES_MAX = 65_536  # of a client's message
@@ -54,12 +53,6 @@ class Connection:
     def unsent(self) -> int:
         return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
 
-    def flush(self) -> None:
-        """Hand over what was collected, in one write."""
-        if self.out and not (self.transport.is_closing() or self.ws.closed):
-            self.transport.write(b"".join(self.out))
-        self.out.clear()
-
     def put(self, message: bytes, now_ms: int) -> None:
         """Collect a message, unless a fault swallows or holds it."""
         if self.lost:
@@ -72,11 +65,11 @@ class Connection:
         elif not self.is_half_open and now_ms >= self.frozen_until_ms:
             self.out.append(message)
 
-    def end(self) -> None:
-        """Close it as the exchange does after a day."""
-        self.out.append(CLOSE_FRAME)
-        self.flush()
-        self.transport.close()
+    def flush(self) -> None:
+        """Hand over what was collected, in one write."""
+        if self.out and not (self.transport.is_closing() or self.ws.closed):
+            self.transport.write(b"".join(self.out))
+        self.out.clear()
 
 
 class Hub:
@@ -91,19 +84,16 @@ class Hub:
         """Serve one connection from its handshake to its end."""
         ws = web.WebSocketResponse(compress=False, heartbeat=PING_S, max_msg_size=MESSAGE_BYTES_MAX)
         await ws.prepare(request)
-        path = request.path.strip("/").split("/")
-        if path[0] in ("public", "market", "private"):
-            del path[0]
-        connection = Connection(ws, request, path[0], self.engine.now_ms())
+        kind, *wanted = re.sub("^/(public|market|private)/", "/", request.path).strip("/").split("/")
+        connection = Connection(ws, request, kind, self.engine.now_ms())
         self.connections.add(connection)
         try:
-            query = request.query
-            wanted = [*path[1:], *query.get("streams", "").split("/"), query.get("listenKey", "")]
+            wanted += [*request.query.get("streams", "").split("/"), request.query.get("listenKey", "")]
             if not connection.is_order_api:  # ccxt numbers its connections
                 self._subscribe(connection, [name for name in wanted if name and not name.isdigit()])
             async for message in ws:
                 if message.type is WSMsgType.TEXT:
-                    connection.out.append(text_frame(self._answer(connection, message.data)))
+                    connection.out.append(enveloped(self._answer(connection, message.data)))
                     connection.flush()
                 while connection.is_half_open and not connection.transport.is_closing():
                     await self.engine.clock.sleep(0.05)
@@ -117,10 +107,10 @@ class Hub:
         for stream, raw, _ in frames:
             self._spread(stream, raw, now_ms)
             kind = stream.partition("@")[2]
-            if kind in OF_EACH:
-                self._spread(OF_EACH[kind], raw, now_ms)
+            if kind == "bookTicker":
+                self._spread("!bookTicker", raw, now_ms)
             elif kind in OF_ALL:
-                of_all[OF_ALL[kind]].append(raw)
+                of_all[f"!{kind.removesuffix('@1s')}@arr"].append(raw)
         for stream, rows in of_all.items():
             self._spread(stream, b"[%s]" % b",".join(rows), now_ms)
         self._flush()
@@ -140,7 +130,7 @@ class Hub:
 
     def inject(self, fault: StreamFault) -> int:
         """Apply a fault to the open connections that carry the stream; return how many."""
-        account = fault.match.removeprefix("user:")
+        account, now_ms = fault.match.removeprefix("user:"), self.engine.now_ms()
         stream = self._key(account) if account != fault.match else canonical_stream(fault.match)
         found = [connection for connection in self.connections if stream in connection.names]
         for connection in found:
@@ -152,7 +142,7 @@ class Hub:
                 case "age":
                     connection.opened_ms -= fault.duration_ms
                 case "freeze":
-                    connection.frozen_until_ms = self.engine.now_ms() + fault.duration_ms
+                    connection.frozen_until_ms = now_ms + fault.duration_ms
                 case "half_open":
                     connection.is_half_open = True
                     connection.transport.pause_reading()
@@ -160,7 +150,7 @@ class Hub:
                     connection.transport.abort()
                 case "expire":
                     self.engine.drop_listen_key(account)
-                    self._end_old(self.engine.now_ms())
+                    self._end_old(now_ms)
         return len(found)
 
     async def drain(self) -> None:
@@ -191,14 +181,17 @@ class Hub:
                 connection.transport.abort()
 
     def _end_old(self, now_ms: int) -> None:
+        # Listen keys that expired, and connections that are a day old.
         for connection in list(self.connections):
             for key in [k for k in connection.names if is_key(k) and not self.engine.account_of(k)]:
                 body = msgspec.json.encode({"e": "listenKeyExpired", "E": now_ms, "listenKey": key})
                 connection.put(enveloped(body, key if connection.is_combined else ""), now_ms)
                 del connection.names[key]
+            is_old = now_ms - connection.opened_ms >= LIFE_MS and not connection.transport.is_closing()
+            connection.out += [CLOSE_FRAME] if is_old else []
             connection.flush()
-            if now_ms - connection.opened_ms >= LIFE_MS and not connection.transport.is_closing():
-                connection.end()
+            if is_old:
+                connection.transport.close()
 
     def _subscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
@@ -224,25 +217,24 @@ class Hub:
             result = self._obey(connection, msgspec.convert(message, Command))
             return msgspec.json.encode({"result": result, "id": id_})
         except (ValueError, AttributeError, RecursionError) as error:
-            text = f"Invalid JSON Request: {error}"
-            if connection.is_order_api:
-                return msgspec.json.encode({"id": None, "status": 400, "error": {"code": -1135, "msg": text}})
-            return msgspec.json.encode({"error": {"code": 2, "msg": text}, "id": id_})
+            is_api, words = connection.is_order_api, f"Invalid JSON Request: {error}"
+            return msgspec.json.encode({"id": id_, "error": {"code": -1135 if is_api else 2, "msg": words},
+                                        **({"status": 400} if is_api else {})})
 
     def _obey(self, connection: Connection, command: Command) -> list[str] | None:
-        if command.method == "LIST_SUBSCRIPTIONS":
-            return [*connection.names.values()]
-        if command.method == "SET_PROPERTY":
-            connection.is_combined = command.params == ["combined", True]
-            return None
         names = [str(name) for name in command.params]
-        if command.method == "UNSUBSCRIBE":
-            gone = {*names, *map(canonical_stream, names)}
-            connection.names = {s: name for s, name in connection.names.items() if s not in gone}
-        elif len(connection.names) + len(names) > STREAMS_MAX:
-            raise ValueError(f"at most {STREAMS_MAX} streams a connection")
-        else:
-            self._subscribe(connection, names)
+        match command.method:
+            case "LIST_SUBSCRIPTIONS":
+                return [*connection.names.values()]
+            case "SET_PROPERTY":
+                connection.is_combined = command.params == ["combined", True]
+            case "UNSUBSCRIBE":
+                gone = {*names, *map(canonical_stream, names)}
+                connection.names = {s: name for s, name in connection.names.items() if s not in gone}
+            case "SUBSCRIBE":
+                if len(connection.names) + len(names) > STREAMS_MAX:
+                    raise ValueError(f"at most {STREAMS_MAX} streams a connection")
+                self._subscribe(connection, names)
         return None
 
 
@@ -251,16 +243,14 @@ def is_key(name: str) -> bool:
     return "@" not in name and not name.startswith("!")
 
 
-def enveloped(raw: bytes, name: str) -> bytes:
-    """Return a message, with a name in a combined stream's envelope: a recorded frame is whole again."""
-    return text_frame(b'{"stream":"%s","data":%s}' % (name.encode(), raw) if name else raw)
+def enveloped(raw: bytes, name: str = "") -> bytes:
+    """Return a whole, unmasked websocket text message (RFC 6455 section 5.2).
 
-
-def text_frame(payload: bytes) -> bytes:
-    """Return a whole, unmasked websocket text message (RFC 6455 section 5.2)."""
+    With a name in a combined stream's envelope: a recorded frame is whole again.
+    """
+    payload = b'{"stream":"%s","data":%s}' % (name.encode(), raw) if name else raw
     size = len(payload)
     if size < 126:
         return bytes((0x81, size)) + payload
-    if size < 65_536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+    length = b"\x7e" + size.to_bytes(2, "big") if size < 65_536 else b"\x7f" + size.to_bytes(8, "big")
+    return b"\x81" + length + payload

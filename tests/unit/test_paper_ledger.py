@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from bot import paper_model
 from bot.errors import InvariantError
+from bot.paper_engine import Store
 from bot.paper_feed import Book
 from bot.paper_ledger import Ledger
 from bot.paper_model import TEXTS, Contract, Order, OrderEvent, Refused
-from bot.paper_store import Store
 
 D = Decimal
 BTC = "BTCUSDT"

@@ -10,7 +10,6 @@ import pytest
 from bot.config import PaperConfig
 from bot.paper_feed import FUNDING_RATE, GRID_MS
 from bot.paper_market import build_market, canonical_stream
-from bot.paper_synthetic import BLOCK_MS
 
 START_MS = 1_700_000_012_345
 BTC = "BTCUSDT"
@@ -53,7 +52,7 @@ def test_frames_with_any_pace_of_advance_are_byte_equal():
 def test_frames_with_another_seed_or_start_differ():
     first = [f.raw for f in run(market(), START_MS, START_MS + 2_000)]
     assert first != [f.raw for f in run(market(seed=2), START_MS, START_MS + 2_000)]
-    assert market(seed=2)._source.plans[BTC].planted != market()._source.plans[BTC].planted
+    assert market(seed=2).source.symbols[BTC].planted != market().source.symbols[BTC].planted
 
 
 def test_frames_after_a_restart_go_on_where_the_clock_is(minutes):
@@ -99,7 +98,7 @@ def test_mark_price_in_a_gap_goes_on_each_second(minutes):
 
 def test_market_over_half_an_hour_has_bursts_and_gaps():
     made = market()
-    times = [t.time_ms for block in range(102, 108) for t in made._source.plans[BTC].block(block).trades]
+    times = [at for at, *_ in made.source.symbols[BTC].trades]
     bursts = Counter(at // 100 for at in times)
     silences = [b - a for a, b in zip(times, times[1:], strict=False) if b - a > 3_500]
     assert max(bursts.values()) >= 35
@@ -117,18 +116,17 @@ def test_price_after_the_start_touches_levels_again_and_again():
 
 
 def levels_of(made, symbol):
-    plan = made._source.plans[symbol]
-    return [level * plan.contract.tick for level in plan.planted]
+    made = made.source.symbols[symbol]
+    return [level * made.contract.tick for level in made.planted]
 
 
 def touches_of(made, symbol, seconds):
     """When the path came within 0.02 % of a level, having been 0.1 % away from it before."""
-    plan = made._source.plans[symbol]
+    hour = made.source.symbols[symbol]
     found, near = [], None
     for offset in range(0, seconds * 1_000, 200):
-        index, at_ms = divmod(START_MS // 1_000 * 1_000 + offset - plan.begin_ms(0), BLOCK_MS)
-        price = plan.block(index).path[at_ms // GRID_MS]
-        level = min(plan.planted, key=lambda at: abs(at - price))
+        price = hour.path[offset // GRID_MS]
+        level = min(hour.planted, key=lambda at: abs(at - price))
         if abs(level / price - 1) < 0.0002 and near != level:
             found.append(offset)
             near = level

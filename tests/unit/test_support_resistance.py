@@ -369,8 +369,8 @@ def entries_on(seed, start_ms=1_760_000_000_000):
             held[symbol] = (target.stop_loss, target.take_profit)
             play.position(target.qty, symbol)
             entries.append(((trade["T"] - start_ms) / 1_000, symbol, price))
-    plans = market._source.plans
-    planted = {symbol: [float(level * plans[name].contract.tick) for level in plans[name].planted]
+    made = market.source.symbols
+    planted = {symbol: [float(level * made[name].contract.tick) for level in made[name].planted]
                for name, symbol in SYMBOLS.items()}
     return entries, planted
 
