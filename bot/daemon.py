@@ -51,7 +51,7 @@ class Daemon:
         self._crash_starts, self._is_ended = _crash_starts(config, name, clock), False
         self._tasks: asyncio.TaskGroup | None = None
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Run work beside the process; when it fails, the process ends."""
         assert self._tasks is not None
         return self._tasks.create_task(work)

@@ -1,7 +1,6 @@
 """The paper exchange: Binance USD-M's REST and websocket API on [paper] bind, over a local market.
 
 Reads: requests. Writes: its state file. State: accounts, orders, positions, fills, kept over kill -9.
-Faults and the market's levels are behind `/paper/...` on the same port.
 """
 
 import asyncio
@@ -70,7 +69,7 @@ class Server:
         answer: Answer = fault.status, fault.body.encode(), fault.headers
         if fault.do == "limbo":
             if fault.is_executed:
-                self.spawn(self._execute_later(request, body, delay_s))
+                self.spawn(self._execute(request, body, delay_s))
             answer = 408, LIMBO, {}
         elif fault.do != "answer":
             self.engine.lag_ms = fault.delay_ms if fault.do == "lag" and request.method == "GET" else 0
@@ -84,15 +83,11 @@ class Server:
             await self.clock.sleep(delay_s)
         return await _respond(request, answer, share=0.5 if fault.do == "truncate" else 1)
 
-    async def _execute_later(self, request: web.Request, body: str, delay_s: float) -> None:
-        # It is inside the exchange: its time window was kept when it came.
-        received_ms = self.engine.now_ms()
-        await self.clock.sleep(delay_s)
-        await self._execute(request, body, received_ms)
-
-    async def _execute(self, request: web.Request, body: str, received_ms: int | None = None) -> Answer:
-        name = f"{request.method} {request.path}"
+    async def _execute(self, request: web.Request, body: str, after_s: float = 0) -> Answer:
+        # after_s: it is inside the exchange; its time window was kept when it came.
+        name, received_ms = f"{request.method} {request.path}", self.engine.now_ms()
         route = ROUTES.get(name)
+        await self.clock.sleep(after_s)
         if route and (route.orders or request.method == "DELETE"):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
         answer = self.rest.answer(name, request.raw_path.partition("?")[2], body,

@@ -40,6 +40,7 @@ class Request:
     def __init__(self, engine: Engine, address: str, values: Iterable[tuple[str, str]]) -> None:
         self.engine, self.ledger, self.address = engine, engine.ledger, address
         self.account, self.received_ms, self.values = "", engine.now_ms(), dict(values)
+        self.seen_ms = engine.now_ms() - engine.lag_ms  # up to when orders and fills show in queries
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a parameter's value, the default when it was not sent."""
@@ -89,9 +90,6 @@ class Request:
         return self.feed(name).klines(self["interval"], self.limit(500, 1_500), self.get("startTime"),
                                       self.get("endTime"))
 
-    def ticker(self, symbol: str) -> Json:
-        return self.engine.feed(symbol).ticker()
-
     def premium_index(self, symbol: str) -> Json:
         feed = self.engine.feed(symbol)
         index = f"{feed.index():.8f}"
@@ -112,20 +110,7 @@ class Request:
         return {"symbol": symbol, "bidPrice": bid, "bidQty": bid_qty, "askPrice": ask, "askQty": ask_qty,
                 "time": self.engine.now_ms(), "lastUpdateId": update_id}
 
-    def last_price(self, symbol: str) -> Json:
-        return {"symbol": symbol, "price": f"{self.engine.feed(symbol).last():f}",
-                "time": self.engine.now_ms()}
-
-    def open_interest(self) -> Json:
-        return {"symbol": self["symbol"], "openInterest": "0.000", "time": self.engine.now_ms()}
-
     # The account
-
-    def account_info(self, version: int) -> Json:
-        return shapes.account_json(self.ledger, self.account, version)
-
-    def balance(self) -> list[Json]:
-        return shapes.balance_json(self.ledger, self.account)
 
     def position(self, symbol: str) -> Json:
         return shapes.position_json(self.ledger, self.account, symbol)
@@ -137,9 +122,6 @@ class Request:
 
     def mode(self) -> Json:
         return {"dualSidePosition": self.ledger.accounts[self.account].is_hedged}
-
-    def brackets(self, symbol: str) -> Json:
-        return shapes.brackets_json(symbol)
 
     def symbol_config(self, symbol: str) -> Json:
         row = self.position(symbol)
@@ -175,23 +157,17 @@ class Request:
                  "ref =": self.get("orderId") if kind == "fill" else None,
                  "id >=": self.get({"order": "orderId", "algo": "algoId"}.get(kind, "fromId")),
                  "time_ms >=": self.get("startTime"),
-                 "time_ms <=": min(self.get("endTime", SOME_DAY_MS), self.engine.seen_ms())}
+                 "time_ms <=": min(self.get("endTime", SOME_DAY_MS), self.seen_ms)}
         rows = [row_json(row, self.ledger)
                 for row in self.engine.store.find(kind, self.account, tests, self.limit(limit, 1_000))]
         if kind == "order":  # only here
             rows = [{**row, "pair": row["symbol"], "cumBase": row["executedQty"]} for row in rows]
         return rows
 
-    def listen_key(self) -> Json:
+    def listen_key(self, *, is_kept: bool = False) -> Json:
+        key = self.engine.listen_keys.get(self.account, ("", 0))[0]
+        refuse_if((is_kept and not self.engine.account_of(key), -1125))
         return {"listenKey": self.engine.listen_key(self.account)}
-
-    def keep_listen_key(self) -> Json:
-        refuse_if((not self.engine.account_of(self.engine.listen_keys.get(self.account, ("", 0))[0]), -1125))
-        return self.listen_key()
-
-    def drop_listen_key(self) -> Json:
-        self.engine.drop_listen_key(self.account)
-        return {}
 
     # Orders
 
@@ -234,7 +210,7 @@ class Request:
         return found[0] if found else None
 
     def query(self, kind: str, *, is_open: bool = False) -> Json:
-        order = self.named(kind, self.engine.seen_ms())
+        order = self.named(kind, self.seen_ms)
         if order is None or (is_open and order.id not in self.ledger.open):
             raise Refused(-2013)
         return row_json(order, self.ledger)
@@ -242,7 +218,7 @@ class Request:
     def list_open(self, kind: str) -> list[Json]:
         return [row_json(order, self.ledger) for symbol in self.symbols()
                 for order in self.ledger.mine(self.account, kind, symbol)
-                if order.time_ms <= self.engine.seen_ms()]
+                if order.time_ms <= self.seen_ms]
 
     def cancel(self, kind: str) -> Json:
         stored = self.named(kind)
@@ -280,8 +256,8 @@ class Request:
         return found
 
     def new_orders(self) -> list[Json]:
-        return self.batch(Request.new_order,
-                          self.listed("batchOrders", list[dict[str, str | int | float | bool]], 5))
+        wishes = self.listed("batchOrders", list[dict[str, str | int | float | bool]], 5)
+        return self.batch(Request.new_order, wishes)
 
     def cancel_orders(self) -> list[Json]:
         wishes = [{"symbol": self["symbol"], key: value} for name, key, type_ in (

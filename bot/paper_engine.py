@@ -1,8 +1,4 @@
-"""The paper exchange without its sockets: ledger, market and memory as one; all times are its own clock's.
-
-An exchange does not forget: what happened is committed and synced to one SQLite file before anybody hears
-of it, so that neither kill -9 nor a power cut takes back what was acknowledged.
-"""
+"""The paper exchange without its sockets: ledger, market and memory as one; all times are its own clock's."""
 
 import sqlite3
 from collections.abc import Callable
@@ -38,7 +34,7 @@ T = TypeVar("T")
 
 
 class Store:
-    """The file: rows, and a state table of single values."""
+    """An exchange does not forget: what happened is in this file, synced, before anybody hears of it."""
 
     def __init__(self, path: Path | str) -> None:
         try:
@@ -84,10 +80,7 @@ class Store:
         return msgspec.json.decode(found[0], type=type_) if found else default
 
     def find(self, kind: str, account: str, tests: dict[str, Any], limit: int) -> list[Any]:
-        """Return rows oldest first: those that pass the tests ("column op" -> value, None: no test).
-
-        With a lower bound the first ones from there on, else the newest.
-        """
+        """Return rows that pass the tests ("column op" -> value), from a lower bound on or the newest."""
         given = {test: value for test, value in tests.items() if value is not None}
         where = "".join(f" AND {test} ?" for test in given)
         order = "" if ">=" in where else "DESC"
@@ -137,10 +130,6 @@ class Engine:
         """Return the exchange's time."""
         return self.clock.wall_ns() // 1_000_000 + self.offset_ms
 
-    def seen_ms(self) -> int:
-        """Return up to when orders and fills show in queries."""
-        return self.now_ms() - self.lag_ms
-
     def feed(self, symbol: str) -> Feed:
         return self.market.feeds[symbol]
 
@@ -183,10 +172,7 @@ class Engine:
         return self.ledger.place(order)
 
     def change_symbol(self, symbol: str, status: str, filters: dict[str, dict[str, str]]) -> None:
-        """Change a listing. One that settles or closes ends its orders and positions, at the mark.
-
-        Raises KeyError, ValueError, ArithmeticError for filters that are none, changing nothing.
-        """
+        """Change a listing. One that settles or closes ends its orders and positions, at the mark."""
         self.ledger.contracts[symbol] = self.feed(symbol).contract.changed(status, filters)
         self.changes[symbol] = {"status": status, "filters": filters}
         self.store.keep("changes", self.changes)

@@ -1,8 +1,4 @@
-"""The paper exchange's faults: what is to go wrong with which request or stream, told to `/paper/...`.
-
-Deterministic: a fault is for the next, or after `skip` the n-th, request of a kind. docs/paper.md has an
-example of each.
-"""
+"""The paper exchange's faults, told to `/paper/...`; docs/paper.md says what each does, with an example."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -22,15 +18,7 @@ Status = Literal["PENDING_TRADING", "TRADING", "PRE_SETTLE", "SETTLING", "CLOSE"
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
-    """One fault (POST /paper/faults). match: "METHOD path", with * as wildcard.
-
-    do: lose_request (closed, not executed), hang (neither executed nor answered), delay (executed
-    delay_ms late), duplicate (executed twice, the first answer returned), lose_answer (executed,
-    closed without an answer), delay_answer, truncate (half of the body, then closed), answer
-    (status, body and headers as given; executed all the same with is_executed), limbo (-1007 at once;
-    with is_executed executed delay_ms later, whatever its recvWindow said), lag (of a query: answered
-    as if what is younger than delay_ms did not exist).
-    """
+    """A fault of the next request, or after `skip` the n-th, that matches "METHOD path" (* is a wildcard)."""
 
     match: str
     do: Literal["lose_request", "hang", "delay", "duplicate", "lose_answer", "delay_answer", "truncate",
@@ -45,14 +33,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
-    """One fault of the websocket connections that are open now (POST /paper/stream).
-
-    match: a stream they carry, "btcusdt@trade" or "user:NAME". do: gap (the next `count` frames are
-    lost), reorder (the next `count` frames are sent together, last first), freeze (nothing is sent for
-    duration_ms, and is lost), half_open (nothing is sent, read or answered any more), close (the
-    connection is reset), expire (listenKeyExpired is sent), age (it is older by duration_ms: after
-    24 hours the exchange closes it).
-    """
+    """A fault of the open websockets that carry a stream: match is "btcusdt@trade" or "user:NAME"."""
 
     match: str
     do: Literal["gap", "reorder", "freeze", "half_open", "close", "expire", "age"]
@@ -96,7 +77,7 @@ class Control:
         return None
 
     def answer(self, request: str, body: str) -> tuple[int, Any]:
-        """Serve one control request; return HTTP status and the value to send."""
+        """Serve one control request: HTTP status and the value to send."""
         try:
             self.engine.wake()
             value = self._do(request, self._wish(request, body))

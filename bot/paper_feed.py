@@ -1,8 +1,7 @@
-"""One symbol's public data, the same for every paper market: frames, candles, depth, accounts' fills.
+"""One symbol's public data: frames, candles, depth, accounts' fills, made of what the market tells.
 
-A market tells its events in the words of the exchange's streams (`trade` or `aggTrade`, `bookTicker`,
-`depthUpdate`), and each minute's bar of the time before (`plan`); all else is made here. A market
-without recorded depth gets a synthetic book around its quotes, or around its trades.
+It tells events in the words of the exchange's streams (`trade` or `aggTrade`, `bookTicker`, `depthUpdate`).
+Without recorded depth there is a synthetic book around its quotes, or around its trades.
 """
 
 from collections import deque
@@ -48,7 +47,7 @@ ON_DEMAND = {*TICKERS, *PARTS, *(f"kline_{name}" for name in INTERVALS)}
 
 
 class Frame(NamedTuple):
-    """One market-stream message: canonical stream ("btcusdt@trade"), the payload's JSON, when it is due."""
+    """One market-stream message: canonical stream ("btcusdt@trade"), its JSON, when it is due."""
 
     stream: str
     raw: bytes
@@ -74,9 +73,8 @@ class Trade(NamedTuple):
 class Feed:
     """One symbol. `now_ms` moves before each event; queries are as of then.
 
-    kinds: of events the market tells. plan: the bar of the market's own trades between two times (whole
-    seconds) before live_ms, since when the events are told. price: about the first one.
-    lag_ms: a trade may be published this much later than the time it bears.
+    kinds: of events the market tells. plan: the bar of the market's own trades between two whole seconds
+    before live_ms, since when the events are told. lag_ms: a trade may be published so much late.
     """
 
     def __init__(self, contract: Contract, start_ms: int, plan: Callable[[int, int], Bar | None],
@@ -96,17 +94,12 @@ class Feed:
         self.depth: tuple[Depth, Depth] | None = None  # recorded; None: a synthetic book
         self.quote, self.quote_ms = [(ZERO, ZERO), (ZERO, ZERO)], start_ms  # quantity 0: unknown
         self._mids: deque[Decimal] = deque(maxlen=10)  # of the last whole seconds
-        self._minutes: dict[int, Bar | None] = {}  # of what was traded since live_ms
+        self.minutes: dict[int, Bar | None] = {}  # of what was traded since live_ms
         self._plan = lru_cache(2 * MINUTES_MAX)(plan)
         self._level_steps = LEVEL_NOTIONAL / price / float(contract.step)
         self._level = lru_cache(1_024)(self._drawn)
         self._taken: dict[tuple[int, Decimal], tuple[Decimal, int]] = {}  # (side, price) -> quantity, when
         self._shown: Sequence[Depth] = ({}, {})
-
-    def begin(self, live_ms: int) -> None:
-        """Forget what was traded since the market was begun before; it is in the plan."""
-        self.live_ms = live_ms
-        self._minutes.clear()
 
     # Events
 
@@ -143,10 +136,7 @@ class Feed:
         return Trade(event[self.main[0]], event["T"], Decimal(event["p"]), Decimal(event["q"]), event["m"])
 
     def consume(self, side: Side, fills: Levels) -> list[int]:
-        """Take (price, qty) out of the book for an account, the taker on a side; return the trade ids.
-
-        The depth is gone at once and comes back within seconds; the trade frames are due immediately.
-        """
+        """Take (price, qty) out of the book for an account, for seconds; return the trade ids."""
         first_id, number = self.last_id + 1, int(side == "BUY")
         self._taken = {key: value for key, value in self._taken.items() if self._gone(*key)}
         for price, qty in fills:
@@ -173,9 +163,9 @@ class Feed:
         # The frames: the trade, and itself as an aggregate.
         minute = t.time_ms // 60_000
         self.trades.append(t)
-        self._minutes[minute] = fold([self._minutes.get(minute), bar_of([t])])
-        if len(self._minutes) > 2 * MINUTES_MAX:
-            del self._minutes[min(self._minutes)]
+        self.minutes[minute] = fold([self.minutes.get(minute), bar_of([t])])
+        if len(self.minutes) > 2 * MINUTES_MAX:
+            del self.minutes[min(self.minutes)]
         price, qty = self.contract.level(t.price, t.qty)
         return [self._made("trade", "trade", T=t.time_ms, t=t.trade_id, p=price, q=qty, X="MARKET",
                            m=t.is_buyer_maker),
@@ -192,11 +182,11 @@ class Feed:
     # Prices and depth
 
     def mark(self) -> Decimal:
-        """Return the mark, the mean of five seconds: no single print moves it far."""
+        """Return the mark: the mean of five seconds."""
         return (self._mean(5) * self.mark_factor).quantize(self.contract.tick)
 
     def index(self) -> Decimal:
-        """Return the index, the mean of ten seconds and a little under the contract."""
+        """Return the index: the mean of ten seconds, and a little under the contract."""
         return (self._mean(10) * Decimal("0.99998")).quantize(self.contract.tick)
 
     def last(self) -> Decimal:
@@ -209,10 +199,9 @@ class Feed:
         """Return the book without what accounts took."""
         sides = self._sides()
         if self._taken:
-            sides = [[(price, qty - self._gone(number, price)) for price, qty in side]
+            sides = [[(price, left) for price, qty in side if (left := qty - self._gone(number, price)) > 0]
                      for number, side in enumerate(sides)]
-        bids, asks = ([level for level in side if level[1] > 0][:limit] for side in sides)
-        return Book(bids, asks, self.update_id)
+        return Book(sides[0][:limit], sides[1][:limit], self.update_id)
 
     def shown(self, limit: int) -> tuple[list[list[str]], list[list[str]], int]:
         """Return the book as text: bids, asks, id."""
@@ -252,10 +241,7 @@ class Feed:
 
     def klines(self, interval: str, limit: int, start_ms: int | None = None,
                end_ms: int | None = None) -> list[list[Any]]:
-        """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval.
-
-        Those of the past are made at the first call, and kept: 500 minutes take about a second.
-        """
+        """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval."""
         length = INTERVALS[interval] * 60_000
         earliest = max(self.history_ms, self.now_ms - MINUTES_MAX * 60_000) // length * length
         last = min(self.now_ms, self.now_ms if end_ms is None else end_ms) // length * length
@@ -273,7 +259,7 @@ class Feed:
                 qty(bought), f"{paid:f}", "0"]
 
     def ticker(self) -> dict[str, Any]:
-        """Return the last 24 hours, as far as there is a past, as `GET /fapi/v1/ticker/24hr` does."""
+        """Return the last 24 hours, as far as there is a past: `GET /fapi/v1/ticker/24hr`."""
         open_ms, first, high, low, last, volume, _, spent, count, *_ = self.row(
             max(self.history_ms, self.now_ms // 60_000 * 60_000 - 1_439 * 60_000), self.now_ms)
         change, amount, newest = Decimal(last) - Decimal(first), Decimal(volume), self.recent(1)
@@ -295,7 +281,7 @@ class Feed:
         open_ms, planned = minute * 60_000, None
         if self.history_ms <= open_ms < self.live_ms:
             planned = self._plan(open_ms, min(open_ms + 60_000, self.live_ms))
-        return fold([planned, self._minutes.get(minute)])
+        return fold([planned, self.minutes.get(minute)])
 
     # Frames
 

@@ -1,14 +1,13 @@
 """The paper exchange's books: what is open, who owns what, matching against depth, fees.
 
-Pure: the time is told (`now_ms`, before each command), prices and depth are the market's; nothing here does
-I/O, so the server and a simulator use it alike. Money is Decimal. Every command either raises Refused and
-changes nothing, or leaves books that balance (checked after each one) and events that say what happened.
+Pure: the time is told (`now_ms`, before each command), prices and depth are the market's. Every command
+either raises Refused and changes nothing, or leaves books that balance (always checked) and events.
 """
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
-import msgspec
+from msgspec.structs import replace
 
 from bot import paper_model as model
 from bot.errors import InvariantError
@@ -59,9 +58,9 @@ class Ledger:
         account, before = self.accounts[name], self.leverage(name, symbol)
         notional = abs(self.held(name).get(symbol, ZERO))
         refuse_if((not 1 <= leverage <= model.BRACKETS[0][1], -4028, leverage))
+        more = notional / leverage - notional / before
         refuse_if((notional > model.notional_max(leverage), -2027),
-                  (leverage < before and notional / leverage - notional / before > self.available(name),
-                   -2028))
+                  (leverage < before and more > self.available(name), -2028))
         account.leverage[symbol] = leverage
         self._account_event(account, "CONFIG", symbol)
 
@@ -145,9 +144,9 @@ class Ledger:
         """Settle funding by market time; liquidate: first the orders go, then the largest positions."""
         account, settled_ms = self.accounts[name], self.now_ms // FUNDING_MS * FUNDING_MS
         if account.funded_ms < settled_ms:
-            is_first, account.funded_ms = not account.funded_ms, settled_ms
-            if not is_first:
+            if account.funded_ms:
                 self.fund(name, FUNDING_RATE)
+            account.funded_ms = settled_ms
         if self.is_due_for_liquidation(name):
             self.cancel_all(name, None)
         while self.is_due_for_liquidation(name):
@@ -158,14 +157,12 @@ class Ledger:
         """Close a position, or so much of it, without its owner: liquidation, adl, settlement.
 
         Liquidation goes into the book; what the book lacks, and all else, goes at the mark. The insurance
-        fund takes its fee of a liquidation, and pays what is missing. Source: recorded events: LIMIT, IOC,
-        the taker's fee.
+        fund takes its fee of it, and pays what is missing. As recorded: LIMIT, IOC, the taker's fee.
         """
-        account = self.accounts[name]
+        account, mark = self.accounts[name], self.mark(symbol)
         held, (prefix, execution) = self.position(name, symbol).qty, FORCED[kind]
         qty = abs(held) if qty is None else qty
         refuse_if((not 0 < qty <= abs(held), -4003))
-        mark = self.mark(symbol)
         order = Order(account=name, symbol=symbol, client_id=f"{prefix}{self.last_ids['order'] + 1}", qty=qty,
                       side="SELL" if held > 0 else "BUY", type="LIMIT", tif="IOC", reduce_only=True,
                       execution=execution, time_ms=self.now_ms)
@@ -208,9 +205,9 @@ class Ledger:
         except Refused as refusal:
             algo.reason = "Reduce Only reject" if refusal.code == -2022 else refusal.text
             self._become(algo, "REJECTED")
-            return
-        algo.filled, algo.spent = order.filled, order.spent
-        self._become(algo, "FINISHED")
+        else:
+            algo.filled, algo.spent = order.filled, order.spent
+            self._become(algo, "FINISHED")
 
     def check(self, name: str) -> None:
         """Check that an account's books balance. Raises InvariantError."""
@@ -323,12 +320,11 @@ class Ledger:
 
     def _sweep(self, name: str, symbol: str) -> None:
         # What can only reduce a position does not outlive it.
-        for order in self.mine(name, "order", symbol):
-            if order.reduce_only and not self._closable(order):
+        for order in self.mine(name, "order", symbol) + self.mine(name, "algo", symbol):
+            is_tied = order.reduce_only if order.kind == "order" else (
+                order.tif == "GTE_GTC" and order.status == "NEW")
+            if is_tied and not self._closable(order):
                 self._become(order, "EXPIRED")
-        for algo in self.mine(name, "algo", symbol):
-            if algo.tif == "GTE_GTC" and algo.status == "NEW" and not self.position(name, symbol).qty:
-                self._become(algo, "EXPIRED")
 
     def _become(self, order: Order, status: str) -> None:
         order.status, order.update_ms = status, self.now_ms
@@ -337,12 +333,11 @@ class Ledger:
         self._order_event(status, order)
 
     def _order_event(self, execution: str, order: Order, fill: model.Fill | None = None) -> None:
-        self._events.append(model.OrderEvent(order.account, execution, msgspec.structs.replace(order), fill))
+        self._events.append(model.OrderEvent(order.account, execution, replace(order), fill))
 
     def _account_event(self, account: Account, reason: str, symbol: str, change: Decimal = ZERO) -> None:
-        position = msgspec.structs.replace(account.positions.get(symbol) or Position())
         self._events.append(model.AccountEvent(account.name, reason, symbol, account.wallet, change,
-                                               position, self.now_ms))
+                                               replace(self.position(account.name, symbol)), self.now_ms))
 
     def _credit(self, account: Account, reason: str, symbol: str, amount: Decimal) -> None:
         account.wallet += amount
@@ -352,5 +347,6 @@ class Ledger:
 
     def _income(self, name: str, symbol: str, reason: str, amount: Decimal, trade_id: int = 0) -> None:
         self.last_ids["income"] += 1
-        self._events.append(model.Income(self.last_ids["income"], name, symbol, reason, amount, trade_id,
-                                         self.now_ms))
+        self._events.append(model.Income(
+            id=self.last_ids["income"], account=name, symbol=symbol, reason=reason, amount=amount,
+            trade_id=trade_id, time_ms=self.now_ms))

@@ -1,9 +1,6 @@
 """The market of the paper exchange: a recording, real or synthetic, played now and for ever, or raw.
 
-Time is an argument (`now_ms`, the exchange's clock); nothing here reads a clock or opens a socket. A file is
-read as a stream, .gz and .zip too: lines of `<local time> <raw frame with envelope>` (nanoseconds, or seconds
-and a colon), a REST depth answer among them being the book; or the exchange's public aggTrades CSV, whose
-symbol is the first word of the file's name.
+Time is an argument (`now_ms`, the exchange's clock); nothing here reads a clock or opens a socket.
 """
 
 import gzip
@@ -37,7 +34,11 @@ NUMBERS = {"trade": ("p", "q"), "aggTrade": ("p", "q"), "bookTicker": ("ba", "BA
 
 
 class Recording:
-    """A file of frames, and what its head tells. Raises ConfigError."""
+    """A file of frames, and what its head tells. Raises ConfigError.
+
+    Lines of `<local time> <raw frame with envelope>` (nanoseconds, or seconds and a colon), among them a REST
+    depth answer; or the exchange's public aggTrades CSV, whose name begins with the symbol. Also .gz, .zip.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,11 +106,8 @@ class Recording:
 class Market:
     """Where prices come from, by symbol in `feeds`: a loop, played. All is as of the last advance().
 
-    Times move by one constant per loop, a whole number of seconds; ids by constants that make them go on over
-    the seam, where a depth frame and a bookTicker lead from the last book to the first. Candles and marks are
-    made of trades and quotes; the past before the start are loops too. A trade with an X other than MARKET
-    (insurance fund, ADL) is sent as it is and makes no price. What accounts take from a recorded book is
-    missing in book() for seconds, but not in the recorded frames.
+    Times move by one constant per loop, ids by constants that make them go on over the seam, where a depth
+    frame and a bookTicker lead from the last book to the first. The past before the start are loops too.
     booked: per symbol the highest trade id in the ledger, so that after a restart no id meets twice.
     """
 
@@ -159,7 +157,8 @@ class Market:
         self._next = next(self._events)
         self._grid_ms = max(from_ms, now_ms - WARM_MS) // GRID_MS * GRID_MS + GRID_MS
         for feed in self.feeds.values():
-            feed.begin(from_ms)
+            feed.live_ms = from_ms  # what was traded before is in the plan
+            feed.minutes.clear()
         for _ in self._play(now_ms):
             pass  # nobody hears of what was before
         for symbol, feed in self.feeds.items():
@@ -278,12 +277,7 @@ def canonical_stream(name: str) -> str:
 
 
 def build_market(paper: PaperConfig, start_ms: int, trade_ids: Mapping[str, int] | None = None) -> Market:
-    """Return the configured market.
-
-    start_ms: when this market began, kept by the server over restarts: the market goes on from it. The
-    first advance() may be any time later: what lies between is passed over. trade_ids: Market's
-    `booked`. A recording is named by an absolute path. Raises ConfigError.
-    """
+    """Return the configured market, which began at start_ms and goes on from it. Raises ConfigError."""
     if paper.market == "synthetic":
         return Market(Synthetic(paper.symbols, paper.seed), start_ms, trade_ids or {})
     recording = Recording(Path(paper.recording))

@@ -28,22 +28,19 @@ TEXTS = {
            "for live updates to avoid polling the API.",
     -1015: "Too many new orders; current limit is {} orders per {}.",
     -1021: "Timestamp for this request is outside of the recvWindow.",
-    -1022: "Signature for this request is not valid.",
+    -1022: "Signature for this request is not valid.", -1120: "Invalid interval.", -1121: "Invalid symbol.",
     -1100: "Illegal characters found in parameter '{}'; legal range is '{}'.",
     -1102: "Mandatory parameter '{}' was not sent, was empty/null, or malformed.",
-    -1106: "Parameter '{}' sent when not required.",
-    -1111: "Precision is over the maximum defined for this asset.",
-    -1115: "Invalid timeInForce.", -1116: "Invalid orderType.", -1117: "Invalid side.",
-    -1120: "Invalid interval.", -1121: "Invalid symbol.", -1125: "This listenKey does not exist.",
-    -1130: "Data sent for parameter '{}' is not valid.",
-    -1131: "recvWindow must be less than 60000",
-    -2011: "Unknown order sent.", -2013: "Order does not exist.", -2014: "API-key format invalid.",
+    -1106: "Parameter '{}' sent when not required.", -1125: "This listenKey does not exist.",
+    -1111: "Precision is over the maximum defined for this asset.", -1115: "Invalid timeInForce.",
+    -1116: "Invalid orderType.", -1117: "Invalid side.", -1130: "Data sent for parameter '{}' is not valid.",
+    -1131: "recvWindow must be less than 60000", -2011: "Unknown order sent.",
+    -2013: "Order does not exist.", -2014: "API-key format invalid.",
     -2015: "Invalid API-key, IP, or permissions for action", -2019: "Margin is insufficient.",
     -2021: "Order would immediately trigger.", -2022: "ReduceOnly Order is rejected.",
-    -2025: "Reach max open order limit.",
+    -2025: "Reach max open order limit.", -4001: "Price less than 0.", -4002: "Price greater than max price.",
     -2027: "Exceeded the maximum allowable position at current leverage.",
     -2028: "Leverage is smaller than permitted: insufficient margin balance.",
-    -4001: "Price less than 0.", -4002: "Price greater than max price.",
     -4003: "Quantity less than or equal to zero.", -4004: "Quantity less than min quantity.",
     -4005: "Quantity greater than max quantity.", -4013: "Price less than min price.",
     -4014: "Price not increased by tick size.", -4016: "Limit price can't be higher than {}.",
@@ -51,10 +48,9 @@ TEXTS = {
     -4045: "Reach max stop order limit.", -4046: "No need to change margin type.",
     -4047: "Margin type cannot be changed if there exists open orders.",
     -4048: "Margin type cannot be changed if there exists position.",
-    -4059: "No need to change position side.",
+    -4059: "No need to change position side.", -4082: "Invalid number of batch place orders.",
     -4061: "Order's position side does not match user's setting.",
     -4068: "Position side cannot be changed if there exists position.",
-    -4082: "Invalid number of batch place orders.",
     -4108: "Symbol is on delivering or delivered or settling or closed or pre-trading.",
     -4116: "ClientOrderId is duplicated.",
     -4120: "Order type not supported for this endpoint. Please use the Algo Order API endpoints instead.",
@@ -83,11 +79,31 @@ def refuse_if(*rules: tuple[Any, ...]) -> None:
             raise Refused(code, *words)
 
 
-class Contract:
-    """A listed contract, as it trades, and what changed in its listing since.
+def money(value: Decimal) -> Decimal:
+    """Round to the eight places money is booked in."""
+    return value.quantize(MONEY, ROUND_HALF_UP)
 
-    `numbers` by filter and field, "LOT_SIZE.stepSize". Raises KeyError, ValueError, ArithmeticError for
-    filters that are none.
+
+def bracket(notional: Decimal) -> tuple[Decimal, int, Decimal, Decimal]:
+    """Return the bracket that a position is in."""
+    return next((row for row in BRACKETS if abs(notional) <= row[0]), BRACKETS[-1])
+
+
+def maintenance(notional: Decimal) -> Decimal:
+    """Return the maintenance margin of a position."""
+    _, _, ratio, cum = bracket(notional)
+    return abs(notional) * ratio - cum
+
+
+def notional_max(leverage: int) -> Decimal:
+    """Return the largest position a leverage allows."""
+    return next(cap for cap, most, *_ in reversed(BRACKETS) if leverage <= most)
+
+
+class Contract:
+    """A listed contract, and what changed in its listing since. Raises ValueError, ArithmeticError.
+
+    `numbers` by filter and field, "LOT_SIZE.stepSize".
     """
 
     def __init__(self, symbol: str, tick: Decimal, step: Decimal, status: str = "TRADING",
@@ -129,15 +145,12 @@ class Contract:
         price_places, qty_places = (len(f"{n}".partition(".")[2]) for n in self._increments)
         tick, step = map(str, self._increments)
         lot, most = {"minQty": step, "stepSize": step}, 10_000 * 10 ** (3 - min(3, qty_places))
-        filters: list[dict[str, Any]] = [
-            {"filterType": "PRICE_FILTER", "minPrice": tick, "maxPrice": "10000000", "tickSize": tick},
-            {"filterType": "LOT_SIZE", "maxQty": str(most), **lot},
-            {"filterType": "MARKET_LOT_SIZE", "maxQty": str(most // 5), **lot},
-            {"filterType": "MAX_NUM_ORDERS", "limit": 200},
-            {"filterType": "MAX_NUM_ALGO_ORDERS", "limit": 10},
-            {"filterType": "MIN_NOTIONAL", "notional": NOTIONAL_MIN.get(self.symbol, "5")},
-            {"filterType": "PERCENT_PRICE", "multiplierUp": "1.0500", "multiplierDown": "0.9500",
-             "multiplierDecimal": "4"}]
+        filters: dict[str, dict[str, Any]] = {
+            "PRICE_FILTER": {"minPrice": tick, "maxPrice": "10000000", "tickSize": tick},
+            "LOT_SIZE": {"maxQty": str(most), **lot}, "MARKET_LOT_SIZE": {"maxQty": str(most // 5), **lot},
+            "MAX_NUM_ORDERS": {"limit": 200}, "MAX_NUM_ALGO_ORDERS": {"limit": 10},
+            "MIN_NOTIONAL": {"notional": NOTIONAL_MIN.get(self.symbol, "5")},
+            "PERCENT_PRICE": {"multiplierUp": "1.0500", "multiplierDown": "0.9500", "multiplierDecimal": "4"}}
         return {
             "symbol": self.symbol, "pair": self.symbol, "contractType": "PERPETUAL", "status": self.status,
             "deliveryDate": 4133404800000, "onboardDate": 1569398400000, "maintMarginPercent": "2.5000",
@@ -146,13 +159,23 @@ class Contract:
             "quantityPrecision": qty_places, "baseAssetPrecision": 8, "quotePrecision": 8,
             "underlyingType": "COIN", "underlyingSubType": [], "triggerProtect": "0.0500",
             "liquidationFee": "0.012500", "marketTakeBound": "0.05", "maxMoveOrderLimit": 10000,
-            "filters": [row | self._filters.get(row["filterType"], {}) for row in filters],
+            "filters": [{"filterType": kind, **row, **self._filters.get(kind, {})}
+                        for kind, row in filters.items()],
             "orderTypes": ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET",
                            "TRAILING_STOP_MARKET"],
             "timeInForce": ["GTC", "IOC", "FOK", "GTX", "GTD"]}
 
 
-class Order(msgspec.Struct, kw_only=True):
+class Row(msgspec.Struct, kw_only=True):
+    """What the store keeps a document of."""
+
+    id: int = 0
+    account: str
+    symbol: str
+    time_ms: int = 0
+
+
+class Order(Row, kw_only=True):
     """An order of the matching engine, or a conditional one ("algo") that waits for its trigger.
 
     price 0: market. qty 0: the whole position. ref: of an order the algo it came from, of an algo the
@@ -160,9 +183,6 @@ class Order(msgspec.Struct, kw_only=True):
     """
 
     kind: Literal["order", "algo"] = "order"
-    id: int = 0
-    account: str
-    symbol: str
     client_id: str
     side: Side
     type: str
@@ -180,7 +200,6 @@ class Order(msgspec.Struct, kw_only=True):
     spent: Decimal = ZERO
     ref: int = 0
     reason: str = ""
-    time_ms: int = 0
     update_ms: int = 0
     trigger_ms: int = 0
 
@@ -198,12 +217,9 @@ class Order(msgspec.Struct, kw_only=True):
         return not self.price or (price <= self.price if self.side == "BUY" else price >= self.price)
 
 
-class Fill(msgspec.Struct, frozen=True, kw_only=True):
+class Fill(Row, kw_only=True):
     """One execution. realized: the profit it closed, before the fee."""
 
-    id: int
-    account: str
-    symbol: str
     order_id: int
     side: Side
     price: Decimal
@@ -211,20 +227,23 @@ class Fill(msgspec.Struct, frozen=True, kw_only=True):
     fee: Decimal
     realized: Decimal
     is_maker: bool
-    time_ms: int
+
+
+class Income(Row, kw_only=True):
+    """One line of the account's history of money (`GET /fapi/v1/income`)."""
+
+    reason: str
+    amount: Decimal
+    trade_id: int = 0
 
 
 class Position(msgspec.Struct):
-    """One-way position. qty and cost are signed; cost is what the open part was bought for.
-
-    flow (all that was ever bought, less sold) and realized are kept apart so that they can be
-    compared: realized == cost - flow, to the last digit. Likewise qty and traded.
-    """
+    """One-way position. qty and cost are signed."""
 
     qty: Decimal = ZERO
-    cost: Decimal = ZERO
-    flow: Decimal = ZERO
-    traded: Decimal = ZERO
+    cost: Decimal = ZERO  # what the open part was bought for
+    flow: Decimal = ZERO  # all that was ever bought, less sold: realized == cost - flow, to the last digit
+    traded: Decimal = ZERO  # likewise of qty
     realized: Decimal = ZERO
     fees: Decimal = ZERO
     funding: Decimal = ZERO
@@ -237,8 +256,7 @@ class Position(msgspec.Struct):
     def apply(self, qty: Decimal, price: Decimal) -> Decimal:
         """Book a fill of signed qty; return the profit it realized.
 
-        Average cost: closing takes its share of the cost out, rounded to money, and the rest of it
-        with the last contract, so that nothing is ever lost to rounding.
+        Closing takes its share of the cost out, rounded to money; the last contract takes what is left.
         """
         self.flow += qty * price
         self.traded += qty
@@ -252,18 +270,15 @@ class Position(msgspec.Struct):
 
 
 class Account(msgspec.Struct):
-    """One account: a USDT wallet in cross margin.
-
-    deposited: what came from outside, of the insurance fund too. funded_ms: the funding it has had.
-    """
+    """One account: a USDT wallet in cross margin."""
 
     name: str
     wallet: Decimal = ZERO
-    deposited: Decimal = ZERO
+    deposited: Decimal = ZERO  # what came from outside, of the insurance fund too
     positions: dict[str, Position] = {}
     leverage: dict[str, int] = {}
     is_hedged: bool = False
-    funded_ms: int = 0
+    funded_ms: int = 0  # the funding it has had
     update_ms: int = 0
 
 
@@ -276,10 +291,10 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
     banned_until_ms: int = 0
 
     def listing(self) -> list[dict[str, Any]]:
-        rows = [("REQUEST_WEIGHT", "MINUTE", 1, self.weight_1m), ("ORDERS", "MINUTE", 1, self.orders_1m),
-                ("ORDERS", "SECOND", 10, self.orders_10s)]
-        return [dict(zip(("rateLimitType", "interval", "intervalNum", "limit"), row, strict=True))
-                for row in rows]
+        return [{"rateLimitType": kind, "interval": interval, "intervalNum": number, "limit": limit}
+                for kind, interval, number, limit in (
+                    ("REQUEST_WEIGHT", "MINUTE", 1, self.weight_1m), ("ORDERS", "MINUTE", 1, self.orders_1m),
+                    ("ORDERS", "SECOND", 10, self.orders_10s))]
 
 
 class OrderEvent(msgspec.Struct, frozen=True):
@@ -303,37 +318,4 @@ class AccountEvent(msgspec.Struct, frozen=True):
     time_ms: int
 
 
-class Income(msgspec.Struct, frozen=True):
-    """One line of the account's history of money (`GET /fapi/v1/income`)."""
-
-    id: int
-    account: str
-    symbol: str
-    reason: str
-    amount: Decimal
-    trade_id: int
-    time_ms: int
-
-
 Event = OrderEvent | AccountEvent | Income
-
-
-def bracket(notional: Decimal) -> tuple[Decimal, int, Decimal, Decimal]:
-    """Return the bracket that a position is in."""
-    return next((row for row in BRACKETS if abs(notional) <= row[0]), BRACKETS[-1])
-
-
-def maintenance(notional: Decimal) -> Decimal:
-    """Return the maintenance margin of a position."""
-    _, _, ratio, cum = bracket(notional)
-    return abs(notional) * ratio - cum
-
-
-def notional_max(leverage: int) -> Decimal:
-    """Return the largest position a leverage allows."""
-    return next(cap for cap, most, *_ in reversed(BRACKETS) if leverage <= most)
-
-
-def money(value: Decimal) -> Decimal:
-    """Round to the eight places money is booked in."""
-    return value.quantize(MONEY, ROUND_HALF_UP)

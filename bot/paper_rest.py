@@ -13,10 +13,11 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from bot import paper_shapes as shapes
 from bot.paper_endpoints import Request, plain
 from bot.paper_engine import Engine
 from bot.paper_model import Refused, refuse_if
-from bot.paper_shapes import ACCOUNT, Json
+from bot.paper_shapes import Json
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
 PATIENCE = 10  # requests answered 429 in one minute before the address is banned, for this long:
@@ -70,22 +71,29 @@ PUBLIC: dict[str, tuple[Any, ...]] = {  # endpoint -> handler, weight (1), order
     **{f"GET v1/{name}": (partial(R.klines, name=key), BY_LIMIT) for name, key in (
         ("klines", "symbol"), ("continuousKlines", "pair"), ("markPriceKlines", "symbol"),
         ("indexPriceKlines", "pair"))},
-    "GET v1/ticker/24hr": (each(R.ticker), (1, 40)), "GET v1/premiumIndex": (each(R.premium_index), (1, 10)),
+    "GET v1/ticker/24hr": (each(lambda r, symbol: r.engine.feed(symbol).ticker()), (1, 40)),
+    "GET v1/premiumIndex": (each(R.premium_index), (1, 10)),
     "GET v1/fundingRate": (R.funding_rates, 0), "GET v1/fundingInfo": (fixed([]), 0),
-    "GET v1/ticker/price": (each(R.last_price), (1, 2)), "GET v2/ticker/price": (each(R.last_price), (1, 2)),
-    "GET v1/ticker/bookTicker": (each(R.book_ticker), (2, 5)), "GET v1/openInterest": (R.open_interest,)}
+    **{f"GET v{version}/ticker/price": (each(lambda r, symbol: {
+        "symbol": symbol, "price": f"{r.engine.feed(symbol).last():f}", "time": r.engine.now_ms()}), (1, 2))
+       for version in (1, 2)},
+    "GET v1/ticker/bookTicker": (each(R.book_ticker), (2, 5)),
+    "GET v1/openInterest": (lambda r: {"symbol": r["symbol"], "openInterest": "0.000",
+                                       "time": r.engine.now_ms()},)}
 KEYED: dict[str, tuple[Any, ...]] = {
-    "POST v1/listenKey": (R.listen_key,), "PUT v1/listenKey": (R.keep_listen_key,),
-    "DELETE v1/listenKey": (R.drop_listen_key,)}
+    "POST v1/listenKey": (R.listen_key,), "PUT v1/listenKey": (partial(R.listen_key, is_kept=True),),
+    "DELETE v1/listenKey": (lambda r: r.engine.drop_listen_key(r.account) or {},)}
 SIGNED: dict[str, tuple[Any, ...]] = {
-    **{f"GET v{version}/{name}": (handler, 5) for version in (2, 3) for name, handler in (
-        ("account", partial(R.account_info, version=version)), ("balance", R.balance),
-        ("positionRisk", partial(R.positions, version=version)))},
-    "GET v1/accountConfig": (lambda r: ACCOUNT | r.mode(), 5),
+    "GET v2/account": (lambda r: shapes.account_json(r.ledger, r.account, 2), 5),
+    "GET v3/account": (lambda r: shapes.account_json(r.ledger, r.account, 3), 5),
+    **{f"GET v{version}/balance": (lambda r: shapes.balance_json(r.ledger, r.account), 5)
+       for version in (2, 3)},
+    **{f"GET v{version}/positionRisk": (partial(R.positions, version=version), 5) for version in (2, 3)},
+    "GET v1/accountConfig": (lambda r: shapes.ACCOUNT | r.mode(), 5),
     "GET v1/symbolConfig": (each(R.symbol_config, is_list=True), 5),
     "GET v1/positionSide/dual": (R.mode, 30), "POST v1/positionSide/dual": (R.set_dual,),
     "GET v1/multiAssetsMargin": (fixed({"multiAssetsMargin": False}), 30),
-    "GET v1/leverageBracket": (each(R.brackets, is_list=True),),
+    "GET v1/leverageBracket": (each(lambda r, symbol: shapes.brackets_json(symbol), is_list=True),),
     "POST v1/leverage": (R.set_leverage,), "POST v1/marginType": (R.set_margin_type,),
     "GET v1/commissionRate": (R.commission, 20),
     "GET v1/rateLimit/order": (lambda r: r.engine.limits.listing()[1:],),

@@ -1,8 +1,7 @@
 """The paper exchange's websockets: market streams in both URL generations, user data, the order API.
 
-Each frame is encoded once, as the bytes of a websocket message, and the bytes go to all who want it.
-A connection that does not read is cut (as on the real exchange) when the market is live; raw playback
-waits for it instead: nothing is dropped there, and nothing is buffered beyond BUFFER_BYTES.
+Each frame is encoded once, as the bytes of a websocket message. A connection that does not read is cut (as on
+the real exchange) when the market is live; raw playback waits for it instead.
 """
 
 import re
@@ -31,10 +30,10 @@ BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent (a minute of
 
 
 class Command(msgspec.Struct):
-    """What a client may say on a stream connection. params of SET_PROPERTY: "combined", and whether."""
+    """What a client may say on a stream connection."""
 
-    method: Literal["SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY"]
-    params: list[str | bool] = []
+    method: Literal["SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS"]
+    params: list[str] = []
 
 
 class Connection:
@@ -222,19 +221,16 @@ class Hub:
                                         **({"status": 400} if is_api else {})})
 
     def _obey(self, connection: Connection, command: Command) -> list[str] | None:
-        names = [str(name) for name in command.params]
-        match command.method:
-            case "LIST_SUBSCRIPTIONS":
-                return [*connection.names.values()]
-            case "SET_PROPERTY":
-                connection.is_combined = command.params == ["combined", True]
-            case "UNSUBSCRIBE":
-                gone = {*names, *map(canonical_stream, names)}
-                connection.names = {s: name for s, name in connection.names.items() if s not in gone}
-            case "SUBSCRIBE":
-                if len(connection.names) + len(names) > STREAMS_MAX:
-                    raise ValueError(f"at most {STREAMS_MAX} streams a connection")
-                self._subscribe(connection, names)
+        names = command.params
+        if command.method == "LIST_SUBSCRIPTIONS":
+            return [*connection.names.values()]
+        if command.method == "UNSUBSCRIBE":
+            gone = {*names, *map(canonical_stream, names)}
+            connection.names = {s: name for s, name in connection.names.items() if s not in gone}
+        elif len(connection.names) + len(names) > STREAMS_MAX:
+            raise ValueError(f"at most {STREAMS_MAX} streams a connection")
+        else:
+            self._subscribe(connection, names)
         return None
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
@@ -353,13 +354,23 @@ def test_account_with_any_sequence_of_orders_equals_the_second_bookkeeper(steps,
 
 
 @pytest.mark.drill
-@settings(max_examples=3_000, deadline=None)
-@given(st.lists(STEP, min_size=10, max_size=60), st.sampled_from([10, 20, 40, 100, 50_000]))
-def test_account_with_thousands_of_sequences_equals_the_second_bookkeeper(steps, balance):
-    play(steps, balance)
+def test_account_with_thousands_of_sequences_equals_the_second_bookkeeper():
+    seen = Counter()
+
+    @settings(max_examples=3_000, deadline=None)
+    @given(st.lists(STEP, min_size=10, max_size=60), st.sampled_from([10, 20, 40, 100, 50_000]))
+    def drill(steps, balance):
+        seen.update(what for what, *_ in steps)
+        seen.update(sequences=1, steps=len(steps), **play(steps, balance))
+
+    drill()
+    print("\n" + ", ".join(f"{count:,} {name}" for name, count in seen.most_common()))
+    assert seen["sequences"] >= 3_000 and seen["liquidations"] >= 100
 
 
 def play(steps, balance):
+    """Let both keep the books of a sequence; return how many fills and liquidations it had."""
+    liquidations = 0
     ledger, model, store = new_ledger(str(balance)), Model(D(balance)), Store(":memory:")
     store.keep("accounts", ledger.accounts)
     trade_ids: list[int] = []
@@ -396,11 +407,13 @@ def play(steps, balance):
         assert ledger.is_due_for_liquidation("main") == is_due
         if is_due:
             notional = liquidated(ledger)
+            liquidations += 1
             record(ledger, model, store, trade_ids, -1)
             fee = min(as_decimal(Fraction(round_half_up(notional / 80))), max(D(0), model.wallet))
             model.wallet += -model.wallet if model.wallet < 0 else -fee
             compare(ledger, model)
     assert trade_ids == sorted(set(trade_ids))
+    return {"fills": len(trade_ids), "liquidations": liquidations}
 
 
 def liquidated(ledger):
