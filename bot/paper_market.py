@@ -5,6 +5,7 @@ Time is an argument (`now_ms`, the exchange's clock); nothing here reads a clock
 
 import gzip
 import math
+import re
 import zipfile
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -267,13 +268,8 @@ def canonical_stream(name: str) -> str:
     symbol, _, kind = name.partition("@")
     if name.startswith("!"):
         return symbol + ("@arr" if kind else "")
-    if kind.startswith(("depth5", "depth10", "depth20")):
-        return f"{symbol.lower()}@{kind.split('@')[0]}@100ms"
-    if kind in ("depth", "depth@0ms", "depth@250ms", "depth@500ms"):
-        kind = "depth@100ms"
-    elif kind in ("markPrice", "markPrice@3s"):
-        kind = "markPrice@1s"
-    return f"{symbol.lower()}@{kind}"
+    kind = re.sub(r"^(depth(5|10|20)?)(@(0|250|500)ms)?$", r"\1@100ms", kind)
+    return f"{symbol.lower()}@{re.sub('^markPrice(@3s)?$', 'markPrice@1s', kind)}"
 
 
 def build_market(paper: PaperConfig, start_ms: int, trade_ids: Mapping[str, int] | None = None) -> Market:

@@ -7,7 +7,7 @@ the real exchange) when the market is live; raw playback waits for it instead.
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -27,13 +27,6 @@ STREAMS_MAX = 200  # per connection
 MESSAGE_BYTES_MAX = 65_536  # of a client's message
 BUFFER_BYTES = 262_144  # raw playback waits while more than this is unsent
 BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent (a minute of a busy market) is cut
-
-
-class Command(msgspec.Struct):
-    """What a client may say on a stream connection."""
-
-    method: Literal["SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS"]
-    params: list[str] = []
 
 
 class Connection:
@@ -213,22 +206,22 @@ class Hub:
                 return self.order_api(text, connection.address)
             message = msgspec.json.decode(text)
             id_ = message.get("id")
-            result = self._obey(connection, msgspec.convert(message, Command))
+            names = msgspec.convert(message.get("params", []), list[str])
+            result = self._obey(connection, message.get("method"), names)
             return msgspec.json.encode({"result": result, "id": id_})
         except (ValueError, AttributeError, RecursionError) as error:
             is_api, words = connection.is_order_api, f"Invalid JSON Request: {error}"
             return msgspec.json.encode({"id": id_, "error": {"code": -1135 if is_api else 2, "msg": words},
                                         **({"status": 400} if is_api else {})})
 
-    def _obey(self, connection: Connection, command: Command) -> list[str] | None:
-        names = command.params
-        if command.method == "LIST_SUBSCRIPTIONS":
+    def _obey(self, connection: Connection, method: str, names: list[str]) -> list[str] | None:
+        if method == "LIST_SUBSCRIPTIONS":
             return [*connection.names.values()]
-        if command.method == "UNSUBSCRIBE":
+        if method == "UNSUBSCRIBE":
             gone = {*names, *map(canonical_stream, names)}
             connection.names = {s: name for s, name in connection.names.items() if s not in gone}
-        elif len(connection.names) + len(names) > STREAMS_MAX:
-            raise ValueError(f"at most {STREAMS_MAX} streams a connection")
+        elif method != "SUBSCRIBE" or len(connection.names) + len(names) > STREAMS_MAX:
+            raise ValueError(f"only (UN)SUBSCRIBE and LIST_SUBSCRIPTIONS; at most {STREAMS_MAX} streams")
         else:
             self._subscribe(connection, names)
         return None
