@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from decimal import Decimal
+from itertools import pairwise
 
 import ccxt
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bot.config import PaperConfig
 from bot.paper_feed import FUNDING_RATE, GRID_MS
 from bot.paper_market import build_market, canonical_stream
+from bot.paper_synthetic import LOOP_MS
 
 START_MS = 1_700_000_012_345
 BTC = "BTCUSDT"
@@ -86,6 +88,16 @@ def test_trades_with_both_streams_are_numbered_without_a_hole(minutes):
         ids = [t["t"] for t in kinds(frames, "trade", symbol)]
         assert ids == list(range(ids[0], ids[0] + len(ids))) and len(ids) > 2_500
         assert [a["a"] for a in kinds(frames, "aggTrade", symbol)] == ids
+
+
+def test_loop_with_its_seam_goes_on_without_a_hole_and_without_a_jump():
+    made, seam_ms = market(), START_MS // 1_000 * 1_000 + 1_000 + LOOP_MS
+    frames = run(made, seam_ms - 5_000, seam_ms + 5_000, 500)
+    for symbol in (BTC, "ETHUSDT"):
+        trades = kinds(frames, "trade", symbol)
+        assert [t["t"] for t in trades] == [*range(trades[0]["t"], trades[0]["t"] + len(trades))]
+        assert min(t["T"] for t in trades) < seam_ms < max(t["T"] for t in trades)
+        assert all(abs(float(b["p"]) / float(a["p"]) - 1) < 0.0003 for a, b in pairwise(trades))
 
 
 def test_mark_price_in_a_gap_goes_on_each_second(minutes):
