@@ -202,6 +202,7 @@ def run(name: str, main: Callable[[Daemon], Coroutine[Any, Any, None]], argv: li
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold the keys
     log = Log(name, clock, config.log.level)
     log.info("started", version=__version__, config=config.fingerprint(), mode=config.mode, pid=os.getpid())
     try:

@@ -3,7 +3,6 @@
 Lines of the runbook are typed as they stand on the page, by a shell.
 """
 
-import http.client
 import os
 import re
 import subprocess
@@ -90,7 +89,7 @@ class Night:
         self.run.__enter__()
         try:
             self.monitoring.__enter__()
-            wait_until(self._lift_limits, 30)
+            wait_until(self.run.lift_limits, 30)
             self.wait_running(60)
             assert self.type("botctl backup make") == 0, self.said
         except BaseException:
@@ -159,13 +158,6 @@ class Night:
         stops = len(self.appliance.open_stops())
         assert stops == (1 if self.appliance.exchange_position() else 0) or wait_until(
             lambda: len(self.appliance.open_stops()) == (self.appliance.exchange_position() != 0), 20, 0.2)
-
-    def _lift_limits(self) -> bool:
-        try:
-            self.control("/paper/limits", {"weight_1m": 1_000_000})
-        except (OSError, http.client.HTTPException):
-            return False
-        return True
 
     def _shell(self, folder: Path) -> None:
         # As ansible/ puts them on a host.

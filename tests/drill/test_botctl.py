@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import sqlite3
 import subprocess
@@ -197,6 +198,8 @@ def test_logs_journal_beats_and_metrics_hold_no_secret(run):
     assert len(texts) > 20
     for process in run.status()["processes"]:
         texts[process["name"]] = Path(f"/proc/{process['pid']}/cmdline").read_bytes()
+        limits = Path(f"/proc/{process['pid']}/limits").read_text(encoding="ascii")
+        assert re.search(r"Max core file size +0 +0 ", limits), "a core would hold them"
     for where, text in texts.items():
         assert API_KEY.encode() not in text and API_SECRET.encode() not in text, where
 

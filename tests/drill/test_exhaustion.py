@@ -214,16 +214,25 @@ def hold(tmp_path: Path, rows: list[tuple[Callable[[FaultyRun], object], float]]
         urls = {"rest_url": f"http://localhost:{port}", "ws_url": f"ws://localhost:{port}",
                 "sapi_url": f"http://localhost:{port}"}
         with FaultyRun(tmp_path, paper=paper, exchange=urls, **TABLES) as run:
-            run.wait_trading()
+            wait_held(run)
             said = [exhaust(run, fault, lasts_s) for fault, lasts_s in rows]
         print(table(said))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def is_held(run: FaultyRun) -> bool:
+    return run.is_settled() and len(run.appliance.open_stops()) == 1
+
+
+def wait_held(run: FaultyRun) -> None:
+    wait_until(run.lift_limits, 30)
+    wait_until(lambda: is_held(run), 60, 0.2)
+
+
 def exhaust(run: FaultyRun, fault: Callable, lasts_s: float) -> tuple[str, str, str]:
     """Let something run out for a while with a position open; return what was seen, in words."""
-    wait_until(lambda: run.is_settled() and len(run.appliance.open_stops()) == 1, 60)
+    wait_until(lambda: is_held(run), 60)
     before = run.appliance.exchange_orders()
     states, began, left_s = [], time.monotonic(), None
     with fault(run):
@@ -234,7 +243,7 @@ def exhaust(run: FaultyRun, fault: Callable, lasts_s: float) -> tuple[str, str, 
             states += [state] if states[-1:] != [state] else []
             time.sleep(0.2)
     ended = time.monotonic()
-    wait_until(lambda: run.is_settled() and len(run.appliance.open_stops()) == 1, BACK_S_MAX)
+    wait_until(lambda: is_held(run), BACK_S_MAX)
     back_s = time.monotonic() - ended
     name = fault.__name__
     assert not run.status()["halted"], (name, run.status()["halted"])
@@ -282,10 +291,6 @@ def typed(run: FaultyRun, line: str, **words: str) -> str:
     return done.stdout
 
 
-def is_held(run: FaultyRun) -> bool:
-    return run.is_settled() and len(run.appliance.open_stops()) == 1
-
-
 @pytest.mark.drill
 @pytest.mark.parametrize(("fault", "way"), [(journal_breaks, 0), (journal_is_removed, 1)],
                          ids=["with_a_backup", "without"])
@@ -295,7 +300,7 @@ def test_journal_that_breaks_under_the_executor_halts_and_the_page_mends_it(tmp_
     (tmp_path / "backup.key").write_text(private)
     block = FENCE.findall(section("Restore on the same host").text)[way]
     with FaultyRun(tmp_path, backup={"recipient": recipient}, **TABLES) as run:
-        wait_until(lambda: run.appliance.config.path("journal.db").exists() and is_held(run), 60, 0.2)
+        wait_held(run)
         typed(run, "botctl backup make")
         backup = str(max(run.appliance.config.path("backup").glob("*.age")))
         wait_until(lambda: is_held(run), 20)

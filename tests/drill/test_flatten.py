@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from bot.flatten import HOLDER
 from bot.halt import HaltFiles
+from bot.journal import take_lock
 from bot.orders import GUARD_PREFIX, PREFIX
 from tests.appliance import BTC, Appliance, Signaler
 from tests.harness import wait_until
@@ -118,11 +120,12 @@ def executor_dies(appliance: Appliance, _: Signaler) -> None:
 
 def journal_breaks(appliance: Appliance, _: Signaler) -> None:
     appliance.kill("executor")
-    path = appliance.config.path(appliance.config.journal.path)
-    raw = bytearray(path.read_bytes())
-    for at in range(100, len(raw), 500):
-        raw[at] ^= 0xFF
-    path.write_bytes(raw)
+    for end in ("", "-wal"):  # what counts may still be in the log
+        path = appliance.config.path(appliance.config.journal.path + end)
+        raw = bytearray(path.read_bytes())
+        for at in range(100, len(raw), 500):
+            raw[at] ^= 0xFF
+        path.write_bytes(raw)
 
 
 def bus_is_down(appliance: Appliance, _: Signaler) -> None:
@@ -274,6 +277,20 @@ def test_flatten_of_one_symbol_goes_through_the_executor_and_stays_halted(tmp_pa
         appliance.kill("executor")
         refused = botctl(appliance, "flatten", "--strategy", "levels")
         assert refused.returncode == 1 and "botctl flatten closes everything" in refused.stderr
+
+
+@pytest.mark.drill
+def test_executor_that_starts_beside_a_flatten_waits_until_it_is_over(tmp_path):
+    with Appliance(tmp_path, paper={"latency_ms": 0}) as appliance:
+        path = appliance.config.path(appliance.config.journal.path)
+        lock = take_lock(path)
+        os.pwrite(lock, f"{os.getpid()} {HOLDER}\n".encode(), 0)
+        appliance.start("paper", "gateway", "executor")
+        wait_until(lambda: "executor" in appliance.beats(), 20)
+        time.sleep(3)
+        assert appliance.processes["executor"].poll() is None and not path.exists()
+        os.close(lock)
+        appliance.wait_running(40)
 
 
 def test_cancel_with_exits_at_rest_leaves_them(tmp_path):

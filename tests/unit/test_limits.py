@@ -1,4 +1,26 @@
-"""Limits one step to either side, the unknown at full size, and numbers no signal should hold."""
+"""Limits one step to either side, the unknown at full size, and numbers no signal should hold.
+
+The controls of exchange-facts 4: where each is kept, and whose tests bite when it is taken out.
+  3 size of an order         limits, config_file (no limit so high that it is none): here, config_file
+  4 price collar             limits check_prices: here
+  5 position, gross, leverage, open orders: limits, exposure, trading_state: here, exposure
+  6 loss of the day          exposure, executor: trading_state, drill/test_limits
+  7 message throttle         budget (entries stop at 80 %), outcome (-1015): budget, exchange
+  8 repeated execution       limits repeats, runner: here, runner
+  9 duplicates               bookkeeper, journal; the same target changes nothing: bookkeeper, decision
+ 10 stale data               limits, trading_state, by the exchange's clock, which goes by the monotonic one
+ 11 reasonable prices        trading_state mark_jump, limits crossed_book: trading_state, here
+ 12 clock                    trading_state clock_offset, exchange server_ns: trading_state, exchange
+ 15 start gate               trading_state start_gate, journal lock and identity: trading_state, journal
+ 16 private stream lost      reconciler: nothing opens, and no entry rests that were to be canceled
+ 17 self-trades              nothing of ours rests but triggers; EXPIRED_IN_MATCH ends an order: rows
+ 18 liquidation, ADL         recorder: booked, locked, alerted: reconciler
+ 19 keys                     contract (rights), config_file (modes), log, daemon (no core): drill/test_botctl
+ 20 audit                    journal: chain, checkpoint, tip, look: journal
+ 21 restart loops            watch halts: watch
+ 22 bans                     budget: nothing leaves until its end: budget, exchange
+ 24 disk, memory             trading_state REDUCING_RULES, journal: trading_state, drill/test_exhaustion
+"""
 
 import itertools
 
