@@ -417,7 +417,7 @@ class Exchange:
 
     def _note(self, answer: Answer) -> Answer:
         self.budget.hear(answer.headers, self.server_ns())
-        wait_s = retry_later_s(answer)
+        wait_s = retry_later_s(answer, self.server_ns())
         if wait_s is not None:
             self.budget.ban(self.server_ns() + int(wait_s * 1e9))
         elif error_of(answer)[0] == TOO_MANY_ORDERS:  # it counts orders alone: queries may go on

@@ -115,10 +115,11 @@ def error_of(answer: Answer) -> tuple[int, str]:
     return 0, f"{answer.status} {answer.body[:200].decode('ascii', 'replace')}".strip()
 
 
-def retry_later_s(answer: Answer) -> float | None:
+def retry_later_s(answer: Answer, server_ns: int) -> float | None:
     """Return how long nothing may be sent after this answer, None when it says nothing of the kind.
 
-    The end of a ban stands in Retry-After (seconds) or in the text ("banned until" and ms since 1970).
+    The end of a ban stands in Retry-After (seconds) or in the text ("banned until" and ms since 1970, by
+    its clock as server_ns).
     """
     code, text = error_of(answer)
     if answer.status not in LIMITER_STATUS and code != -1003:
@@ -128,7 +129,7 @@ def retry_later_s(answer: Answer) -> float | None:
     if re.fullmatch(r"\d{1,9}", header):
         wait = float(header)
     elif until:
-        wait = max(0.0, int(until[1]) / 1e3 - answer.received_ns / 1e9)
+        wait = max(0.0, int(until[1]) / 1e3 - server_ns / 1e9)
     else:
         wait = BAN_WAIT_S if answer.status == 418 else WEIGHT_WAIT_S
     return min(wait, RETRY_LATER_S_MAX)
