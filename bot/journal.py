@@ -178,7 +178,7 @@ class Journal:
             raise JournalError(f"journal: {what} was not written, because before: {self._failed}")
         try:
             yield
-        except (OSError, sqlite3.Error, msgspec.MsgspecError, JournalError) as error:
+        except (OSError, UnicodeError, sqlite3.Error, msgspec.MsgspecError, JournalError) as error:
             self._failed = str(error)
             with suppress(sqlite3.Error):
                 self._db.rollback()
