@@ -168,10 +168,10 @@ def again_and_again(what: Callable[[], object], every_s: float) -> Iterator[None
 
 
 def feed_stands_still(it: Night) -> AbstractContextManager[None]:
-    def freeze() -> None:  # also the connections made meanwhile
+    def freeze() -> None:  # also the connections made meanwhile, before a mark comes through
         for stream in STREAMS:
-            it.control("/paper/stream", {"match": f"btcusdt@{stream}", "do": "freeze", "duration_ms": 1_500})
-    return again_and_again(freeze, 0.5)
+            it.control("/paper/stream", {"match": f"btcusdt@{stream}", "do": "freeze", "duration_ms": 5_000})
+    return again_and_again(freeze, 0.1)
 
 
 def streams_break(it: Night) -> AbstractContextManager[None]:
