@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from argparse import Namespace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -60,8 +61,8 @@ def _stage(switch, text: str, key: str = "") -> None:
 
 
 def _go(switch, monkeypatch, release: Path, **changes) -> int:
-    args = Namespace(release=release, bound_s=0.2, settle_s=0, keep=3, silence="", unsilence="",
-                     stopped=False, force=False, **changes)
+    args = Namespace(**{"release": release, "bound_s": 0.2, "settle_s": 0, "keep": 3, "silence": "",
+                        "unsilence": "", "stopped": False, "force": False, **changes})
     monkeypatch.setattr(switch, "_parse", lambda: args)
     return switch.main()
 
@@ -141,6 +142,15 @@ def test_halt_of_a_person_while_a_release_is_watched_is_not_its_failure(switch, 
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     halted = {**RUNNING, "state": "HALTED", "halted": [HALT, {**HALT, "scope": "symbol:X"}]}
     assert _go(switch, monkeypatch, _release(switch, "two", status=halted)) == 0 and _current(switch) == "two"
+
+
+def test_release_that_is_halted_by_a_program_is_rolled_back_at_once(switch, monkeypatch):
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    halted = {**RUNNING, "state": "HALTED", "halted": [{**HALT, "who": "health"}]}
+    two = _release(switch, "two", status=halted)
+    monkeypatch.setattr(switch, "_beaten_state", lambda before: "RUNNING")
+    began = time.monotonic()
+    assert _go(switch, monkeypatch, two, bound_s=30) == 4 and time.monotonic() - began < 15
 
 
 def test_switch_that_breaks_says_so_in_the_history(switch, monkeypatch):
