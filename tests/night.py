@@ -72,7 +72,8 @@ class Night:
         self.run = FaultyRun(folder, **made)
         self.appliance = self.run.appliance
         self.monitoring = Monitoring(folder, self.appliance, SCALE)
-        for name, changes in (("alerts.yml", {r"\[10m\]|\[1h\]": f"[{WINDOW}]", r"\[5m\]": "[1m]"}),
+        for name, changes in (("alerts.yml", {r"\[10m\]|\[1h\]": f"[{WINDOW}]", r"\[5m\]": "[1m]",
+                                              r"slow_10m > 2\.5": "slow_10m > 0.5"}),
                               ("recording.yml", {r"\[10m\]": f"[{WINDOW}]"}),
                               ("alertmanager.yml", {"group_wait: 30s": "group_wait: 1s",
                                                     "group_interval: 1m": "group_interval: 5s",
