@@ -163,11 +163,13 @@ def _cut(request: web.Request) -> web.Response:
 async def _respond(request: web.Request, answer: Answer, share: float = 1) -> web.StreamResponse:
     # share: so much of the body goes out, then the connection is closed.
     status, body, headers = answer
+    if share == 1:
+        return web.Response(status=status, body=body, headers=headers, content_type="application/json")
     response = web.StreamResponse(status=status, headers=headers)
     response.content_type, response.content_length = "application/json", len(body)
     await response.prepare(request)
     await response.write(body[:int(len(body) * share)])
-    if share < 1 and request.transport:
+    if request.transport:
         request.transport.close()
     return response
 
