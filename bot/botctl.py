@@ -5,6 +5,7 @@ usage; 3 no answer yet, the command stays for ten minutes; 78 the configuration 
 """
 
 import argparse
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -144,6 +145,10 @@ VERBS = (
         option("id", type=_name, metavar="ID",
                help="a signal (strategy/run/seq), client order id, or SYMBOL#TRADE"),)),
 )
+EXIT_CODES = ("exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 no answer yet (the command stays), "
+              "78 the configuration is wrong")
+HELP = {errno.EACCES: "try sudo, or as a user who may", errno.EPERM: "try sudo, or as a user who may",
+        errno.ENOSPC: "free disk space", errno.ENOENT: "make the folder"}
 # Words that stand for several verbs.
 GROUPS = {"config": "check a configuration file, or put it in force",
           "backup": "make backups of the journal, and look at them",
@@ -160,25 +165,31 @@ def main(argv: list[str] | None = None) -> int:
         if args.reads_config:
             return args.run(args, parse(args.config or find_config()))
         return args.run(args)
-    except UsageError as error:
-        print(f"botctl: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except ConfigError as error:
-        print(f"config error: {error}", file=sys.stderr)
-        return EXIT_CONFIG
-    except (JournalError, RefusedError) as error:
-        print(f"botctl: {error}", file=sys.stderr)
-        return EXIT_NO
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has seen enough
         return EXIT_OK
+    except OSError as error:
+        return _tell_error(args, "botctl", f"{error.filename or 'this host'}: {error.strerror or error}; "
+                           f"{HELP.get(error.errno or 0, 'mend it')}, then type it again", EXIT_NO)
+    except UsageError as error:
+        return _tell_error(args, "botctl", str(error), EXIT_USAGE)
+    except ConfigError as error:
+        return _tell_error(args, "config error", str(error), EXIT_CONFIG)
+    except (JournalError, RefusedError) as error:
+        return _tell_error(args, "botctl", str(error), EXIT_NO)
+
+
+def _tell_error(args: argparse.Namespace, word: str, text: str, code: int) -> int:
+    print(f"{word}: {text}", file=sys.stderr)
+    if args.json:
+        views.print_json({"error": text}, is_yes=False)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="botctl", description="Look at tradehost and steer it.",
-        epilog="exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 no answer yet (the command stays), "
-               "78 the configuration is wrong")
+        epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"tradehost {__version__}")
     places = {"": parser.add_subparsers(dest="verb", required=True, metavar="VERB")}
     for verb in VERBS:
@@ -193,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(place: Any, word: str, text: str, example: str) -> argparse.ArgumentParser:
     return place.add_parser(word, help=text, description=text[0].upper() + text[1:] + ".",
-                            epilog=f"example: botctl {example}".rstrip())
+                            epilog=f"{EXIT_CODES}. example: botctl {example}".rstrip())
 
 
 def _add_options(parser: argparse.ArgumentParser, verb: Verb) -> None:

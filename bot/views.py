@@ -14,7 +14,7 @@ import msgspec
 from bot.clock import Clock
 from bot.config import Config
 from bot.doctor import examine
-from bot.errors import EXIT_NO, EXIT_OK, UsageError
+from bot.errors import EXIT_NO, EXIT_OK, JournalError, UsageError
 from bot.explain import clock_text, find_story, tell
 from bot.journal import JournalReader
 from bot.page import fit, status_lines, table_lines
@@ -90,8 +90,12 @@ def show_doctor(args: argparse.Namespace, config: Config) -> int:
 
 def verify_journal(args: argparse.Namespace, config: Config) -> int:
     """Fold the whole journal anew, from its first event, and print what its chain ends with."""
-    reader = open_reader(config)
-    books, seq, last_hash = reader.verified()
+    try:
+        books, seq, last_hash = open_reader(config).verified()
+    except JournalError as error:
+        if not args.json:
+            raise
+        return print_json({"is_whole": False, "error": str(error)}, is_yes=False)
     told = {"is_whole": True, "events": seq, "hash": last_hash, "epoch": books.epoch,
             "signals": books.signals, "orders": books.orders, "fills": books.fills}
     if args.json:

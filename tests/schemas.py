@@ -13,6 +13,12 @@ class Strict(msgspec.Struct, forbid_unknown_fields=True):
     """No field but those that are named."""
 
 
+class Error(Strict):
+    """What any verb prints that does not do it."""
+
+    error: str
+
+
 class Halt(Strict):
     scope: str
     who: str

@@ -1,12 +1,15 @@
 """botctl's table of verbs: each has help with an example that can be typed, and a schema for scripts."""
 
+import errno
 import shlex
 
+import msgspec
 import pytest
 
-from bot import botctl
+from bot import botctl, steer
 from bot.botctl import GROUPS, VERBS
-from tests.schemas import SCHEMAS
+from tests.harness import write_config
+from tests.schemas import SCHEMAS, Error
 
 each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 
@@ -26,6 +29,7 @@ def said(capsys, code: int, *words: str) -> str:
 def test_help_of_a_verb_shows_an_example_that_can_be_typed(verb, capsys):
     text = said(capsys, 0, *verb.name.split(), "--help")
     example = f"botctl {verb.name} {verb.example}".rstrip()
+    assert "exit codes: 0 done, 1 the answer is no" in " ".join(text.split())
     assert f"example: {example}" in " ".join(text.split()) and "--json" in text and "--config" in text
     assert verb.text[:20].lower() in text.lower()
     assert botctl._parser().parse_args(shlex.split(example)[1:]).run is verb.run
@@ -54,3 +58,43 @@ def test_help_lists_each_word_and_says_what_exit_codes_mean(word, capsys):
     ("report --since yesterday", "like 24h"), ("explain ''", "botctl signals lists some")])
 def test_wrong_usage_says_what_is_right(words, right, capsys):
     assert right in said(capsys, 2, *shlex.split(words))
+
+
+@pytest.mark.parametrize("words", ["reconcile", "cancel", "adopt BTC/USDT:USDT", "resume", "halt",
+                                   "flatten --symbol BTC/USDT:USDT"])
+def test_verb_with_a_folder_it_cannot_use_says_which(words, tmp_path, capsys, monkeypatch):
+    path = write_config(tmp_path)
+    (tmp_path / "var").mkdir()
+    for name in ("commands", "halt"):
+        (tmp_path / "var" / name).write_text("a file where a folder belongs")
+    monkeypatch.setattr(steer, "_is_up", lambda *_: True)
+    assert botctl.main([*words.split(), "--config", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "var") in said and "Not a directory" in said
+
+
+@pytest.mark.parametrize(("number", "hint"), [(errno.EACCES, "sudo"), (errno.ENOSPC, "free disk space")])
+def test_verb_that_may_not_or_cannot_write_says_it_in_one_line(number, hint, tmp_path, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(number, "no", "/there")
+    monkeypatch.setattr("bot.commands.write_synced", refuse)
+    words = ["reconcile", "--json", "--config", str(write_config(tmp_path))]
+    assert botctl.main(words) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("botctl: /there: no; ") and hint in err and err.count("\n") == 1
+    assert msgspec.json.decode(out, type=Error).error == err.strip().removeprefix("botctl: ")
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    ("orders", 1), ("explain x", 1), ("flatten --strategy levels", 1), ("config check /nowhere", 78),
+    ("status --watch", 2)])
+def test_no_with_json_is_json_too(words, code, tmp_path, capsys):
+    assert botctl.main([*words.split(), "--json", "--config", str(write_config(tmp_path))]) == code
+    out, err = capsys.readouterr()
+    assert msgspec.json.decode(out, type=Error).error in err
+
+
+def test_journal_verify_with_json_says_that_it_is_not_whole(tmp_path, capsys):
+    assert botctl.main(["journal", "verify", "--json", "--config", str(write_config(tmp_path))]) == 1
+    told = msgspec.json.decode(capsys.readouterr().out)
+    assert told["is_whole"] is False and "there is no journal yet" in told["error"]
