@@ -22,7 +22,7 @@ import msgspec
 
 from bot import __version__
 from bot.clock import Clock
-from bot.config import Config
+from bot.config import Config, StrategyConfig
 from bot.config_file import load
 from bot.crash import PLAN
 from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
@@ -89,6 +89,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._reread)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # bot/__init__.py
         broken: asyncio.Future[None] = loop.create_future()
         loop.set_exception_handler(lambda loop, context: _callback_failed(loop, context, broken))
         self._beat()  # also one that fails in its first moment leaves its mark
@@ -108,21 +109,26 @@ class Daemon:
 
     def _reread(self) -> None:
         # SIGHUP. Strategies come and go in a running process; all else waits for its next start.
+        strategies = dict(self.config.strategy)
         try:
             new = load(self.args.config)
-        except ConfigError as error:
+            self._take_strategies(new.strategy)
+            self.reread()
+        except Exception as error:  # whatever it is: it ends nobody who trades, and nothing changes by halves
+            self._take_strategies(strategies)
             self.log.error("config_refused", error=str(error))
             return
         waiting = [name for name in new.__struct_fields__
                    if name not in ("strategy", "limits") and getattr(new, name) != getattr(self.config, name)]
-        # In place: whoever was given the config, or this table of it, sees the change.
-        self.config.strategy.clear()
-        self.config.strategy.update(new.strategy)
         limits = tightened(self.config.limits, new.limits)
         msgspec.structs.force_setattr(self.config, "limits", limits)
         waiting += ["limits that became looser"] if limits != new.limits else []
-        self.reread()
         self.log.info("config_reread", strategies=sorted(new.strategy), waits_for_restart=waiting)
+
+    def _take_strategies(self, strategies: dict[str, StrategyConfig]) -> None:
+        # In place: whoever was given the config, or this table of it, sees the change.
+        self.config.strategy.clear()
+        self.config.strategy.update(strategies)
 
     def _beat(self) -> None:
         # A file, renamed into place: botctl, health and guard read it, whoever they are.
@@ -178,7 +184,17 @@ def _callback_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any],
         loop.default_exception_handler(context)
 
 
-_parent = os.getppid()
+def _find_parent() -> int:
+    # supervisord may have died while this process imported: then its parent is the one that takes orphans.
+    pid = os.getppid()
+    try:
+        is_orphan = b"supervisord" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # hidden from other users: a service manager ends what supervisord has left
+        is_orphan = False
+    return 0 if is_orphan and "SUPERVISOR_ENABLED" in os.environ else pid
+
+
+_parent = _find_parent()
 
 
 def run(name: str, main: Callable[[Daemon], Coroutine[Any, Any, None]], argv: list[str] | None = None,
@@ -201,6 +217,8 @@ def run(name: str, main: Callable[[Daemon], Coroutine[Any, Any, None]], argv: li
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return EXIT_CONFIG
+    # No SIGKILL: an order on its way is answered, the journal closes. A busy loop does not hear it:
+    # systemd ends all that its service leaves, make run what is below it; its lock keeps a second one away.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold the keys
     log = Log(name, clock, config.log.level)

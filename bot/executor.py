@@ -410,11 +410,11 @@ def _open_sockets(daemon: Daemon, executor: OrderExecutor) -> dict[str, ZmqPulle
                 puller.watch(lambda batch, owner=owner: executor.on_signal_messages(batch, owner))
 
     def reread() -> None:
+        open_new()  # first: when it fails nothing has changed
         for symbol in set(config.symbols()) - executor.subscribed:
             ticks.subscribe(tick_topic(symbol))
         executor.subscribed |= set(config.symbols())
         executor.reconciler.request("the configuration was read again")
-        open_new()
 
     open_new()
     ticks.watch(executor.on_tick_messages)

@@ -63,7 +63,7 @@ EVENTS = {
     "exchange_unreachable": "the exchange does not answer at our start; it is tried again",
     "config_reread": "the file was read again on SIGHUP; what is in force now, and what waits for a restart",
     "symbol_unlisted": "the exchange does not list a symbol of the config: it is locked, the others go on",
-    "config_refused": "the file was to be read again and is wrong; nothing changed",
+    "config_refused": "the file to be read again is wrong, or cannot be put in force; nothing changed",
     "disk_full": "there is no room to write below state_dir: the process waits for it",
     "beat_unwritten": "the beat could not be written anew; the old file is overwritten in place",
     "page_unavailable": "the status page's port could not be bound; health works without",
