@@ -8,26 +8,32 @@ import argparse
 import asyncio
 import getpass
 import os
+import pwd
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bot.books import Books
+from bot.bus import signal_endpoint
 from bot.clock import Clock
 from bot.commands import ANSWER_TURNS, CommandFiles
 from bot.config import Config
-from bot.config_file import load
+from bot.config_file import load, parse
 from bot.errors import EXIT_OK, ConfigError, RefusedError
 from bot.exchange import TRADABLE
 from bot.halt import HaltFiles
+from bot.limits import waits_for_restart
 from bot.programs import find_config, write_sections
-from bot.status import read_beats
+from bot.status import read_beats, stale
 from bot.user_class import load_class
 from bot.views import open_reader, print_json, say
 
 REREADERS = ("executor", "gateway", "health")
-FLATTEN_WHY = "config apply --flatten"
+APPLY_WHY, FLATTEN_WHY = "config apply", "config apply --flatten"
 UPDATE_S = 60  # supervisord ends one program after the other, each within its stopwaitsecs
 
 
@@ -42,6 +48,8 @@ def check_config(args: argparse.Namespace) -> int:
             load_class(config, name)
         except ConfigError as error:  # its process may have another Python path
             print(f"note: {error}", file=sys.stderr)
+    for lack in _lacking(config):
+        print(f"note: on this host {lack}", file=sys.stderr)
     if args.json:
         return print_json({"file": str(path), "is_valid": True, "fingerprint": config.fingerprint()}, True)
     print(f"{path}: good; mode {config.mode}, {len(config.strategy)} strategies on "
@@ -53,8 +61,9 @@ def apply_config(args: argparse.Namespace) -> int:
     """Put a file in force, and print what came, changed and went."""
     path = args.config or find_config()
     config = load(args.file or path)
+    _check_possible(path, args.file or path, config)  # before anything is closed
     closed = _flatten_leaving(args, config) if args.flatten else []
-    done = apply(path, args.file or path, open_reader(config).books(), heir=args.adopt or "")
+    done = apply(path, args.file or path, open_reader(config).books, heir=args.adopt or "")
     halts = HaltFiles(config.path("halt"))
     for halt in halts.list():  # that kept it flat until it was gone; what lives on stays as others halted it
         if halt.scope in closed and (halt.why == FLATTEN_WHY
@@ -62,8 +71,12 @@ def apply_config(args: argparse.Namespace) -> int:
             halts.clear(halt.scope)
     if args.json:
         return print_json(done, True)
+    waiting, restart = done.pop("waiting"), done.pop("restart")
     print("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
           or "no program changed; executor, gateway and health have read the file again")
+    if restart:
+        print(f"not in force yet: {', '.join(waiting) or 'what differs beside [strategy]'}; it waits for: "
+              f"supervisorctl restart {' '.join(restart)}")
     return EXIT_OK
 
 
@@ -97,39 +110,113 @@ def _close_leaving(config: Config, name: str) -> None:
         )
 
 
-def apply(path: Path, new_path: Path, books: Books, *, heir: str = "") -> dict[str, Any]:
-    """Put new_path in force as path; return what came, changed and went.
+def apply(path: Path, new_path: Path, books: Callable[[], Books], *, heir: str = "") -> dict[str, Any]:
+    """Put new_path in force as path; return what came, changed and went, and what waits for whose restart.
 
-    heir: the strategy that may take over what one that goes holds. Raises ConfigError for a wrong file,
-    RefusedError when something is held and not inherited, or when supervisord does not do its part.
+    books: reads them. heir: the strategy that may take over what one that goes holds. Raises ConfigError
+    for a wrong file, RefusedError when something is held and not inherited, or when supervisord does not
+    do its part.
     """
     new = load(new_path)
-    beats = read_beats(new)
-    executor = beats.get("executor", {"ended": True})
-    if executor["ended"]:
-        raise RefusedError("the executor does not run in this state_dir: start with make run CONFIG=FILE")
-    for held in leaving(new, books, heir).values():
-        raise RefusedError(
-            f"{held}: it is not removed, and its symbol gets no other owner. Nothing was changed: "
-            f"wait until it is flat, close it with --flatten, or name its heir with --adopt "
-            f"(strategy.{heir or 'NAME'}.symbols must list it)"
-        )
-    folder = new.path("supervisor.d")
-    before = _sections(folder)
-    if new_path.resolve() != path.resolve():
-        part = path.with_suffix(".part")
-        part.write_bytes(new_path.read_bytes())
-        os.replace(part, path)
-    write_sections(new)
-    after = _sections(folder)
-    # Through supervisord, which may signal what runs as another user.
-    for name in REREADERS:
-        if name in beats and not beats[name]["ended"]:
-            _supervisorctl(new, "signal", "HUP", name)
-    asyncio.run(_wait_for_owners(new))
+    _check_possible(path, new_path, new)
+    beats, folder = read_beats(new), new.path("supervisor.d")
+    before, waiting = _sections(folder), _waiting(path, new)
+    with _halted_leavers(new, beats):
+        for held in leaving(new, books(), heir).values():
+            raise RefusedError(
+                f"{held}: it is not removed, and its symbol gets no other owner. Nothing was changed: "
+                f"wait until it is flat, close it with --flatten, or name its heir with --adopt "
+                f"(strategy.{heir or 'NAME'}.symbols must list it)"
+            )
+        if new_path.resolve() != path.resolve():
+            part = path.with_suffix(".part")
+            part.write_bytes(new_path.read_bytes())
+            shutil.copymode(path, part)
+            os.replace(part, path)
+        write_sections(new)
+        after = _sections(folder)
+        # Through supervisord, which may signal what runs as another user.
+        for name in REREADERS:
+            if name in beats and not beats[name]["ended"]:
+                _supervisorctl(new, "signal", "HUP", name)
+        asyncio.run(_wait_for_owners(new))
     _supervisorctl(new, "update")
-    return {"added": sorted(after.keys() - before.keys()), "removed": sorted(before.keys() - after.keys()),
+    done = {"added": sorted(after.keys() - before.keys()), "removed": sorted(before.keys() - after.keys()),
             "changed": sorted(n for n in after.keys() & before.keys() if after[n] != before[n])}
+    return done | {"waiting": waiting, "restart": asyncio.run(_left_behind(new, done["changed"]))}
+
+
+def _check_possible(path: Path, new_path: Path, new: Config) -> None:
+    # Nothing may be closed or written for a file that cannot be put in force afterwards.
+    if read_beats(new).get("executor", {"ended": True})["ended"]:
+        raise RefusedError("the executor does not run in this state_dir: start with make run CONFIG=FILE")
+    for lack in _lacking(new):
+        raise RefusedError(f"nothing was changed: {lack}")
+    sections = new.path("supervisor.d")
+    written = [sections, *sections.glob("*.conf"), new.path("metrics"),
+               *([path.parent] if new_path.resolve() != path.resolve() else [])]
+    for place in written:
+        if not os.access(next(p for p in (place, *place.parents) if p.exists()), os.W_OK):
+            raise RefusedError(
+                f"{place}: you may not write there; nothing was changed. On a host: sudo botctl config apply "
+                "FILE, and the same in the inventory, or the next deploy takes it back"
+            )
+
+
+def _lacking(config: Config) -> list[str]:
+    # What strategies need before they can start; on a host users and folders are the inventory's.
+    found = []
+    for name in config.strategy:
+        user, endpoint = config.users.strategy.format(strategy=name), signal_endpoint(config.bus, name)
+        folders = [Path(endpoint.removeprefix("ipc://")).parent] * endpoint.startswith("ipc://")
+        lacks = [f"user {user}"] * (bool(user) and not _is_user(user))
+        lacks += [f"folder {f}" for f in (*folders, *([config.run_path(f"strategy-{name}")] * bool(user)))
+                  if not os.path.isdir(f)]
+        if lacks:
+            found.append(f"strategy.{name} lacks {', '.join(lacks)}: " + (
+                "a new strategy is added to bot_strategies in the inventory and pushed with ansible-playbook "
+                "site.yml, which makes them" if user else f"mkdir -m 0700 {folders[0]}"))
+    return found
+
+
+def _is_user(name: str) -> bool:
+    try:
+        return bool(pwd.getpwnam(name))
+    except KeyError:
+        return False
+
+
+def _waiting(path: Path, new: Config) -> list[str]:
+    try:
+        return waits_for_restart(parse(path), new)
+    except ConfigError:  # edited in place before, and wrong: what it was is not known
+        return []
+
+
+async def _left_behind(new: Config, changed: list[str]) -> list[str]:
+    # The executor may only just be reading it; who else is behind by now stays so. What changed starts anew.
+    for _ in range(ANSWER_TURNS // 4 + 1):
+        found = [name for name in stale(new, read_beats(new)) if name not in changed]
+        if found != ["executor"]:
+            break
+        await Clock().sleep(0.1)
+    return found
+
+
+@contextmanager
+def _halted_leavers(new: Config, beats: dict[str, dict[str, Any]]) -> Iterator[None]:
+    # What was sent before is in the books that are read now; nothing more is until the new owner is known.
+    halts, owners = HaltFiles(new.path("halt")), beats["executor"].get("owners", {})
+    scopes = {f"symbol:{symbol}" for symbol, owner in owners.items() if new.owner_of(symbol) != owner}
+    scopes -= {halt.scope for halt in halts.list()}
+    try:
+        for scope in sorted(scopes):
+            halts.set(scope, who=getpass.getuser(), why=APPLY_WHY, clock=Clock())
+        yield
+    finally:
+        for halt in halts.list():
+            if halt.scope in scopes and halt.why == APPLY_WHY:
+                halts.clear(halt.scope)
 
 
 def leaving(new: Config, books: Books, heir: str = "") -> dict[str, str]:

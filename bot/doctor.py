@@ -20,7 +20,7 @@ from bot.errors import ConfigError, ExchangeError, JournalError
 from bot.exchange import Exchange
 from bot.journal import JournalReader
 from bot.programs import names
-from bot.status import read_beats
+from bot.status import read_beats, stale
 from bot.watch import MB
 
 LIBRARIES = ("pyzmq", "msgspec", "ccxt", "aiohttp", "supervisor", "psutil", "prometheus-client")
@@ -52,13 +52,13 @@ def _versions(config: Config) -> list[Check]:
     beats = read_beats(config)
     other = [f"{name} runs {beat['version']}" for name, beat in beats.items()
              if beat["version"] != __version__ and not beat["ended"]]
-    stale = [name for name, beat in beats.items()
-             if beat["config"] != config.fingerprint() and not beat["ended"]]
+    old = stale(config, beats)
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return [_check("version", not other, "; ".join(other) or f"tradehost {__version__}, Python "
                    f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, {libraries}"),
-            _check("config", not stale, f"changed since {', '.join(stale)} read it: botctl config apply, or "
-                   "restart" if stale else f"fingerprint {config.fingerprint()}, as every process has it")]
+            _check("config", not old, f"changed since {', '.join(old)} read it: botctl config apply, then "
+                   f"supervisorctl restart {' '.join(old)}" if old else
+                   f"fingerprint {config.fingerprint()}; every process has what concerns it")]
 
 
 def _files(config: Config) -> list[Check]:

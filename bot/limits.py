@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from bot.books import CLOCK_SLACK_NS, SymbolBook
-from bot.config import LimitsConfig
+from bot.config import Config, LimitsConfig
 from bot.exposure import Exposure, entries_since, worst_qty
 from bot.model import Instrument, TradingSignal
 from bot.orders import Side
@@ -51,6 +51,14 @@ def tightened(old: LimitsConfig, new: LimitsConfig) -> LimitsConfig:
     """Return the tighter of each limit: names end in _max, or in _min where more is tighter."""
     pairs = {name: (getattr(old, name), getattr(new, name)) for name in LimitsConfig.__struct_fields__}
     return LimitsConfig(**{n: max(pair) if n.endswith("_min") else min(pair) for n, pair in pairs.items()})
+
+
+def waits_for_restart(old: Config, new: Config) -> list[str]:
+    """Return the sections that a process that reads the file again does not take."""
+    waiting = [name for name in new.__struct_fields__
+               if name not in ("strategy", "limits") and getattr(new, name) != getattr(old, name)]
+    is_looser = tightened(old.limits, new.limits) != new.limits
+    return waiting + ["limits that became looser"] * is_looser
 
 
 def check_sender(signal: TradingSignal, owner: str | None, *, now_ns: int) -> Denial | None:

@@ -39,6 +39,16 @@ def read_beats(config: Config) -> dict[str, dict[str, Any]]:
     return beats
 
 
+def stale(config: Config, beats: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the processes that run with an older configuration, as far as it is theirs.
+
+    Others' strategies are not, nor are limits but for the executor; a strategy whose table changes restarts.
+    """
+    shared, whole = config.fingerprint(is_shared=True), config.fingerprint()
+    return [name for name, beat in beats.items() if not beat["ended"] and (
+        beat.get("shared_config") != shared or (name == "executor" and beat["config"] != whole))]
+
+
 class _Relied(msgspec.Struct):
     # What others compute with.
     pid: Annotated[int, Meta(ge=1, le=4_194_304)]

@@ -180,6 +180,8 @@ class Applied(Strict):
     added: list[str]
     removed: list[str]
     changed: list[str]
+    waiting: list[str]
+    restart: list[str]
 
 
 class Verified(Strict):
