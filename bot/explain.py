@@ -8,16 +8,15 @@ from bot.journal import Entry, JournalReader
 
 
 def find_story(reader: JournalReader, name: str) -> list[Entry]:
-    """Return the events of the signal or order with this name, [] when the journal knows neither."""
-    intent = reader.find("intent", name)
-    if isinstance(intent, OrderIntended):
-        if intent.signal:
-            return reader.story(intent.signal)
-        return [Entry(0, intent.intended_ns, intent)]
-    fill = reader.find("fill", name)
-    if isinstance(fill, FillBooked):
-        return reader.story(fill.story)
-    return reader.story(name)
+    """Return the events of the signal behind this name, else of the order or fill alone; [] when unknown."""
+    found = reader.find("intent", name) or reader.find("fill", name)
+    if isinstance(found, OrderIntended) and not found.signal:
+        return reader.order_story(name, found.request.symbol)
+    if isinstance(found, FillBooked) and not found.signal:
+        if found.client_order_id:
+            return reader.order_story(found.client_order_id, found.symbol)
+        return [entry for entry in reader.story(found.symbol) if entry.event == found]
+    return reader.story(found.story if found else name)
 
 
 def tell(entry: Entry) -> str:

@@ -268,6 +268,12 @@ class JournalReader:
         """Return all events of a story, in the sequence they happened."""
         return self._entries("story != '' AND story = ? ORDER BY seq", story)  # as the index has it
 
+    def order_story(self, order: str, symbol: str) -> list[Entry]:
+        """Return all events of an order that no signal stands behind; its fills are kept with its symbol."""
+        return self._entries(
+            "kind IN ('intent', 'order', 'answered') AND key = ? OR kind = 'fill' AND story = ? "
+            "AND json_extract(CAST(body AS TEXT), '$.client_order_id') = ? ORDER BY seq", order, symbol, order)
+
     def newest(self, kind: str, count: int) -> list[Entry]:
         """Return the newest events of a kind, the newest first."""
         return self._entries("kind = ? ORDER BY seq DESC LIMIT ?", kind, count)

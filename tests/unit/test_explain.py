@@ -1,9 +1,13 @@
 """The story in words: every kind of event can be told."""
 
+import msgspec
+import pytest
+
 from bot import events
-from bot.events import Unprotected
-from bot.explain import _TELL, tell
-from bot.journal import Entry
+from bot.events import OrderAnswered, SymbolLocked, Unprotected
+from bot.explain import _TELL, find_story, tell
+from bot.journal import Entry, Journal, JournalReader
+from tests.factory import BTC, HandClock, changed, filled, intended, received, signal
 
 
 def test_tell_with_each_kind_of_event_has_words_for_it():
@@ -15,3 +19,42 @@ def test_tell_of_a_position_without_its_stop_says_since_when():
     lacks, again = (tell(Entry(1, 0, Unprotected(symbol="B", since_ns=ns))) for ns in (60_000_000_000, 0))
     assert lacks.endswith("B lacks its stop since 1970-01-01 00:01:00.000000")
     assert again.endswith("B no longer lacks its stop")
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """Return a reader of a journal: a signal, then an operator's close, a manual trade and a lock."""
+    told = [
+        received(signal(seq=1)), intended("a", signal="levels/7/1"),
+        msgspec.structs.replace(changed("a", "accept"), signal="levels/7/1"),
+        filled("a", trade="1", signal="levels/7/1"),
+        intended("b", side="sell", leg="close", signal=""), changed("b", "accept"),
+        OrderAnswered(client_order_id="b", signal="", is_sent=True, sent="POST", sent_ns=1, status=200,
+                      body="{}", error="", received_ns=2),
+        filled("b", "0.4", "sell", trade="2", cause="close"),
+        filled("b", "0.6", "sell", trade="3", cause="close"),
+        filled("", trade="4", cause="operator"), filled("", trade="5", cause="operator"),
+        SymbolLocked(symbol=BTC, cause="foreign", evidence="a trade of others")]
+    path = tmp_path / "journal.db"
+    journal = Journal(path, HandClock(), identity={}, checkpoint_events=1_000)
+    journal.load()
+    journal.begin_epoch("e")
+    for event in told:
+        journal.append(event)
+    journal.close()
+    return JournalReader(path)
+
+
+@pytest.mark.parametrize(("name", "kinds", "keys"), [
+    ("levels/7/1", "signal intent order fill", {"levels/7/1", "a", f"{BTC}#1"}),
+    ("a", "signal intent order fill", {"levels/7/1", "a", f"{BTC}#1"}),
+    (f"{BTC}#1", "signal intent order fill", {"levels/7/1", "a", f"{BTC}#1"}),
+    ("b", "intent order answered fill fill", {"b", f"{BTC}#2", f"{BTC}#3"}),
+    (f"{BTC}#3", "intent order answered fill fill", {"b", f"{BTC}#2", f"{BTC}#3"}),
+    (f"{BTC}#4", "fill", {f"{BTC}#4"}), ("nothing", "", set())],
+    ids=["signal", "its order", "its fill", "order without a signal", "its fill", "fill of no order", "none"])
+def test_story_is_of_the_signal_or_of_the_order_alone(reader, name, kinds, keys):
+    story = find_story(reader, name)
+    assert [str(entry.event.__struct_config__.tag) for entry in story] == kinds.split()
+    assert {entry.event.key for entry in story} == keys
+    assert all(tell(entry) for entry in story) and sorted(e.seq for e in story) == [e.seq for e in story]
