@@ -272,7 +272,8 @@ class JournalReader:
         """Return all events of an order that no signal stands behind; its fills are kept with its symbol."""
         return self._entries(
             "kind IN ('intent', 'order', 'answered') AND key = ? OR kind = 'fill' AND story = ? "
-            "AND json_extract(CAST(body AS TEXT), '$.client_order_id') = ? ORDER BY seq", order, symbol, order)
+            "AND json_extract(CAST(body AS TEXT), '$.client_order_id') = ? ORDER BY seq",
+            order, symbol, order)
 
     def newest(self, kind: str, count: int) -> list[Entry]:
         """Return the newest events of a kind, the newest first."""
