@@ -20,7 +20,7 @@ MAKEFLAGS += --no-print-directory
 
 help:
 	@echo "make run     trade on the paper exchange, in the foreground; Ctrl-C ends it (CONFIG=path)"
-	@echo "make test    the tests, at most 10 minutes; three side by side, they mostly wait"
+	@echo "make test    the tests, at most 10 minutes; four side by side, they mostly wait"
 	@echo "make check   lint, types, layers, generated docs, example config"
 	@echo "make drill   the long proofs; make bench: the measurements"
 	@echo "make test-host INVENTORY=FILE   push to a throwaway Debian 12 host over SSH, and try it: an hour;"
@@ -33,7 +33,7 @@ run: $(VENV)/.run
 install: $(VENV)/.run
 
 test: $(VENV)/.dev
-	@$(PYTEST) -m "not drill and not bench and not host" -n 3 --dist loadfile --durations=10 \
+	@$(PYTEST) -m "not drill and not bench and not host" -n 4 --dist loadfile --no-loadscope-reorder --durations=10 \
 	  -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true $(ARGS)
 
 check: $(VENV)/.dev

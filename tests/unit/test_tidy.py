@@ -18,8 +18,8 @@ LOG_METHODS = {"debug", "info", "warning", "error"}
 MODULE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 70
 LINE_COLUMNS_MAX = 110
-BOT_LINES_MAX = 4_500  # bot/ without the paper exchange: what a trader reads in one sitting
-PAPER_LINES_MAX = 2_500
+LINES_WANTED = 4_500, 2_500  # of bot/ without the paper exchange, to be read in one sitting; of paper
+LINES_MAX = 3_860, 13_100, 2_920  # as it is: nouns and rules alone, bot/ without paper, paper; only lowered
 
 # Who may call what the rest may not: the one place where it comes in, and can be replaced.
 CLOCK_ONLY = {
@@ -94,11 +94,22 @@ def test_module_with_its_functions_keeps_the_size(path):
             assert lines <= FUNCTION_LINES_MAX, f"{node.name}: {lines} lines"
 
 
-@pytest.mark.xfail(strict=True, reason="over the limit since the first step; code has to become smaller")
-def test_bot_with_all_modules_is_read_in_one_sitting():
+def lines_by_part() -> tuple[int, int, int]:
+    """Return the lines of the pure part that decides, of bot/ without paper, and of paper."""
     paper = sum(lines_of(p) for p in MODULES if p.stem.startswith("paper"))
-    assert sum(map(lines_of, MODULES)) - paper <= BOT_LINES_MAX
-    assert paper <= PAPER_LINES_MAX
+    pure = sum(lines_of(p) for p in MODULES
+               if p.stem != "__init__" and layer_of(p.stem) in ("nouns", "rules"))
+    return pure, sum(map(lines_of, MODULES)) - paper, paper
+
+
+def test_bot_grows_no_more():
+    for lines, most in zip(lines_by_part(), LINES_MAX, strict=True):
+        assert lines <= most, "who adds takes away as much; who takes away more lowers the number"
+
+
+@pytest.mark.xfail(strict=True, reason="larger than the design wants: docs/decisions.md, the last one")
+def test_bot_with_all_modules_is_read_in_one_sitting():
+    assert all(lines <= most for lines, most in zip(lines_by_part()[1:], LINES_WANTED, strict=True))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
