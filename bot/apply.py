@@ -68,7 +68,7 @@ def apply_config(args: argparse.Namespace) -> int:
     for halt in halts.list():  # that kept it flat until it was gone; what lives on stays as others halted it
         if halt.scope in closed and (halt.why == FLATTEN_WHY
                                      or halt.scope.partition(":")[2] not in config.strategy):
-            halts.clear(halt.scope)
+            halts.clear(halt.scope, clock=Clock())
     if args.json:
         return print_json(done, True)
     waiting, restart = done.pop("waiting"), done.pop("restart")

@@ -50,19 +50,39 @@ class HaltFiles:
             return before
         return halt
 
-    def clear(self, scope: str) -> Halt | None:
+    def clear(self, scope: str, *, clock: Clock) -> Halt | None:
         """End the halt of the scope; return what it was, None when there was none.
 
         Files that cannot be read halt all; ending that halt sets them aside as *.damaged.
         """
         halt = next((h for h in self.list() if h.scope == scope), None)
         if halt is not None:
+            self._note_end(scope, clock.mono_ns())  # first: or health halts again for what it was halted for
             (self._folder / _file_name(scope)).unlink(missing_ok=True)
             for path, read in self._read():
                 if scope == "all" and read.scope == "all":
                     path.rename(path.with_suffix(".damaged"))
             _sync_folder(self._folder)
         return halt
+
+    def ended_ns(self, scope: str) -> int:
+        """Return when the last halt of the scope was ended, monotonic: of any boot; 0 when there was none."""
+        try:
+            return os.stat(self._mark(scope)).st_mtime_ns
+        except OSError:
+            return 0
+
+    def _note_end(self, scope: str, mono_ns: int) -> None:
+        # A file's time needs no block of a full disk, and who may not read the file may see it.
+        try:
+            self._mark(scope).unlink(missing_ok=True)  # another user's could not be changed
+            self._mark(scope).touch()
+            os.utime(self._mark(scope), ns=(mono_ns, mono_ns))
+        except OSError:
+            pass  # the halt ends all the same; health may halt once more
+
+    def _mark(self, scope: str) -> Path:
+        return (self._folder / _file_name(scope)).with_suffix(".ended")
 
     def list(self) -> list[Halt]:
         """Return all halts in force, the oldest first."""

@@ -52,6 +52,7 @@ EVENTS = {
     "symbol_locked": "no new risk in a symbol; why",
     "symbol_unlocked": "a lock's cause is gone",
     "halted": "trading is halted; who, why",
+    "halt_failed": "a crash loop's halt could not be written; it is tried again",
     "resumed": "a halt was ended by the operator",
     "position_unprotected": "a position lacked its stop past the budget and is being closed",
     "late_fill_closed": "an order counted as absent filled after all; the excess is being closed",

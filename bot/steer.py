@@ -73,7 +73,7 @@ def _stop_executor(state_path: Path, trouble: OSError) -> int:
 def resume(args: argparse.Namespace, config: Config) -> int:
     """End a halt, and say why it was set."""
     scope = _scope(args, config)
-    halt = HaltFiles(config.state_path / "halt").clear(scope)
+    halt = HaltFiles(config.state_path / "halt").clear(scope, clock=Clock())
     if args.json:
         return print_json({"scope": scope, "was": halt}, halt is not None)
     if halt is None:

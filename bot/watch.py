@@ -38,6 +38,7 @@ SLOPE_NS, BUSY_NS = 1_800_000_000_000, 30_000_000_000  # the least span a slope 
 # that adds to the work, and no start would ever come to an end.
 START_TIMES = 3
 DAY_NS = 86_400_000_000_000
+WHO = "health"  # guard halts in its name
 KEEP_NS = 10_000_000_000  # what was killed is told this long, or nobody would see it
 
 
@@ -53,8 +54,6 @@ class Watch:
         self._samples: dict[str, deque[tuple[int, int, float]]] = {}  # when, rss, cpu_s
         self._spawns: dict[str, dict[int, int]] = {}  # name -> supervisord's start of a failed spawn -> when
         self._programs: dict[str, ProgramInfo] = {}  # as the last look found them
-        self._began_ns = clock.mono_ns()  # what was before us was halted for, and perhaps resumed
-        self._forgiven: dict[str, int] = {}  # crashes up to then were halted for
         self._looked_ns = 0
         self._found: dict[tuple[str, str], str] = {}
         self._since: dict[tuple[str, str], int] = {}
@@ -169,9 +168,20 @@ class Watch:
                 continue
             text = f"{name} crashed {len(crashes)} times within {window_s} s, limit {most}"
             self.find("process_restarting", name, text)
-            unforgiven = sum(ns > self._forgiven.get(name, self._began_ns) for ns in crashes)
+            scope = name.replace("-", ":", 1) if name.startswith("strategy-") else "all"
+            ended_ns = self._halts.ended_ns(scope)  # who resumed has seen what was before
+            unforgiven = sum(ns > ended_ns or ended_ns > now_ns for ns in crashes)
             if name != "paper" and unforgiven > most:
-                self._forgiven[name] = now_ns
-                scope = name.replace("-", ":", 1) if name.startswith("strategy-") else "all"
-                halt = self._halts.set(scope, who="health", why=f"{text}; see its log", clock=self._clock)
-                self._log.error("halted", scope=scope, who=halt.who, why=halt.why)
+                self._halt(name, scope, text)
+
+    def _halt(self, name: str, scope: str, text: str) -> None:
+        try:
+            if any(h.scope == scope and WHO in h.who.split(", ") for h in self._halts.list()):
+                return
+            halt = self._halts.set(scope, who=WHO, why=f"{text}; see its log", clock=self._clock)
+        except OSError as error:  # the next look tries again
+            self.find("process_restarting", name, f"{text}; the halt cannot be written: {error}")
+            self._log.error("halt_failed", scope=scope, error=str(error))
+            return
+        if WHO in halt.who.split(", "):  # else it could not be added to somebody's halt, which stands
+            self._log.error("halted", scope=scope, who=halt.who, why=halt.why)

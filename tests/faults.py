@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bot.clock import Clock
 from bot.halt import HaltFiles
 from tests.appliance import Appliance
 from tests.harness import ROOT, wait_until
@@ -177,7 +178,7 @@ class FaultyRun:
         halted_s = time.monotonic() - began
         assert "crashed" in self.halts.list()[0].why and self.halts.list()[0].who == "health"
         wait_until(lambda: self.pid(name), 40)
-        self.halts.clear(scope)
+        self.halts.clear(scope, clock=Clock())
         self.wait_trading()
         return halted_s
 

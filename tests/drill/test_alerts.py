@@ -156,7 +156,7 @@ def test_halt_is_told_in_time_by_both_ways_and_is_over_after_the_resume(stage: S
         stage.halts.set("all", who="a test", why="to be told", clock=Clock())
         told_s, direct_s = stage.told_at("TradingHalted", began)
         alert = stage.monitoring.receiver.last("TradingHalted", "firing")
-        stage.halts.clear("all")
+        stage.halts.clear("all", clock=Clock())
         resumed = time.time()
         over = stage.monitoring.wait_resolved("TradingHalted", since=resumed)
         wait_until(lambda resumed=resumed: stage.direct.last("TradingHalted", "resolved", resumed), 10)
@@ -202,7 +202,7 @@ def test_silence_keeps_alerts_from_people_and_health_tells_all_the_same(stage: S
     assert len(stage.botctl("alert", "unsilence", "--reason", "switch")["ended"]) == 1
     assert len(stage.botctl("alert", "unsilence")["ended"]) == 1
     stage.monitoring.wait_alert("TradingHalted", 30, since=began)
-    stage.halts.clear("all")
+    stage.halts.clear("all", clock=Clock())
     stage.monitoring.wait_resolved("TradingHalted", since=began)
     stage.botctl("alert", "unsilence", exit_code=1)
 

@@ -119,7 +119,7 @@ def test_page_with_each_state_of_a_running_appliance_shows_it(tmp_path, browser)
         browser.find_element("link text", "what to do").click()
         wait_until(lambda: "/runbook#" in browser.current_url, 10)
         browser.back()
-        halts.clear("all")
+        halts.clear("all", clock=Clock())
 
         it.kill("gateway")
         wait_state(browser, "REDUCING", "the gateway is silent")

@@ -17,6 +17,8 @@ class StepClock:
         self.now += 1
         return self.now
 
+    mono_ns = wall_ns
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -50,7 +52,7 @@ def test_halt_is_on_the_disk_before_anybody_goes_on(folder, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda old, new: (steps.append("replace"), replace(old, new)))
     HaltFiles(folder).set("all", who="anna", why="odd fills", clock=StepClock())
     assert steps == [str(folder / "all.part"), "replace", str(folder)]
-    HaltFiles(folder).clear("all")
+    HaltFiles(folder).clear("all", clock=StepClock())
     assert steps[3:] == [str(folder)], "and a resume is over after a power cut too"
 
 
@@ -97,17 +99,30 @@ def test_halt_beside_a_damaged_file_ends_with_it(folder, name):
     files, clock = HaltFiles(folder), StepClock()
     both = files.set("all", who="anna", why="odd", clock=clock)
     assert files.set("all", who="anna", why="odd", clock=clock) == both and "anna" in both.who
-    files.clear("all")
+    files.clear("all", clock=StepClock())
     assert files.list() == []
+
+
+def test_resume_with_its_time_noted_is_known_to_the_next_watcher(folder, monkeypatch):
+    files, clock = HaltFiles(folder), StepClock()
+    assert files.ended_ns("all") == 0
+    for _ in range(2):
+        files.set("all", who="a", why="b", clock=clock)
+        files.clear("all", clock=clock)
+        assert files.ended_ns("all") == clock.now and files.ended_ns("symbol:X") == 0
+    files.set("all", who="a", why="b", clock=clock)
+    monkeypatch.setattr(os, "utime", lambda *_args, **_named: os.stat(folder / "none"))
+    files.clear("all", clock=clock)
+    assert not files.list(), "what cannot be noted keeps nobody halted"
 
 
 def test_resume_with_several_halts_ends_one(folder):
     files, clock = HaltFiles(folder), StepClock()
     files.set("symbol:BTC/USDT:USDT", who="a", why="b", clock=clock)
     halt = files.set("all", who="a", why="c", clock=clock)
-    assert files.clear("all") == halt
+    assert files.clear("all", clock=StepClock()) == halt
     assert [h.scope for h in files.list()] == ["symbol:BTC/USDT:USDT"]
-    assert files.clear("all") is None
+    assert files.clear("all", clock=StepClock()) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"scope":"all"}'])
@@ -122,7 +137,7 @@ def test_resume_with_a_damaged_file_sets_it_aside(folder):
     folder.mkdir()
     (folder / "symbol-X.json").write_bytes(b"{")
     files = HaltFiles(folder)
-    assert files.clear("all").who == "tradehost"
+    assert files.clear("all", clock=StepClock()).who == "tradehost"
     assert files.list() == [] and (folder / "symbol-X.damaged").read_bytes() == b"{"
     files.set("symbol:X", who="a", why="b", clock=StepClock())
     assert covering(files, symbol="X").who == "a"

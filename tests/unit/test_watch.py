@@ -162,7 +162,7 @@ def test_watch_with_a_slow_crash_loop_halts_its_scope(world, name, scope):
 def test_watch_with_a_loop_that_was_resumed_halts_again_only_for_new_crashes(world):
     world.crashes["executor"] = [world.clock.mono - n * S for n in range(3)]
     world.pass_seconds(1)
-    assert world.halts.clear("all").who == "health"
+    assert world.halts.clear("all", clock=world.clock).who == "health"
     world.pass_seconds(10)
     assert not world.halts.list()
     world.crashes["executor"] += [world.clock.mono + n * S for n in range(3)]
@@ -173,13 +173,48 @@ def test_watch_with_a_loop_that_was_resumed_halts_again_only_for_new_crashes(wor
 def test_watch_that_starts_anew_does_not_halt_again_for_what_was_resumed(world):
     world.crashes["executor"] = [world.clock.mono - n * S for n in range(3)]
     world.pass_seconds(1)
-    world.halts.clear("all")
+    world.halts.clear("all", clock=world.clock)
     world.begin()
     world.pass_seconds(5)
     assert not world.halts.list() and ("process_restarting", "executor") in world.rules()
     world.crashes["executor"] += [world.clock.mono + n * S for n in range(3)]
     world.pass_seconds(3)
     assert len(world.halts.list()) == 1
+
+
+@pytest.mark.parametrize("name", ["executor", "strategy-levels"])
+def test_watch_that_crashes_with_all_others_halts_the_loop_all_the_same(world, name):
+    world.crashes[name] = []
+    for crash in range(4):  # supervisord is ended again and again: health starts anew each time too
+        world.crashes[name].append(world.clock.mono)
+        world.begin()
+        world.pass_seconds(10)
+        assert bool(world.halts.list()) == (crash > 1)
+    assert world.events().count("halted") == 1
+
+
+def test_watch_with_a_resume_of_a_boot_before_does_not_forgive_for_it(world):
+    world.clock.mono += 1_000 * S
+    world.halts.set("all", who="health", why="a loop", clock=world.clock)
+    world.halts.clear("all", clock=world.clock)
+    world.clock.mono -= 900 * S
+    world.crashes["executor"] = [world.clock.mono - n * S for n in range(3)]
+    world.pass_seconds(1)
+    assert len(world.halts.list()) == 1
+
+
+def test_watch_whose_halt_cannot_be_written_tells_of_it_and_tries_again(world, monkeypatch):
+    def refuse(*_args, **_named):
+        raise OSError("no space left")
+
+    world.crashes["executor"] = [world.clock.mono - n * S for n in range(3)]
+    with monkeypatch.context() as full:
+        full.setattr("bot.halt.write_synced", refuse)
+        world.pass_seconds(2)
+        assert "no space left" in world.watch.status()["findings"][0]["text"]
+        assert "halt_failed" in world.events() and not world.halts.list()
+    world.pass_seconds(1)
+    assert [h.scope for h in world.halts.list()] == ["all"] and world.events().count("halted") == 1
 
 
 def test_watch_with_crashes_older_than_the_window_forgets_them(world):
@@ -220,7 +255,8 @@ def test_watch_with_a_loop_too_slow_for_the_window_halts_by_the_day(world):
     world.crashes["executor"].append(world.clock.mono)
     world.pass_seconds(1)
     assert "crashed 5 times within 86400 s, limit 4" in world.halts.list()[0].why
-    assert world.halts.clear("all") and world.rules() == {("process_restarting", "executor")}
+    assert world.halts.clear("all", clock=world.clock)
+    assert world.rules() == {("process_restarting", "executor")}
     world.pass_seconds(61)
     assert not world.halts.list() and not world.rules(), "what was mended is told no longer"
 
