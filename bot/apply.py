@@ -216,7 +216,7 @@ def _halted_leavers(new: Config, beats: dict[str, dict[str, Any]]) -> Iterator[N
     finally:
         for halt in halts.list():
             if halt.scope in scopes and halt.why == APPLY_WHY:
-                halts.clear(halt.scope)
+                halts.clear(halt.scope, clock=Clock())
 
 
 def leaving(new: Config, books: Books, heir: str = "") -> dict[str, str]:
