@@ -30,7 +30,7 @@ from bot.limits import waits_for_restart
 from bot.programs import find_config, write_sections
 from bot.status import read_beats, stale
 from bot.user_class import load_class
-from bot.views import open_reader, print_json, say
+from bot.views import open_reader, print_json, say, show
 
 REREADERS = ("executor", "gateway", "health")
 APPLY_WHY, FLATTEN_WHY = "config apply", "config apply --flatten"
@@ -47,12 +47,12 @@ def check_config(args: argparse.Namespace) -> int:
         try:
             load_class(config, name)
         except ConfigError as error:  # its process may have another Python path
-            print(f"note: {error}", file=sys.stderr)
+            show(f"note: {error}", is_trouble=True)
     for lack in _lacking(config):
-        print(f"note: on this host {lack}", file=sys.stderr)
+        show(f"note: on this host {lack}", is_trouble=True)
     if args.json:
         return print_json({"file": str(path), "is_valid": True, "fingerprint": config.fingerprint()}, True)
-    print(f"{path}: good; mode {config.mode}, {len(config.strategy)} strategies on "
+    show(f"{path}: good; mode {config.mode}, {len(config.strategy)} strategies on "
           f"{', '.join(config.symbols())}, fingerprint {config.fingerprint()}")
     return EXIT_OK
 
@@ -72,10 +72,10 @@ def apply_config(args: argparse.Namespace) -> int:
     if args.json:
         return print_json(done, True)
     waiting, restart = done.pop("waiting"), done.pop("restart")
-    print("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
+    show("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
           or "no program changed; executor, gateway and health have read the file again")
     if restart:
-        print(f"not in force yet: {', '.join(waiting) or 'what differs beside [strategy]'}; it waits for: "
+        show(f"not in force yet: {', '.join(waiting) or 'what differs beside [strategy]'}; it waits for: "
               f"supervisorctl restart {' '.join(restart)}")
     return EXIT_OK
 

@@ -39,6 +39,10 @@ def _name(text: str) -> str:
     return text
 
 
+def _reason(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)  # others will see it on their terminals
+
+
 def _span_ns(text: str) -> int:
     units = {"m": 60, "h": 3_600, "d": 86_400}
     if not re.fullmatch(r"[1-9][0-9]{0,4}[mhd]", text):
@@ -73,7 +77,7 @@ class Verb(NamedTuple):
     reads_config: bool = True
 
 
-REASON = option("--reason", default="by hand", metavar="TEXT", help="why; it is kept and shown")
+REASON = option("--reason", type=_reason, default="by hand", metavar="TEXT", help="why; it is kept and shown")
 SCOPE = (option("--strategy", "scope", metavar="NAME", help="only this strategy"),
          option("--symbol", "scope", metavar="SYMBOL", help="only this symbol"))
 COUNT = option("--count", type=_count, default=50, metavar="N", help="at most so many (50)")
@@ -136,7 +140,7 @@ VERBS = (
              option("--alert", metavar="NAME", help="only this one (all but the Watchdog)"), REASON)),
     Verb("alert unsilence", alertmanager.unsilence, "end the silences that botctl began",
          '--reason "a deploy"', (
-             option("--reason", metavar="TEXT", help="only those of this reason (all)"),)),
+             option("--reason", type=_reason, metavar="TEXT", help="only those of this reason (all)"),)),
     Verb("report", views.show_report, "tell the day: money, slippage, latency, outcomes, incidents",
          "--since 24h --chart day.html", (
              option("--since", type=_span_ns, default="24h", metavar="SPAN", help="30m, 24h, 7d (24h)"),
@@ -180,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tell_error(args: argparse.Namespace, word: str, text: str, code: int) -> int:
-    print(f"{word}: {text}", file=sys.stderr)
+    views.show(f"{word}: {text}", is_trouble=True)
     if args.json:
         views.print_json({"error": text}, is_yes=False)
     return code

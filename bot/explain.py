@@ -5,6 +5,7 @@ from typing import Any
 
 from bot.events import FillBooked, OrderIntended
 from bot.journal import Entry, JournalReader
+from bot.model import visible
 
 
 def find_story(reader: JournalReader, name: str) -> list[Entry]:
@@ -20,8 +21,9 @@ def find_story(reader: JournalReader, name: str) -> list[Entry]:
 
 
 def tell(entry: Entry) -> str:
-    """Return one event as a line."""
-    return f"{clock_text(entry.ts_ns)}  {_TELL[str(entry.event.__struct_config__.tag)](entry.event)}"
+    """Return one event as a line; what more there is to tell stands indented below it."""
+    lines = _TELL[str(entry.event.__struct_config__.tag)](entry.event).split(f"\n{'':28}")
+    return f"{clock_text(entry.ts_ns)}  " + f"\n{'':28}".join(map(visible, lines))
 
 
 def clock_text(ns: int) -> str:

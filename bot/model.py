@@ -215,6 +215,11 @@ TickMessage = Tick | Heartbeat | Snapshot
 ReportMessage = Report | Heartbeat
 
 
+def visible(text: str) -> str:
+    """Return text as one line that cannot steer a terminal: what is not printable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def signal_id(strategy: str, run: int, seq: int) -> str:
     """Return the name of a signal as people and the journal write it."""
     return f"{strategy}/{run}/{seq}"

@@ -4,6 +4,7 @@ from decimal import Decimal
 from typing import Any
 
 from bot.explain import clock_text
+from bot.model import visible
 
 
 def table_lines(rows: list[dict[str, Any]], columns: tuple[str, ...], empty: str = "none") -> list[str]:
@@ -46,7 +47,7 @@ def _backup_lines(backup: dict[str, Any] | None) -> list[str]:
 def fit(lines: list[str], columns: int, rows: int, last: str) -> str:
     """Return the lines as one screen: cut to its width and height, with `last` at the bottom."""
     shown = lines if len(lines) < rows else [*lines[:rows - 2], f"... {len(lines) - rows + 2} more lines"]
-    shown = [line[:columns - 1] for line in shown]
+    shown = [visible(line)[:columns - 1] for line in shown]
     # Home, each line cleared to its end, the rest of the screen too: no flicker, nothing left behind.
     return "\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in shown) + "\x1b[J" + last[:columns - 1]
 
@@ -56,4 +57,4 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, Decimal) and "." in f"{value:f}":
         return f"{value:f}".rstrip("0").rstrip(".")
-    return str(value)
+    return visible(str(value))

@@ -12,6 +12,7 @@ from bot.model import (
     SignalOutcome,
     Tick,
     TickMessage,
+    visible,
 )
 
 EXITS = {"stop": "stop", "take_profit": "take-profit"}  # the legs that rest at the exchange
@@ -107,4 +108,4 @@ def _plain(value: Decimal) -> str:
 
 def _line(time_ns: int, word: str, text: str) -> str:
     clock = datetime.fromtimestamp(time_ns / 1e9, UTC).astimezone()
-    return f"{clock:%H:%M:%S}  {word:<11}  {text}"
+    return f"{clock:%H:%M:%S}  {word:<11}  {visible(text)}"

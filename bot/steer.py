@@ -19,7 +19,7 @@ from bot.halt import HaltFiles
 from bot.probe import Supervisor
 from bot.programs import find_config, find_state_path
 from bot.status import gather, process_rows, read_beats
-from bot.views import print_json, say
+from bot.views import print_json, say, show
 
 PICKED_UP_S = 5.0  # guard looks four times a second; who does not take a flatten up by then is stuck
 
@@ -32,22 +32,22 @@ def halt(args: argparse.Namespace) -> int:
         if args.config or args.strategy is not None or args.symbol is not None:
             raise
         state_path = find_state_path()
-        print(f"botctl: halting {state_path} although its configuration is broken: {error}", file=sys.stderr)
+        show(f"botctl: halting {state_path} although its configuration is broken: {error}", is_trouble=True)
         return _set_halt(args, state_path, "all")
     return _set_halt(args, config.state_path, _scope(args, config))
 
 
 def _set_halt(args: argparse.Namespace, state_path: Path, scope: str) -> int:
-    why = "".join(c if c.isprintable() else " " for c in args.reason)  # it is shown on terminals
+    halts = HaltFiles(state_path / "halt")
     try:
-        halt = HaltFiles(state_path / "halt").set(scope, who=getpass.getuser(), why=why, clock=Clock())
+        halt = halts.set(scope, who=getpass.getuser(), why=args.reason, clock=Clock())
     except OSError as error:
         return _stop_executor(state_path, error)
     if args.json:
         return print_json(halt, True)
-    was = "" if halt.why == why else " (it was halted before; that reason stays)"
-    print(f"HALTED {scope} by {halt.who}: {halt.why}{was}")
-    print(
+    was = "" if halt.why == args.reason else " (it was halted before; that reason stays)"
+    show(f"HALTED {scope} by {halt.who}: {halt.why}{was}")
+    show(
         "No entry and no reducing order leaves any more; stops stay at the exchange. To go on: botctl resume"
         + ("" if scope == "all" else f" --{scope.split(':')[0]} {scope.split(':', 1)[1]}")
     )
@@ -77,9 +77,9 @@ def resume(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json({"scope": scope, "was": halt}, halt is not None)
     if halt is None:
-        print(f"{scope} was not halted", file=sys.stderr)
+        show(f"{scope} was not halted", is_trouble=True)
         return EXIT_NO
-    print(f"RESUMED {scope}; it had been halted by {halt.who} since {clock_text(halt.time_ns)}: {halt.why}")
+    show(f"RESUMED {scope}; it had been halted by {halt.who} since {clock_text(halt.time_ns)}: {halt.why}")
     return EXIT_OK
 
 
@@ -158,7 +158,7 @@ def _tell_answer(args: argparse.Namespace, answered: Answered | None, who: str) 
     if args.json:
         print_json({"is_done": answered.is_done if answered else None, "text": text}, True)
     else:
-        print(text, file=sys.stdout if answered and answered.is_done else sys.stderr)
+        show(text, is_trouble=not (answered and answered.is_done))
     return EXIT_PENDING if answered is None else EXIT_OK if answered.is_done else EXIT_NO
 
 

@@ -17,6 +17,7 @@ from bot.doctor import examine
 from bot.errors import EXIT_NO, EXIT_OK, JournalError, UsageError
 from bot.explain import clock_text, find_story, tell
 from bot.journal import JournalReader
+from bot.model import visible
 from bot.page import fit, status_lines, table_lines
 from bot.report import chart_html, day_json, day_lines, summarize
 from bot.status import findings, gather, order_rows, position_row, process_rows, read_beats, signal_rows
@@ -35,7 +36,7 @@ def show_status(args: argparse.Namespace, config: Config) -> int:
     missing = [f"{p['name']} {p['state']}" for p in status["processes"] if p["state"] != "UP"]
     if missing:
         lines.insert(1, f"NOT UP {', '.join(missing)}: see the logs in {config.path('log')}")
-    print("\n".join(lines))
+    show("\n".join(lines))
     return EXIT_OK if status["state"] != "DOWN" else EXIT_NO
 
 
@@ -71,7 +72,7 @@ def show_health(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json({"is_healthy": not found, "findings": found, "processes": used,
                       "host": health.get("host", {}), "kills": health.get("kills", {})}, not found)
-    print("\n".join([*table_lines(found, ("rule", "subject", "age_s", "text"), "nothing is wrong"), "",
+    show("\n".join([*table_lines(found, ("rule", "subject", "age_s", "text"), "nothing is wrong"), "",
                      *table_lines(used, ("name", "rss_bytes", "growth_bytes_per_s", "cpu_pct", "descriptors",
                                          "threads"), "health does not run")]))
     return EXIT_NO if found else EXIT_OK
@@ -100,7 +101,7 @@ def verify_journal(args: argparse.Namespace, config: Config) -> int:
             "signals": books.signals, "orders": books.orders, "fills": books.fills}
     if args.json:
         return print_json(told, is_yes=True)
-    print(f"whole: {seq} events, {books.signals} signals, {books.orders} orders, {books.fills} fills\n"
+    show(f"whole: {seq} events, {books.signals} signals, {books.orders} orders, {books.fills} fills\n"
           f"the chain ends with {last_hash}")
     return EXIT_OK
 
@@ -141,11 +142,11 @@ def tell_story(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json([{"seq": e.seq, "ts_ns": e.ts_ns, "event": e.event} for e in story], bool(story))
     if not story:
-        print(f"the journal knows no signal, order or fill {args.id}; botctl signals and botctl orders --all "
-              "list the names", file=sys.stderr)
+        show(f"the journal knows no signal, order or fill {args.id}; botctl signals and botctl orders --all "
+              "list the names", is_trouble=True)
         return EXIT_NO
     for entry in story:
-        print(tell(entry))
+        show(tell(entry))
     return EXIT_OK
 
 
@@ -157,7 +158,7 @@ def show_report(args: argparse.Namespace, config: Config) -> int:
         args.chart.write_text(chart_html(day, config.mode), encoding="utf-8")
     if args.json:
         return print_json(day_json(day), True)
-    print("\n".join([*day_lines(day), *([f"charts: {args.chart}"] if args.chart else [])]))
+    show("\n".join([*day_lines(day), *([f"charts: {args.chart}"] if args.chart else [])]))
     return EXIT_OK
 
 
@@ -172,10 +173,16 @@ def print_json(value: Any, is_yes: bool) -> int:
     return EXIT_OK if is_yes else EXIT_NO
 
 
+def show(text: str, *, is_trouble: bool = False) -> None:
+    """Print text for people, who shall not be fooled by what strategies and exchanges put into it."""
+    lines = "\n".join(map(visible, text.split("\n")))
+    print(lines, file=sys.stderr if is_trouble else sys.stdout, flush=True)
+
+
 def say(args: argparse.Namespace, text: str) -> None:
     """Print how far it is: for scripts on stderr, beside the JSON."""
-    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+    show(text, is_trouble=args.json)
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...], empty: str = "none") -> None:
-    print("\n".join(table_lines(rows, columns, empty)))
+    show("\n".join(table_lines(rows, columns, empty)))

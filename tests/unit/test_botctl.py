@@ -85,6 +85,13 @@ def test_verb_that_may_not_or_cannot_write_says_it_in_one_line(number, hint, tmp
     assert msgspec.json.decode(out, type=Error).error == err.strip().removeprefix("botctl: ")
 
 
+@pytest.mark.parametrize("words", ["halt", "cancel", "flatten", "reconcile", "adopt BTC/USDT:USDT",
+                                   "alert silence", "alert unsilence"])
+def test_reason_loses_what_would_steer_a_terminal_as_it_is_typed(words):
+    args = botctl._parser().parse_args([*words.split(), "--reason", "a\x1b[2J\nb"])
+    assert args.reason == "a [2J b"
+
+
 @pytest.mark.parametrize(("words", "code"), [
     ("orders", 1), ("explain x", 1), ("flatten --strategy levels", 1), ("config check /nowhere", 78),
     ("status --watch", 2)])

@@ -7,7 +7,11 @@ from bot import events
 from bot.events import OrderAnswered, SymbolLocked, Unprotected
 from bot.explain import _TELL, find_story, tell
 from bot.journal import Entry, Journal, JournalReader
-from tests.factory import BTC, HandClock, changed, filled, intended, received, signal
+from bot.model import SignalOutcome
+from bot.page import fit, table_lines
+from bot.screen import Screen
+from bot.views import show
+from tests.factory import BTC, NOW, D, HandClock, changed, filled, intended, received, signal
 
 
 def test_tell_with_each_kind_of_event_has_words_for_it():
@@ -58,3 +62,19 @@ def test_story_is_of_the_signal_or_of_the_order_alone(reader, name, kinds, keys)
     assert [str(entry.event.__struct_config__.tag) for entry in story] == kinds.split()
     assert {entry.event.key for entry in story} == keys
     assert all(tell(entry) for entry in story) and sorted(e.seq for e in story) == [e.seq for e in story]
+
+
+FORGED = "up\x1b[2J\x9b\u202e\r\n2026-01-01 00:00:00.000000  resumed (all)"
+SHOWN = r"up\x1b[2J\x9b\u202e\r\n2026-01-01 00:00:00.000000  resumed (all)"
+
+
+def test_words_of_a_strategy_or_the_exchange_cannot_steer_a_terminal_nor_pass_for_a_line(capsys):
+    told = tell(Entry(1, 0, received(signal(reason=FORGED))))
+    assert SHOWN in told and told.count("\n") == 2
+    assert table_lines([{"text": FORGED}], ("text",)) == ["text", SHOWN]
+    assert fit(["a\x1b[31m"], 80, 24, "").count("\x1b[31m") == 0
+    show("two\nlines \x1b[2J")
+    assert capsys.readouterr().out == "two\nlines \\x1b[2J\n"
+    outcome = SignalOutcome(strategy="sr", run=1, seq=1, symbol=BTC, outcome="denied", reason=FORGED,
+                            filled_qty=D(0), time_ns=NOW)
+    assert str(Screen((BTC,), silence_ns=1).line_of(outcome, NOW)).endswith(SHOWN)
