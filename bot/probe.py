@@ -6,6 +6,7 @@ import signal
 import socket
 import xmlrpc.client
 from pathlib import Path
+from typing import Any
 from xml.parsers.expat import ExpatError
 
 import msgspec
@@ -41,12 +42,12 @@ class Supervisor:
 
     def programs(self) -> list[ProgramInfo]:
         """Return all programs; none when supervisord does not answer."""
-        try:
-            answer: list[dict] = self._proxy.supervisor.getAllProcessInfo()  # type: ignore[assignment]
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
-            return []
         return [ProgramInfo(p["name"], p["statename"], p["pid"], p["spawnerr"] or p["description"],
-                            p["start"]) for p in answer]
+                            p["start"]) for p in self._ask("getAllProcessInfo") or ()]
+
+    def stop(self, name: str) -> bool:
+        """Have a program end, by force after its stopwaitsecs, and stay ended; False when that failed."""
+        return bool(self._ask("stopProcess", name, False))
 
     def kill(self, name: str, pid: int) -> bool:
         """SIGKILL a program; another user's through supervisord. False when it is gone, or another by now."""
@@ -56,10 +57,13 @@ class Supervisor:
             # supervisord kills by name: what it has started anew since somebody looked is not meant.
             if not any(program.name == name and program.pid == pid for program in self.programs()):
                 return False
-            try:
-                return bool(self._proxy.supervisor.signalProcess(name, "KILL"))
-            except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
-                return False
+            return bool(self._ask("signalProcess", name, "KILL"))
+
+    def _ask(self, method: str, *words: Any) -> Any:
+        try:
+            return getattr(self._proxy.supervisor, method)(*words)
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
+            return None
 
 
 class _UnixTransport(xmlrpc.client.Transport):

@@ -22,6 +22,7 @@ from bot.status import gather, process_rows, read_beats
 from bot.views import print_json, say, show
 
 PICKED_UP_S = 5.0  # guard looks four times a second; who does not take a flatten up by then is stuck
+STOP_TURNS, STOP_TURN_S = 100, 0.1  # supervisord kills it after 8 s, its stopwaitsecs
 
 
 def halt(args: argparse.Namespace) -> int:
@@ -57,16 +58,24 @@ def _set_halt(args: argparse.Namespace, state_path: Path, scope: str) -> int:
 def _stop_executor(state_path: Path, trouble: OSError) -> int:
     # A halt that cannot be written is kept by ending the executor: no order leaves a dead process.
     print(f"botctl: the halt cannot be written: {trouble}", file=sys.stderr)
+    supervisor, did, error = Supervisor(state_path / "run" / "supervisor.sock"), "", ""
+    is_told = supervisor.stop("executor")
+    for _ in range(STOP_TURNS if is_told else 0):
+        if any(program.name == "executor" and not program.pid for program in supervisor.programs()):
+            did = "was stopped"
+            break
+        asyncio.run(Clock().sleep(STOP_TURN_S))
     try:
         pid = msgspec.json.decode((state_path / "run" / "executor.json").read_bytes())["pid"]
-        is_killed, error = Supervisor(state_path / "run" / "supervisor.sock").kill("executor", pid), ""
+        did = did or (f"(pid {pid}) was killed" if supervisor.kill("executor", pid) else "")
     except (OSError, KeyError, msgspec.MsgspecError) as unread:
-        is_killed, error = False, str(unread)
-    if not is_killed:
+        error = str(unread)
+    if not did:
         print(f"botctl: and the executor cannot be ended: {error}; stop tradehost now", file=sys.stderr)
         return EXIT_NO
-    print(f"botctl: the executor, pid {pid}, was killed; supervisord starts it again unless you stop it: "
-          "end tradehost, free disk space, then start and halt", file=sys.stderr)
+    after = "it is not started again" if is_told else "supervisord may start it again: end tradehost"
+    print(f"botctl: the executor {did}; {after}. Free disk space, halt, then: supervisorctl start executor",
+          file=sys.stderr)
     return EXIT_NO
 
 

@@ -96,6 +96,42 @@ def test_kill_with_another_users_process_asks_supervisord_unless_another_runs_by
     assert supervisor.kill("executor", 7) and asked == [("executor", "KILL")]
 
 
+SUPERVISORD = """
+[unix_http_server]
+file={folder}/supervisor.sock
+[supervisord]
+nodaemon=true
+pidfile={folder}/supervisord.pid
+logfile=/dev/null
+logfile_maxbytes=0
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[program:executor]
+command={python} -c "import time; time.sleep(60)"
+startsecs=0
+autorestart=true
+stdout_logfile=NONE
+stderr_logfile=NONE
+"""
+
+
+def test_supervisor_that_stops_a_program_does_not_start_it_again(tmp_path):
+    (tmp_path / "s.conf").write_text(SUPERVISORD.format(folder=tmp_path, python=sys.executable))
+    process = subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-c", tmp_path / "s.conf"],
+                               stdout=subprocess.DEVNULL)
+    supervisor = Supervisor(tmp_path / "supervisor.sock")
+    try:
+        wait_until(lambda: [p.state for p in supervisor.programs()] == ["RUNNING"])
+        assert not supervisor.stop("gateway"), "it knows none"
+        assert supervisor.stop("executor")
+        wait_until(lambda: [(p.state, p.pid) for p in supervisor.programs()] == [("STOPPED", 0)])
+        assert not supervisor.stop("executor"), "it does not run"
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert not supervisor.stop("executor")
+
+
 def test_kill_with_a_number_that_is_another_programs_by_now_kills_nobody(tmp_path):
     supervisor = Supervisor(tmp_path / "none.sock")
     child = subprocess.Popen([*SLEEP, "bot.strategy", "--name", "levels"], stdout=subprocess.PIPE)
