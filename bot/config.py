@@ -310,7 +310,7 @@ class HealthConfig(Table, kw_only=True, frozen=True):
 
 
 class GuardConfig(Table, kw_only=True, frozen=True):
-    """The dead-man's switch. Times count from the executor's last beat."""
+    """The dead-man's switch. Times count from the executor's last beat, in a crash loop from its start."""
 
     cancel_after_s: Annotated[
         Seconds, Meta(description="an executor silent for longer: guard cancels our orders that are not "

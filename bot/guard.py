@@ -62,8 +62,9 @@ class Guard:
                 self._files.withdraw(command)
 
     async def watch_executor(self) -> None:
-        """Cancel entries when the executor is silent for cancel_after_s, flatten after flatten_after_s."""
-        beat_ns = read_beats(self._config).get("executor", {}).get("mono_ns", 0)
+        """Cancel entries when the executor is silent, or in a loop, for cancel_after_s; then flatten."""
+        beat = read_beats(self._config).get("executor", {"mono_ns": 0})
+        beat_ns = 0 if self._is_looping(beat) else beat["mono_ns"]
         now_ns = self._clock.mono_ns()
         if now_ns - self._looked_ns > PAUSE_NS:
             self._since_ns = now_ns  # we slept, and perhaps all did: nobody is silent for that
@@ -74,6 +75,13 @@ class Guard:
         finally:
             self._looked_ns = self._clock.mono_ns()  # what we do ourselves may take long, and is no sleep
 
+    def _is_looping(self, beat: dict[str, Any]) -> bool:
+        # Each start beats at once: in what health calls a loop only who outlives its pace has come back.
+        rules, beat_ns = self._config.health, beat["mono_ns"]
+        window_ns = rules.restart_window_s * SECOND_NS
+        starts = [ns for ns in beat.get("crash_starts", ()) if ns > beat_ns - window_ns]
+        return len(starts) > rules.restarts_max and beat_ns - starts[-1] < window_ns // rules.restarts_max
+
     async def _act(self, now_ns: int) -> None:
         rules = self._config.guard
         silent_s = (now_ns - self._since_ns) / SECOND_NS
@@ -82,8 +90,8 @@ class Guard:
         if rules.flatten_after_s and silent_s > rules.flatten_after_s and self._is_flat_due:
             self._is_flat_due = False
             self.fired += 1
-            await self._flatten("guard", f"the executor is silent for {silent_s:.0f} s, limit "
-                                         f"{rules.flatten_after_s}")
+            await self._flatten("guard", f"the executor is silent, or crashes again and again, "
+                                         f"for {silent_s:.0f} s, limit {rules.flatten_after_s}")
         elif now_ns - self._swept_ns > AGAIN_NS:
             await self._cancel_entries(silent_s)
 

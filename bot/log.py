@@ -44,7 +44,7 @@ EVENTS = {
     "outcome": "a signal got its one outcome",
     "flattening": "a step of flatten: halt, kill, cancel, close, flat",
     "canary": "whether the exchange takes a stop changed; while it does not, nothing opens",
-    "dead_man": "the executor is silent for too long; our entries at the exchange are canceled, stops stay",
+    "dead_man": "the executor is silent or in a loop for too long; our entries are canceled, stops stay",
     "dead_man_failed": "the dead-man's switch could not ask the exchange; it tries again",
     "command_unanswered": "an operator's command was done, its answer could not be written",
     "commanded": "an operator's command was answered; who, why, the answer",

@@ -22,9 +22,12 @@ class Bench:
         self.began, self.beat_ns, self.instruments = self.clock.mono, self.clock.mono, {"BTC": 1}
         monkeypatch.setattr(guard, "open_exchange", lambda config, clock: self)
         monkeypatch.setattr(guard, "Flattener", lambda *args: self)
-        monkeypatch.setattr(guard, "read_beats", lambda config: {"executor": {"mono_ns": self.beat_ns}})
+        self.crash_starts = []
+        monkeypatch.setattr(guard, "read_beats", lambda config: {"executor": {
+            "mono_ns": self.beat_ns, "crash_starts": self.crash_starts[-50:]}})
         config = SimpleNamespace(
-            state_path=tmp_path, guard=SimpleNamespace(cancel_after_s=CANCEL_S, flatten_after_s=FLATTEN_S))
+            state_path=tmp_path, guard=SimpleNamespace(cancel_after_s=CANCEL_S, flatten_after_s=FLATTEN_S),
+            health=SimpleNamespace(restarts_max=5, restart_window_s=300))
         self.it = Guard(SimpleNamespace(config=config, clock=self.clock, log=Log("guard", self.clock)))
 
     @property
@@ -45,6 +48,13 @@ class Bench:
         while self.clock.mono < end:
             asyncio.run(self.it.watch_executor())
             self.clock.step(1)
+
+    def crash(self, each_s, for_s):
+        """Live with an executor that beats at once, each second, and starts anew after each_s."""
+        for second in range(for_s):
+            self.beat_ns = self.clock.mono
+            self.crash_starts += [self.clock.mono] if second % each_s == 0 else []
+            self.live(1)
 
 
 @pytest.mark.parametrize(("age_s", "is_flat"), [(0, True), (WAIT_S_MAX, True), (WAIT_S_MAX + 1, False)])
@@ -82,3 +92,28 @@ def test_dead_man_with_a_beat_of_the_boot_before_keeps_its_deadline(monkeypatch,
     bench.beat_ns += 30 * 86_400 * SECOND  # the clock of intervals began anew, the file stayed
     bench.live(CANCEL_S + 3)
     assert bench.sweeps
+
+
+@pytest.mark.parametrize("each_s", [3, 20, 45])
+def test_dead_man_with_an_executor_that_crashes_again_and_again_keeps_both_deadlines(
+        monkeypatch, tmp_path, each_s):
+    bench = Bench(monkeypatch, tmp_path, 0)
+    bench.crash(each_s, 600)
+    loop_s = 5 * each_s  # the crash that is one too many
+    assert CANCEL_S < bench.sweeps[0] <= loop_s + CANCEL_S + 2
+    assert FLATTEN_S < bench.flattened_at <= loop_s + FLATTEN_S + 2
+
+
+def test_dead_man_with_as_many_restarts_as_health_bears_waits(monkeypatch, tmp_path):
+    bench = Bench(monkeypatch, tmp_path, 0)
+    bench.crash(3, 15)
+    bench.crash(1_000, 280)
+    bench.crash(61, 1_000)
+    assert not bench.sweeps and bench.flattened_at is None
+
+
+def test_dead_man_with_an_executor_that_crashes_no_longer_has_it_back(monkeypatch, tmp_path):
+    bench = Bench(monkeypatch, tmp_path, 0)
+    bench.crash(3, 55)
+    bench.crash(1_000, 400)
+    assert bench.sweeps[-1] < 55 + 60 + 2 and bench.flattened_at is None
