@@ -1,16 +1,16 @@
 """`botctl doctor`: everything that can be wrong around the processes, asked one by one. Changes nothing."""
 
+import os
 import platform
-import socket
 import ssl
 import stat
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
 from bot import __version__, probe
+from bot.bus import signal_endpoint
 from bot.clock import Clock
 from bot.config import Config
 from bot.config_file import read_secret
@@ -24,7 +24,7 @@ from bot.status import read_beats, stale
 from bot.watch import MB
 
 LIBRARIES = ("pyzmq", "msgspec", "ccxt", "aiohttp", "supervisor", "psutil", "prometheus-client")
-PORT_WAIT_S = 0.5  # a loopback port answers at once or never
+OF_EXCHANGE = ("clock", "symbols", "account", "positions", "key rights")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -35,13 +35,14 @@ class Check(msgspec.Struct, frozen=True):
     text: str
 
 
-async def examine(config: Config, clock: Clock, *, is_candidate: bool = False) -> list[Check]:
-    """Return all checks, those of this host first, then the exchange's.
+async def examine(config: Config, clock: Clock, path: Path, *, is_candidate: bool = False) -> list[Check]:
+    """Return all checks, those of this host first, then the exchange's. path: of the configuration.
 
     is_candidate: another release or configuration than these runs beside; what runs is not judged by them.
     """
     of_running = [] if is_candidate else [*_versions(config), *_ports(config)]
-    return [*of_running, *_files(config), *_host(config), *_journal(config), *await _exchange(config, clock)]
+    return [*of_running, *_files(config, path), *_host(config), *_journal(config),
+            *await _exchange(config, clock)]
 
 
 def _check(name: str, is_good: bool, text: str) -> Check:
@@ -61,7 +62,7 @@ def _versions(config: Config) -> list[Check]:
                    f"fingerprint {config.fingerprint()}; every process has what concerns it")]
 
 
-def _files(config: Config) -> list[Check]:
+def _files(config: Config, path: Path) -> list[Check]:
     checks = []
     for key in ("api_key_file", "api_secret_file"):
         try:
@@ -69,12 +70,20 @@ def _files(config: Config) -> list[Check]:
             checks.append(Check(key, "good", "is private and not empty"))
         except ConfigError as error:
             checks.append(Check(key, "bad", str(error)))
-    for folder in (config.state_path, config.path("run"), config.path("halt")):
-        if folder.exists():
-            mode = stat.S_IMODE(folder.stat().st_mode)
-            checks.append(_check(f"folder {folder.name}", not mode & 0o002, f"{folder} has mode {mode:04o}"
-                                 + (": others may write there; chmod o-w" if mode & 0o002 else "")))
-    return checks
+    # Whoever reaches these sockets is trusted; the rest others may read at most.
+    closed = [Path(endpoint[6:]).parent for _, _, endpoint in _bus(config) if endpoint.startswith("ipc://")]
+    closed.append(config.path("run/supervisor.sock"))
+    places = [path.resolve(), config.state_path, config.path(config.journal.path),
+              *(config.path(name) for name in ("run", "halt", "guard", "commands", "supervisor.d")), *closed]
+    return checks + [_mode(place, 0o007 if place in closed else 0o002) for place in places
+                     if os.path.lexists(place)]
+
+
+def _mode(place: Path, forbidden: int) -> Check:
+    mode = stat.S_IMODE(place.stat().st_mode)
+    trouble = "others may write there; chmod o-w" if forbidden == 0o002 else "others may reach it; chmod o="
+    is_good = not mode & forbidden
+    return _check(f"mode of {place}", is_good, f"{mode:04o}" + ("" if is_good else f": {trouble}"))
 
 
 def _host(config: Config) -> list[Check]:
@@ -89,24 +98,34 @@ def _existing(path: Path) -> Path:
 
 
 def _ports(config: Config) -> list[Check]:
-    running = {name for name, beat in read_beats(config).items() if not beat["ended"]}
-    bus = config.bus
-    wanted = [("gateway", "bus.ticks", bus.ticks.endpoint), ("executor", "bus.signals", bus.signals.endpoint),
-              ("executor", "bus.reports", bus.reports.endpoint)]
+    running = {name: beat["pid"] for name, beat in read_beats(config).items() if not beat["ended"]}
+    wanted = _bus(config)
+    if config.health.page_port:
+        wanted.append(("health", "status page", f"tcp://127.0.0.1:{config.health.page_port}"))
+    if "paper" in names(config) and config.paper is not None:
+        wanted.append(("paper", "paper.bind", f"tcp://{config.paper.bind}"))
     wanted += [(name, f"metrics of {name}", f"tcp://127.0.0.1:{config.metrics_port(name)}")
                for name in names(config) if config.metrics_port(name)]
-    checks = []
-    for process, name, endpoint in wanted:
-        url = urlsplit(endpoint)
-        if url.scheme == "tcp":
-            with socket.socket() as probe_socket:
-                probe_socket.settimeout(PORT_WAIT_S)
-                is_open = probe_socket.connect_ex((url.hostname or "", url.port or 0)) == 0
-            is_up = process in running
-            text = f"{endpoint} {'answers' if is_open else 'does not answer'}; {process} " \
-                   f"{'runs' if is_up else 'does not run'}"
-            checks.append(_check(name, is_open == is_up, text))
-    return checks
+    return [_port(name, endpoint, process, running.get(process, 0)) for process, name, endpoint in wanted]
+
+
+def _bus(config: Config) -> list[tuple[str, str, str]]:
+    # Who binds, its name, its endpoint.
+    bus, signals = config.bus, "bus.signals"
+    to_executor = {signal_endpoint(bus, name): f"{signals} of {name}" for name in config.strategy} \
+        if "{strategy}" in bus.signals.endpoint else {bus.signals.endpoint: signals}
+    return [("gateway", "bus.ticks", bus.ticks.endpoint), ("executor", "bus.reports", bus.reports.endpoint),
+            *(("executor", name, endpoint) for endpoint, name in to_executor.items())]
+
+
+def _port(name: str, endpoint: str, process: str, pid: int) -> Check:
+    is_open = probe.answers(endpoint)
+    if is_open is None:
+        return Check(name, "unknown", f"{endpoint} is closed to you: sudo botctl doctor")
+    if is_open and pid and probe.listens(pid, endpoint) is False:
+        return Check(name, "bad", f"{endpoint} is not held by {process}, pid {pid}, but by another: ss -ltnp")
+    return _check(name, is_open == bool(pid), f"{endpoint} {'answers' if is_open else 'does not answer'}; "
+                  f"{process} {'runs' if pid else 'does not run'}")
 
 
 def _journal(config: Config) -> list[Check]:
@@ -138,7 +157,8 @@ async def _exchange(config: Config, clock: Clock) -> list[Check]:
         await exchange.load()
         await exchange.measure_clock()
     except (ConfigError, ExchangeError) as error:
-        return [Check("exchange", "bad", f"{config.exchange.rest_url}: {error}")]
+        return [Check("exchange", "bad", f"{config.exchange.rest_url}: {error}"),
+                *(Check(name, "unknown", "the exchange was not asked, see above") for name in OF_EXCHANGE)]
     offset_ms, most = exchange.clock_offset_ns // 1_000_000, config.health.clock_offset_ms_max
     missing = [symbol for symbol in config.symbols() if symbol not in exchange.instruments]
     checks = [Check("exchange", "good",

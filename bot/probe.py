@@ -1,5 +1,6 @@
 """What the kernel and supervisord say about our processes. Edge to psutil and to supervisord's socket."""
 
+import errno
 import http.client
 import os
 import signal
@@ -7,11 +8,13 @@ import socket
 import xmlrpc.client
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from xml.parsers.expat import ExpatError
 
 import msgspec
 import psutil
 
+PORT_WAIT_S = 0.5  # a loopback port answers at once or never
 ANSWER_S = 1.0  # a healthy supervisord answers within milliseconds; one that hangs is no news
 
 
@@ -96,6 +99,28 @@ def host(folder: Path) -> dict[str, int]:
     """Return what the host has left, in bytes; the disk is the one that holds the folder."""
     return {"disk_free_bytes": psutil.disk_usage(str(folder)).free,
             "memory_available_bytes": psutil.virtual_memory().available}
+
+
+def answers(endpoint: str) -> bool | None:
+    """Return whether somebody listens at tcp://HOST:PORT or ipc:///PATH; None when we may not ask."""
+    url = urlsplit(endpoint)
+    with socket.socket(socket.AF_UNIX if url.scheme == "ipc" else socket.AF_INET) as asking:
+        asking.settimeout(PORT_WAIT_S)
+        error = asking.connect_ex(url.path if url.scheme == "ipc" else (url.hostname, url.port))
+    return None if error in (errno.EACCES, errno.EPERM) else error == 0
+
+
+def listens(pid: int, endpoint: str) -> bool | None:
+    """Return whether it is this process that does; None when the kernel does not tell us."""
+    url = urlsplit(endpoint)
+    try:
+        sockets = psutil.Process(pid).net_connections("all")
+    except psutil.AccessDenied:
+        return None
+    except psutil.NoSuchProcess:
+        return False
+    return any(s.laddr and (s.laddr == url.path if isinstance(s.laddr, str) else
+                            s.laddr.port == url.port and s.status == psutil.CONN_LISTEN) for s in sockets)
 
 
 def feed_watchdog() -> None:

@@ -19,6 +19,7 @@ from bot.explain import clock_text, find_story, tell
 from bot.journal import JournalReader
 from bot.model import visible
 from bot.page import fit, status_lines, table_lines
+from bot.programs import find_config
 from bot.report import chart_html, day_json, day_lines, summarize
 from bot.status import findings, gather, order_rows, position_row, process_rows, read_beats, signal_rows
 
@@ -81,7 +82,7 @@ def show_health(args: argparse.Namespace, config: Config) -> int:
 def show_doctor(args: argparse.Namespace, config: Config) -> int:
     """Examine everything around the processes, and print what was found."""
     checks = [msgspec.to_builtins(check) for check in asyncio.run(
-        examine(config, Clock(), is_candidate=args.candidate))]
+        examine(config, Clock(), args.config or find_config(), is_candidate=args.candidate))]
     is_good = all(check["verdict"] != "bad" for check in checks)
     if args.json:
         return print_json(checks, is_good)
