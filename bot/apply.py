@@ -53,7 +53,7 @@ def check_config(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"file": str(path), "is_valid": True, "fingerprint": config.fingerprint()}, True)
     show(f"{path}: good; mode {config.mode}, {len(config.strategy)} strategies on "
-          f"{', '.join(config.symbols())}, fingerprint {config.fingerprint()}")
+         f"{', '.join(config.symbols())}, fingerprint {config.fingerprint()}")
     return EXIT_OK
 
 
@@ -73,10 +73,10 @@ def apply_config(args: argparse.Namespace) -> int:
         return print_json(done, True)
     waiting, restart = done.pop("waiting"), done.pop("restart")
     show("; ".join(f"{word}: {', '.join(names)}" for word, names in done.items() if names)
-          or "no program changed; executor, gateway and health have read the file again")
+         or "no program changed; executor, gateway and health have read the file again")
     if restart:
         show(f"not in force yet: {', '.join(waiting) or 'what differs beside [strategy]'}; it waits for: "
-              f"supervisorctl restart {' '.join(restart)}")
+             f"supervisorctl restart {' '.join(restart)}")
     return EXIT_OK
 
 

@@ -22,7 +22,7 @@ from bot.explain import clock_text
 from bot.halt import HaltFiles
 from bot.journal import TIP, Journal, take_lock
 from bot.page import table_lines
-from bot.views import print_json
+from bot.views import print_json, show
 
 
 def make_backup(args: argparse.Namespace, config: Config) -> int:
@@ -31,12 +31,12 @@ def make_backup(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json(status, status.is_good)
     if status.error:
-        print(f"no backup was made: {status.error}", file=sys.stderr)
+        show(f"no backup was made: {status.error}", is_trouble=True)
     elif status.newest:
-        print(f"{status.newest.name}: {status.newest.events} events, restored and folded; "
-              f"{status.kept} kept, {status.bytes // 1_000:,} kB")
+        show(f"{status.newest.name}: {status.newest.events} events, restored and folded; "
+             f"{status.kept} kept, {status.bytes // 1_000:,} kB")
     for name in status.damaged:
-        print(f"{name} is damaged or gone: the disk, or somebody, changed it", file=sys.stderr)
+        show(f"{name} is damaged or gone: the disk, or somebody, changed it", is_trouble=True)
     return EXIT_OK if status.is_good else EXIT_NO
 
 
@@ -49,7 +49,7 @@ def list_backups(args: argparse.Namespace, config: Config) -> int:
     rows += [{"name": name, "state": "damaged"} for name in sorted(damaged - {row["name"] for row in rows})]
     if args.json:
         return print_json(rows, not damaged)
-    print("\n".join(table_lines(rows, ("name", "made", "events", "bytes", "state"), "no backup yet")))
+    show("\n".join(table_lines(rows, ("name", "made", "events", "bytes", "state"), "no backup yet")))
     return EXIT_NO if damaged else EXIT_OK
 
 
@@ -66,8 +66,8 @@ def make_key(args: argparse.Namespace) -> int:
         file.write(f"# tradehost backups; public half: {public}\n{private}\n")
     if args.json:
         return print_json({"file": args.file, "recipient": public}, is_yes=True)
-    print(f'recipient = "{public}"\n{args.file}: keep it, and a copy, off this host: no backup can be read '
-          "without it")
+    show(f'recipient = "{public}"\n{args.file}: keep it, and a copy, off this host: no backup can be read '
+         "without it")
     return EXIT_OK
 
 
@@ -85,12 +85,12 @@ def restore_backup(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json({"restored": event, "halted": halts}, is_yes=True)
     if args.empty:
-        print("the journal is empty now, and the day's loss begins anew. Whatever is held or rests must go: "
-              "botctl flatten. Start tradehost, look: botctl reconcile; and botctl resume")
+        show("the journal is empty now, and the day's loss begins anew. Whatever is held or rests must go: "
+             "botctl flatten. Start tradehost, look: botctl reconcile; and botctl resume")
         return EXIT_OK
-    print(f"restored {event.backup}; it lacks what happened since {clock_text(event.lacks_since_ns)[:19]}\n"
-          f"halted: {', '.join(halts)}. Start tradehost; it takes in from the exchange what is lacking. Then "
-          "look: botctl reconcile, positions, orders; and botctl resume")
+    show(f"restored {event.backup}; it lacks what happened since {clock_text(event.lacks_since_ns)[:19]}\n"
+         f"halted: {', '.join(halts)}. Start tradehost; it takes in from the exchange what is lacking. Then "
+         "look: botctl reconcile, positions, orders; and botctl resume")
     return EXIT_OK
 
 

@@ -74,8 +74,8 @@ def show_health(args: argparse.Namespace, config: Config) -> int:
         return print_json({"is_healthy": not found, "findings": found, "processes": used,
                       "host": health.get("host", {}), "kills": health.get("kills", {})}, not found)
     show("\n".join([*table_lines(found, ("rule", "subject", "age_s", "text"), "nothing is wrong"), "",
-                     *table_lines(used, ("name", "rss_bytes", "growth_bytes_per_s", "cpu_pct", "descriptors",
-                                         "threads"), "health does not run")]))
+                    *table_lines(used, ("name", "rss_bytes", "growth_bytes_per_s", "cpu_pct", "descriptors",
+                                        "threads"), "health does not run")]))
     return EXIT_NO if found else EXIT_OK
 
 
@@ -103,7 +103,7 @@ def verify_journal(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json(told, is_yes=True)
     show(f"whole: {seq} events, {books.signals} signals, {books.orders} orders, {books.fills} fills\n"
-          f"the chain ends with {last_hash}")
+         f"the chain ends with {last_hash}")
     return EXIT_OK
 
 
@@ -144,7 +144,7 @@ def tell_story(args: argparse.Namespace, config: Config) -> int:
         return print_json([{"seq": e.seq, "ts_ns": e.ts_ns, "event": e.event} for e in story], bool(story))
     if not story:
         show(f"the journal knows no signal, order or fill {args.id}; botctl signals and botctl orders --all "
-              "list the names", is_trouble=True)
+             "list the names", is_trouble=True)
         return EXIT_NO
     for entry in story:
         show(tell(entry))

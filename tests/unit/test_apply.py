@@ -180,7 +180,9 @@ def test_apply_says_what_waits_for_whose_restart(tmp_path, monkeypatch, capsys):
     text = path.read_text()
     new.write_text(text.replace("recover_s = 1", "recover_s = 2").replace("day_loss_max = 9000",
                                                                           "day_loss_max = 9001"))
+    path.chmod(0o640)
     told = apply(path, new, Books)
+    assert path.stat().st_mode & 0o777 == 0o640  # on a host others read it, whatever root's umask is
     assert (told["waiting"], told["restart"]) == (["executor", "limits that became looser"], ["executor"])
     path.write_text(text)
     module.apply_config(Namespace(config=path, file=new, flatten=False, adopt=None, json=False))

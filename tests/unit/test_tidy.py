@@ -29,7 +29,7 @@ CLOCK_ONLY = {
     "datetime.date.today", "asyncio.sleep", "os.urandom",
 }
 CLOCK_ONLY_IMPORTS = {"random", "secrets", "uuid"}
-PRINTING = {"botctl", "views", "steer", "apply", "restore", "run", "daemon"}
+PRINTING = {"views", "steer", "run", "daemon"}
 
 
 @cache
