@@ -267,6 +267,29 @@ def test_config_apply_with_a_strategy_added_changed_and_removed_restarts_nothing
     assert _pids(run, but="strategy-levels").items() <= before.items()
 
 
+def test_config_apply_names_what_waits_and_doctor_says_the_same(run):
+    def of_config():
+        words = [sys.executable, "-m", "bot.botctl", "doctor", "--json", "--config", str(run.path)]
+        done = subprocess.run(words, text=True, capture_output=True, cwd=ROOT, timeout=60)
+        return next(c for c in decoded(["doctor"], done.stdout) if c.name == "config")
+
+    new, everybody = run.folder / "new.toml", set(_pids(run))
+    new.write_text(run.good.replace("notional = 1000\n", "notional = 1001\n"))
+    done = asked(run.path, "config", "apply", str(new))
+    assert (done.changed, done.waiting, done.restart) == (["strategy-levels"], [], [])
+    assert of_config().verdict == "good"  # guard and the rest have all that concerns them
+
+    new.write_text(run.good.replace("recover_s = 1\n", "recover_s = 2\n"))
+    done = asked(run.path, "config", "apply", str(new))
+    assert done.waiting == ["executor"] and set(done.restart) >= everybody - {"strategy-levels"}
+    assert of_config().verdict == "bad" and "supervisorctl restart " in of_config().text
+    subprocess.run([sys.executable, "-m", "supervisor.supervisorctl", "-s", "unix://"
+                    f"{run.appliance.config.path('run/supervisor.sock')}", "restart", *everybody],
+                   check=True, capture_output=True, timeout=60)
+    run.wait_trading()
+    assert wait_until(lambda: of_config().verdict == "good", 20, 0.5)
+
+
 def _pids(run, but: str = "") -> dict[str, int]:
     # As supervisord knows them: a beat says that a process is gone only when it ended in order.
     programs = Supervisor(run.appliance.config.path("run/supervisor.sock")).programs()
