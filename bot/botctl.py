@@ -121,7 +121,7 @@ VERBS = (
     Verb("cancel", steer.command, "cancel our open orders that are not exits; stops stay",
          "--symbol BTC/USDT:USDT", (*SCOPE, REASON)),
     Verb("flatten", steer.flatten, "halt, cancel and close: everything, even with the rest broken",
-         "--symbol BTC/USDT:USDT", (*SCOPE, REASON)),
+         "--symbol BTC/USDT:USDT", (*SCOPE, REASON), reads_config=False),
     Verb("resume", steer.resume, "end a halt, and say why it was set", "--symbol BTC/USDT:USDT", SCOPE),
     Verb("reconcile", steer.command, "compare the books with the exchange now", "", (REASON,)),
     Verb("adopt", steer.command, "make the books what the exchange says of one symbol, and unlock it",

@@ -52,8 +52,8 @@ def stale(config: Config, beats: dict[str, dict[str, Any]]) -> list[str]:
 class _Relied(msgspec.Struct):
     # What others compute with.
     pid: Annotated[int, Meta(ge=1, le=4_194_304)]
-    run: int
-    mono_ns: int
+    run: Annotated[int, Meta(ge=0, le=2**63 - 1)]  # msgspec bounds nothing by itself: 10**330 is an int
+    mono_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     version: str
     config: str
     ended: bool

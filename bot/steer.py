@@ -27,15 +27,22 @@ STOP_TURNS, STOP_TURN_S = 100, 0.1  # supervisord kills it after 8 s, its stopwa
 
 def halt(args: argparse.Namespace) -> int:
     """Write the halt; everything is halted also while the configuration is being edited, broken or gone."""
+    config, state_path = _find(args)
+    return _set_halt(args, state_path, _scope(args, config) if config else "all")
+
+
+def _find(args: argparse.Namespace) -> tuple[Config | None, Path]:
+    # What is meant for everything needs the folder alone; what runs has read its configuration long ago.
     try:
         config = parse(args.config or find_config())
+        return config, config.state_path
     except ConfigError as error:
         if args.config or args.strategy is not None or args.symbol is not None:
             raise
         state_path = find_state_path()
-        show(f"botctl: halting {state_path} although its configuration is broken: {error}", is_trouble=True)
-        return _set_halt(args, state_path, "all")
-    return _set_halt(args, config.state_path, _scope(args, config))
+        show(f"botctl: {args.verb} in {state_path} although its configuration is broken: {error}",
+             is_trouble=True)
+        return None, state_path
 
 
 def _set_halt(args: argparse.Namespace, state_path: Path, scope: str) -> int:
@@ -102,8 +109,16 @@ def command(args: argparse.Namespace, config: Config) -> int:
     return _tell_answer(args, answered, "the executor")
 
 
-def flatten(args: argparse.Namespace, config: Config) -> int:
-    """Close one strategy or symbol through the executor, everything through guard or from here."""
+def flatten(args: argparse.Namespace) -> int:
+    """Close one strategy or symbol through the executor, everything through guard or from here.
+
+    With a broken configuration through guard alone, which runs with the one that it was started with.
+    """
+    config, state_path = _find(args)
+    if config is None:
+        asked = CommandFiles(state_path / "guard").ask("flatten", who=getpass.getuser(), why=args.reason,
+                                                       clock=Clock())
+        return _tell_answer(args, asyncio.run(asked), "guard")
     scope = _scope(args, config)
     if scope != "all":  # what it flattened stays halted
         if not _is_up(config, "executor"):

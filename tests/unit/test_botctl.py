@@ -2,13 +2,16 @@
 
 import errno
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 from bot import botctl, steer
 from bot.botctl import GROUPS, VERBS
-from tests.harness import write_config
+from bot.commands import Answered, CommandFiles
+from bot.halt import HaltFiles
+from tests.harness import wait_until, write_config
 from tests.schemas import SCHEMAS, Error
 
 each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
@@ -105,3 +108,27 @@ def test_journal_verify_with_json_says_that_it_is_not_whole(tmp_path, capsys):
     assert botctl.main(["journal", "verify", "--json", "--config", str(write_config(tmp_path))]) == 1
     told = msgspec.json.decode(capsys.readouterr().out)
     assert told["is_whole"] is False and "there is no journal yet" in told["error"]
+
+
+def test_halt_and_flatten_of_everything_work_with_a_broken_configuration(tmp_path, capsys, monkeypatch):
+    path = write_config(tmp_path)
+    path.write_text(path.read_text() + "\nrubbish = ")
+    state_path = tmp_path / "var"
+    monkeypatch.setenv("BOT_CONFIG", str(path))
+    monkeypatch.setenv("BOT_STATE_DIR", str(state_path))
+    assert botctl.main(["halt", "--reason", "now"]) == 0
+    assert "HALTED all" in capsys.readouterr().out
+    assert [h.scope for h in HaltFiles(state_path / "halt").list()] == ["all"]
+
+    def guard():  # which runs with the configuration that it was started with
+        files = CommandFiles(state_path / "guard")
+        command, = wait_until(lambda: files.waiting()[0])
+        assert (command.verb, command.why) == ("flatten", "out")
+        files.answer(command, Answered(True, "flat"))
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(guard)
+        assert botctl.main(["flatten", "--reason", "out"]) == 0
+        answering.result()
+    out, err = capsys.readouterr()
+    assert "flat" in out and "configuration is broken" in err
+    assert botctl.main(["flatten", "--symbol", "BTC/USDT:USDT"]) == 78
