@@ -28,7 +28,8 @@ def test_beat_with_all_that_is_relied_on_is_read_whole(config):
 
 @pytest.mark.parametrize("change", [
     {"pid": "7"}, {"pid": -1}, {"pid": 1 << 40}, {"mono_ns": None}, {"levels": [1]}, {"levels": {"x": "y"}},
-    {"crash_starts": 3}, {"descriptors_max": 0}, {"run": 1 << 63}, {"mono_ns": -1}, {"long": "x" * BEAT_BYTES_MAX}], ids=str)
+    {"crash_starts": 3}, {"descriptors_max": 0}, {"run": 1 << 63}, {"mono_ns": -1},
+    {"long": "x" * BEAT_BYTES_MAX}], ids=str)
 def test_beat_of_a_hostile_strategy_is_as_if_there_were_none(config, change):
     (config.run_path(NAME) / f"{NAME}.json").write_bytes(msgspec.json.encode(GOOD | change))
     assert read_beats(config) == {}
