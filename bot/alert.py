@@ -31,7 +31,6 @@ QUEUE_MAX = 50  # the newest count; what is older is in the log
 TRIES_MAX, WAIT_S_MAX = 12, 60.0  # 1, 2, 4 ... 60 s: ten minutes without a network
 DOWN_NS = 30_000_000_000  # a crash is over after 8 s, a restart after 5; with Prometheus it is told after 15
 UNPROTECTED_S_MAX = 2.0  # as PositionUnprotected: a stop is placed within a fraction of this
-BEAT_NS_MAX = 10_000_000_000  # an older beat says nothing of now
 AGAIN_NS = 3_600_000_000_000  # what is still so is told again each hour
 SHORT_RULES = ("disk_low", "host_memory_low")  # Prometheus writes to the same disk
 
@@ -48,13 +47,14 @@ def urgent(beats: dict[str, dict[str, Any]], halts: Iterable[Halt], findings: It
     executor = beats.get("executor", {})
     beat_ns = executor.get("mono_ns", 0)
     if now_ns - (beat_ns if since_ns < beat_ns <= now_ns else since_ns) > DOWN_NS:
-        found["ExecutorDown", "executor"] = ("the executor does not beat; positions rest on their stops. "
-                                             "Type: botctl status")
-    if 0 <= now_ns - beat_ns <= BEAT_NS_MAX:
-        for symbol, told in executor.get("symbols", {}).items():
-            if told.get("unprotected_s", 0) > UNPROTECTED_S_MAX:
-                found["PositionUnprotected", symbol] = (
-                    f"{symbol} lacks its stop for {told['unprotected_s']:.0f} s. Type: botctl positions")
+        found["ExecutorDown", "executor"] = ("the executor does not beat; nobody moves stops, or places one "
+                                             "that is lacking. Type: botctl status")
+    # What a dead executor told last stays so until somebody says otherwise.
+    for symbol, told in executor.get("symbols", {}).items() if 0 <= now_ns - beat_ns else ():
+        if told.get("unprotected_s", 0) > UNPROTECTED_S_MAX:
+            lacks_s = told["unprotected_s"] + (now_ns - beat_ns) / 1e9
+            found["PositionUnprotected", symbol] = f"{symbol} lacks its stop for {lacks_s:.0f} s. " \
+                                                   "Type: botctl positions"
     for finding in findings:
         if finding["rule"] in SHORT_RULES:
             found["HostShort", finding["rule"]] = f"{finding['rule']}: {finding['text']}. Type: botctl health"

@@ -51,9 +51,11 @@ def test_urgent_with_a_silent_executor_counts_from_its_beat_or_our_start(beat_ns
     assert set(told) == ({("ExecutorDown", "executor")} if is_down else set())
 
 
-def test_urgent_with_an_old_beat_says_nothing_of_its_symbols():
-    assert ("PositionUnprotected", "BTC") not in found(
-        {"mono_ns": 80 * S, "symbols": {"BTC": {"unprotected_s": 9.0}}})
+def test_urgent_with_a_dead_executor_says_of_its_symbols_what_was_so_last():
+    told = found({"mono_ns": 60 * S, "symbols": {"BTC": {"unprotected_s": 9.0}, "ETH": {"unprotected_s": 0}}})
+    assert set(told) == {("PositionUnprotected", "BTC"), ("ExecutorDown", "executor")}
+    assert "for 49 s" in told["PositionUnprotected", "BTC"]
+    assert found({"mono_ns": 200 * S, "symbols": {"BTC": {"unprotected_s": 9.0}}}, since_ns=99 * S) == {}
 
 
 class World:
