@@ -50,7 +50,7 @@ def urgent(beats: dict[str, dict[str, Any]], halts: Iterable[Halt], findings: It
         found["ExecutorDown", "executor"] = ("the executor does not beat; nobody moves stops, or places one "
                                              "that is lacking. Type: botctl status")
     # What a dead executor told last stays so until somebody says otherwise.
-    for symbol, told in executor.get("symbols", {}).items() if 0 <= now_ns - beat_ns else ():
+    for symbol, told in executor.get("symbols", {}).items() if beat_ns <= now_ns else ():
         if told.get("unprotected_s", 0) > UNPROTECTED_S_MAX:
             lacks_s = told["unprotected_s"] + (now_ns - beat_ns) / 1e9
             found["PositionUnprotected", symbol] = f"{symbol} lacks its stop for {lacks_s:.0f} s. " \
