@@ -33,7 +33,8 @@ SYSTEMD = {"systemctl restart": ("supervisord", signal.SIGTERM),
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyRun]:
     # One appliance for all, each test leaves it trading. Kills are no crash loop here: sequences kill.
-    with FaultyRun(tmp_path_factory.mktemp("ctl"), health={"restarts_max": 1_000}) as run:
+    with FaultyRun(tmp_path_factory.mktemp("ctl"),
+                   health={"restarts_max": 1_000, "restarts_per_day_max": 49}) as run:
         run.wait_trading()
         yield run
 
@@ -116,6 +117,20 @@ def test_supervisorctl_stop_of_the_executor_keeps_position_and_stop_at_the_excha
     assert (held, orders, stops) == (run.appliance.exchange_position(), len(run.appliance.exchange_orders()),
                                      len(run.appliance.open_stops()))
     assert stops == (held != 0) or stops == 1
+    start_all(run)
+
+
+def test_botctl_halt_that_cannot_be_written_stops_the_executor_for_good(run):
+    block = run.folder / "var" / "halt" / "all.part"
+    block.mkdir(parents=True)  # nothing can be written under this name
+    done = subprocess.run([sys.executable, "-m", "bot.botctl", "halt", "--reason", "test",
+                           "--config", str(run.appliance.path)], capture_output=True, text=True, cwd=ROOT,
+                          timeout=60)
+    block.rmdir()
+    assert done.returncode == 1 and "the executor was stopped; it is not started again" in done.stderr, done
+    assert executors(run) == [] and run.appliance.beats()["executor"]["ended"]
+    time.sleep(3)
+    assert executors(run) == [] and not run.status()["halted"]
     start_all(run)
 
 
