@@ -106,9 +106,10 @@ class Bookkeeper:
                text: str = "") -> bool:
         """Record an order event unless it changes nothing or its state does not know it any more.
 
-        Return whether it was recorded. A report that comes late (NEW behind CANCELED) is no event.
+        Return whether it was recorded. A report that comes late (NEW behind CANCELED) is no event, nor is
+        one of an order that the books have forgotten while it was asked for: it was settled.
         """
-        if event not in TABLE[order.state]:
+        if event not in TABLE[order.state] or order.id not in self.books.book(order.request.symbol).orders:
             return False
         change = OrderChanged(
             client_order_id=order.id, signal=order.signal, event=event, code=code, text=text,

@@ -26,8 +26,13 @@ class Contract:
         self.trouble = ""  # of the whole account; while it lasts nothing opens
 
     def doubt(self) -> None:
-        """Read the symbols' rules again at the next comparison: an order was refused by them."""
+        """Read the symbols' rules again at the next comparison: something was refused by them."""
         self._read_ns = -self._reread_ns
+
+    def is_listed(self, symbol: str) -> bool:
+        """Return whether the exchange answers for it: a question for another fails, and all with it."""
+        instrument = self._exchange.instruments.get(symbol)
+        return instrument is not None and instrument.status != "DELISTED"
 
     async def check(self, account: AccountSettings, symbols: Sequence[str]) -> list[str]:
         """Compare; return the differences. Raises ExchangeError, ConfigError for hedge mode at the start."""

@@ -30,10 +30,12 @@ COMPARE_S_MAX = 30  # what one comparison may take when the exchange is slow
 CHASE_S = 0.1  # how often unsettled orders are looked at; each has its own, growing, wait
 CHASE_WAIT_MS_MAX = 30_000
 SYMBOLS_ASKED_MAX = 40  # one by one; more together weigh less
+NO_SYMBOL = -1121  # "Invalid symbol": delisted since the listing was read
 DEAD_KEY = -1125  # "This listenKey does not exist": the private stream says nothing any more
 # A fill is told on the stream within milliseconds. One that the exchange's list shows and the stream has
 # not told for this long proves that the stream is lossy or frozen, whatever its socket says.
 STREAM_LATE_NS = 5_000_000_000
+HEALTHY_NS = 60_000_000_000  # a stream that lived this long is no part of a series of failures
 RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minute
 FRAME_BYTES_MAX = 1_048_576
 CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
@@ -64,8 +66,9 @@ class Reconciler:
         self._stream_since_ns = 0  # exchange time
         self._since_ns = 0  # likewise, of our first comparison
         self._untold: dict[tuple[str, str], int] = {}  # fills known from REST alone -> exchange time
+        self.recorder = Recorder(log, keeper=keeper, halt=halt, is_traded=lambda name: name in self.traded)
+        self._lock, self._unlock = self.recorder.lock, self.recorder.unlock
         self.contract = Contract(config, clock, exchange=exchange, lock=self._lock, unlock=self._unlock)
-        self.recorder = Recorder(log, keeper=keeper, lock=self._lock, halt=halt, is_traded=self._is_traded)
         self._chases: dict[str, Chase] = {}
         self._turn = asyncio.Lock()  # one comparison at a time
         self._wanted, self._trigger = asyncio.Event(), ""
@@ -96,46 +99,46 @@ class Reconciler:
                 if b.position_qty or b.live_orders() or b.locks}
         return tuple(sorted(ours | held))
 
-    def _is_traded(self, symbol: str) -> bool:
-        return symbol in self.traded
-
-    def _is_listed(self, symbol: str) -> bool:
-        # A question for one that was delisted fails, and all others with it; the contract locks it.
-        return symbol in self._exchange.instruments
-
     async def follow(self) -> None:
         """Follow the private stream for ever; each time it is up again, compare the books."""
-        wait_ms = self._config.gateway.reconnect_ms_min
+        gateway, wait_ms = self._config.gateway, 0  # the first time again at once
         while True:
+            lived_ns = 0
             try:
                 key = await self._exchange.listen_key()
                 stream = await self._open_stream(
                     self._exchange.private_url(key), frame_bytes_max=FRAME_BYTES_MAX,
                     connect_timeout_ms=self._config.exchange.connect_timeout_ms)
+                up_ns = self._clock.mono_ns()
+                reason = await self._listen(stream)
+                lived_ns = self._clock.mono_ns() - up_ns
             except (ExchangeError, StreamClosed) as error:
-                self._log.warning("private_stream_down", error=str(error), retry_ms=wait_ms)
-                await self._clock.sleep(wait_ms / 1_000 * self._clock.jitter())
-                wait_ms = min(wait_ms * 2, self._config.gateway.reconnect_ms_max)
-                continue
-            wait_ms = self._config.gateway.reconnect_ms_min
-            self._stream, self._stream_up_ns = stream, self._clock.mono_ns()
-            self._stream_since_ns = self._exchange.server_ns()
-            self._log.info("private_stream_up")
-            self.request("private stream up")
-            try:
-                async for raw in stream:
-                    if not self._hear(raw):
-                        break
-                reason = "listen key expired"
-            except StreamClosed as error:
                 reason = str(error)
-            finally:
-                self._stream = self._stream_up_ns = None
-                self._is_compared = False
-                self._untold.clear()
-                self._gone.clear()
-                await stream.close()
+            if lived_ns > HEALTHY_NS:
+                wait_ms = 0
             self._log.warning("private_stream_down", error=reason, retry_ms=wait_ms)
+            await self._clock.sleep(wait_ms / 1_000 * self._clock.jitter())
+            wait_ms = min(max(wait_ms * 2, gateway.reconnect_ms_min), gateway.reconnect_ms_max)
+
+    async def _listen(self, stream: Any) -> str:
+        # Until the stream ends; returns why it did.
+        self._stream, self._stream_up_ns = stream, self._clock.mono_ns()
+        self._stream_since_ns = self._exchange.server_ns()
+        self._log.info("private_stream_up")
+        self.request("private stream up")
+        try:
+            async for raw in stream:
+                if not self._hear(raw):
+                    break
+            return "listen key expired"
+        except StreamClosed as error:
+            return str(error)
+        finally:
+            self._stream = self._stream_up_ns = None
+            self._is_compared = False
+            self._untold.clear()
+            self._gone.clear()
+            await stream.close()
             self._wake()
 
     async def _keep_key(self) -> None:
@@ -179,6 +182,8 @@ class Reconciler:
                 await self.reconcile(self._trigger)
             except ExchangeError as error:
                 self._log.warning("reconcile_failed", trigger=self._trigger, error=str(error))
+                if error.code == NO_SYMBOL:
+                    self.contract.doubt()
                 await self._clock.sleep(RETRY_S)
                 self._wanted.set()
 
@@ -208,6 +213,8 @@ class Reconciler:
                                    Decimal(0)), exchange_ns=told_ns))
             self._keeper.commit()
             self.read &= {*self.traded}  # what comes back one day is compared again first
+            live = {o.id for book in self._books.symbols.values() for o in book.live_orders()}
+            self.fences = {name: fence_ns for name, fence_ns in self.fences.items() if name in live}
             self._is_compared = up_ns is not None and self._stream_up_ns == up_ns
             self.last_mono_ns, self.differences = self._clock.mono_ns(), len(differences)
             self._log.info("reconciled", trigger=trigger, differences=differences)
@@ -220,7 +227,7 @@ class Reconciler:
         What was read before the last comparison is not read again. Raises ExchangeError.
         """
         book = self._books.book(symbol)
-        if not self._is_listed(symbol):
+        if not self.contract.is_listed(symbol):
             return book.last_trade_id
         if book.last_trade_id:
             fills = await self._exchange.fills_since(symbol, from_trade_id=book.last_trade_id + 1)
@@ -250,7 +257,7 @@ class Reconciler:
             await self._check_stream()
             now_ns = self._clock.mono_ns()
             unsettled = {o.id: o for b in self._books.symbols.values() for o in b.live_orders()
-                         if o.id not in self.sending and not o.rests and self._is_listed(b.symbol)}
+                         if o.id not in self.sending and not o.rests and self.contract.is_listed(b.symbol)}
             self._chases = {name: self._chases.get(name) or Chase(now_ns, self._config.executor.resolve_ms)
                             for name in unsettled}
             for name, chase in self._chases.items():
@@ -335,7 +342,7 @@ class Reconciler:
         # Of all symbols the answer weighs 80, of one 2; the first look is for orders of a lost journal too.
         everywhere = not self.is_ready or len(self.traded) >= SYMBOLS_ASKED_MAX
         asked: tuple[str | None, ...] = (
-            (None,) if everywhere else tuple(s for s in self.traded if self._is_listed(s)))
+            (None,) if everywhere else tuple(s for s in self.traded if self.contract.is_listed(s)))
         open_now = [status for symbol in asked for status in await self._exchange.open_orders(symbol)]
         for status in open_now:
             order = self._find(status)
@@ -356,10 +363,10 @@ class Reconciler:
         self._gone = {name: looks for name, looks in self._gone.items() if name not in names}
         for book in list(self._books.symbols.values()):
             for order in book.live_orders():
-                if order.id not in {*names, *self.sending} and self._is_listed(book.symbol):
+                if order.id not in {*names, *self.sending} and self.contract.is_listed(book.symbol):
                     request = order.request
                     told = await self._exchange.order(request.symbol, order.id,
-                                                        is_conditional=request.is_conditional)
+                                                      is_conditional=request.is_conditional)
                     if told is not None:
                         self._gone.pop(order.id, None)
                         self.recorder.learn(order, told)
@@ -435,11 +442,3 @@ class Reconciler:
         number = "" if status.is_conditional else status.exchange_order_id
         return self._books.find_order(status.symbol, client_order_id=status.client_order_id,
                                       exchange_order_id=number)
-
-    def _lock(self, symbol: str, cause: str, evidence: str) -> None:
-        if self._keeper.lock(symbol, cause, evidence):
-            self._log.warning("symbol_locked", symbol=symbol, cause=cause, evidence=evidence)
-
-    def _unlock(self, symbol: str, cause: str, evidence: str) -> None:
-        if self._keeper.unlock(symbol, cause, evidence):
-            self._log.info("symbol_unlocked", symbol=symbol, cause=cause, evidence=evidence)

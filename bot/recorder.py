@@ -27,18 +27,28 @@ EXCHANGE_MADE: dict[str, tuple[str, FillCause]] = {
 
 
 class Recorder:
-    """Books by order, intent or prefix. lock takes symbol, cause and evidence; halt who and why."""
+    """Books by order, intent or prefix, and locks what is odd. halt takes who and why."""
 
-    def __init__(self, log: Log, *, keeper: Bookkeeper, lock: Callable[[str, str, str], None],
-                 halt: Callable[[str, str], None], is_traded: Callable[[str], bool]) -> None:
+    def __init__(self, log: Log, *, keeper: Bookkeeper, halt: Callable[[str, str], None],
+                 is_traded: Callable[[str], bool]) -> None:
         self._log, self._keeper, self._books = log, keeper, keeper.books
-        self._lock, self._halt, self._is_traded = lock, halt, is_traded
+        self._halt, self._is_traded = halt, is_traded
+
+    def lock(self, symbol: str, cause: str, evidence: str) -> None:
+        """Lock the symbol for a cause, once."""
+        if self._keeper.lock(symbol, cause, evidence):
+            self._log.warning("symbol_locked", symbol=symbol, cause=cause, evidence=evidence)
+
+    def unlock(self, symbol: str, cause: str, evidence: str) -> None:
+        """Take one cause of a lock away, where it is."""
+        if self._keeper.unlock(symbol, cause, evidence):
+            self._log.info("symbol_unlocked", symbol=symbol, cause=cause, evidence=evidence)
 
     def learn(self, order: Order, status: OrderStatus) -> None:
         """Take in what an order of ours has become."""
         is_late = order.state == "ABSENT" and status.event in ("accept", "fill", "complete")
         if self._keeper.report_status(order, status) and is_late and not order.request.is_conditional:
-            self._lock(status.symbol, "late_fill", f"{order.id} was ABSENT and is {status.raw_status}")
+            self.lock(status.symbol, "late_fill", f"{order.id} was ABSENT and is {status.raw_status}")
 
     def book(self, fill: ExchangeFill, name: str) -> bool:
         """Book an execution as whose it is; return whether it was new. name: of its order, "" unknown."""
@@ -48,13 +58,13 @@ class Recorder:
             before = order.state
             new = self._keeper.book_fill(fill, order, CAUSE_OF_LEG[order.leg])
             if new and before in ("ABSENT", "REJECTED"):
-                self._lock(fill.symbol, "late_fill", f"{order.id} was {before} and filled {fill.qty}")
+                self.lock(fill.symbol, "late_fill", f"{order.id} was {before} and filled {fill.qty}")
             foreign = self._books.book(fill.symbol).locks.get("foreign_fill", "")
             if foreign.startswith(f"trade {fill.trade_id}:"):
                 self._keeper.unlock(fill.symbol, "foreign_fill", f"it was of {order.id}, listed late")
             if new and order.filled_qty > order.request.qty:
                 evidence = f"{order.id} was filled {order.filled_qty} of {order.request.qty}"
-                self._lock(fill.symbol, "overfill", evidence)
+                self.lock(fill.symbol, "overfill", evidence)
                 self._halt("executor", f"the exchange filled more than was ordered: {evidence}")
         else:
             new = self._book_without_order(fill, name)
@@ -72,12 +82,12 @@ class Recorder:
         if isinstance(intent, OrderIntended):  # the books have forgotten it: it was settled long ago
             new = self._keeper.book_fill(fill, None, CAUSE_OF_LEG[intent.leg])
             if new:
-                self._lock(fill.symbol, "late_fill", f"{name} was settled long ago and filled {fill.qty}")
+                self.lock(fill.symbol, "late_fill", f"{name} was settled long ago and filled {fill.qty}")
             return new
         if name.startswith(NOT_OF_THE_BOOKS):
             return self._keeper.book_fill(fill, None, "operator")
         if made is not None:
-            self._lock(fill.symbol, made[0], f"the exchange closed {fill.qty} at {fill.price} ({name})")
+            self.lock(fill.symbol, made[0], f"the exchange closed {fill.qty} at {fill.price} ({name})")
             return self._keeper.book_fill(fill, None, made[1])
         if name.startswith(PREFIX):
             if fill.exchange_ns <= self._books.restored_ns:
@@ -86,7 +96,7 @@ class Recorder:
         elif (self._is_traded(fill.symbol)
               and int(fill.trade_id) > self._books.book(fill.symbol).last_trade_id):
             # Not ours: never booked by guess. The position will differ; the operator adopts it.
-            self._lock(fill.symbol, "foreign_fill", f"trade {fill.trade_id}: {fill.side} {fill.qty} at "
+            self.lock(fill.symbol, "foreign_fill", f"trade {fill.trade_id}: {fill.side} {fill.qty} at "
                        f"{fill.price} by order {name or fill.exchange_order_id}")
         return False
 

@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from bot.bookkeeper import Bookkeeper
@@ -14,6 +15,7 @@ from bot.log import Log
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
 from bot.reconciler import MISSES_MIN, Reconciler
 from bot.rows import AccountSettings, ListenKeyExpired, SymbolSettings
+from bot.stream import StreamClosed
 from tests.factory import BTC, ETH, NOW, SECOND, D, HandClock, instrument, signal
 
 ABSENT_AFTER_S, WINDOW_MS, MARGIN_MS = 20, 5_000, 5_000
@@ -323,6 +325,36 @@ def test_ready_ends_when_the_stream_breaks_and_begins_with_the_next_comparison(b
     assert not bench.it.is_ready
 
 
+@pytest.mark.parametrize("end", ["closed", "key"])
+def test_private_stream_that_ends_at_once_is_opened_ever_less_often_and_at_once_after_a_long_life(bench, end):
+    opened, lives_s = [], [0, 0, 0, 0, 0, 0, 0, 100, 0]
+
+    class Stream:
+        async def __anext__(self):
+            bench.clock.step(lives_s[len(opened) - 1] if len(opened) <= len(lives_s) else 0)
+            await asyncio.sleep(0)
+            if end == "closed":
+                raise StreamClosed("code 1012")
+            return b""
+
+        def __aiter__(self):
+            return self
+
+        async def close(self):
+            pass
+
+    async def open_stream(url, **options):
+        opened.append(bench.clock.wall)
+        if len(opened) > 10:
+            raise Over
+        return Stream()
+
+    bench.said, bench.it._open_stream = [ListenKeyExpired(listen_key="key")], open_stream
+    bench.play(bench.it.follow, 1_000)
+    gaps_ms = [(b - a) // 1_000_000 for a, b in zip(opened, opened[1:], strict=False)]
+    assert gaps_ms == [0, 50, 100, 200, 400, 800, 1_000, 100_000, 50, 100]
+
+
 def test_ready_ends_when_comparisons_stay_away(bench):
     asyncio.run(bench.it.reconcile("test"))
     bench.clock.step(2 * 60 + 29)
@@ -360,6 +392,39 @@ def test_symbol_that_is_not_listed_any_more_is_locked_alone_and_nothing_is_asked
         assert bench.it.is_ready
     assert BTC not in asked and order.state == "UNKNOWN"
     assert "not listed" in bench.keeper.books.book(BTC).locks["not_trading"]
+    assert not bench.keeper.books.book(ETH).locks
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_symbol_that_is_delisted_at_run_time_is_locked_alone(bench, is_known):
+    order = bench.unknown_order()
+    bench.instruments[ETH] = instrument(symbol=ETH)
+    bench.it._config.strategy["levels"].symbols.append(ETH)
+    bench.it.last_mono_ns, bench.it._is_compared, bench.clock.until = bench.clock.mono, True, 2 * NOW
+    compared_ns = bench.clock.mono
+
+    async def refresh(symbols):
+        bench.instruments[BTC] = msgspec.structs.replace(instrument(), status="DELISTED")
+
+    async def failing(symbol, *args, **where):
+        if symbol == BTC:
+            raise ExchangeError("openOrders: 400 -1121 Invalid symbol.", status=400, code=-1121)
+        return []
+
+    async def a_while():
+        if is_known:
+            await refresh(())
+        bench.clock.step(1)
+        bench.it.request("test")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await bench.it.compare()
+
+    bench.refresh = refresh
+    bench.open_orders = bench.orders_since = bench.fills_since = bench.order = failing
+    asyncio.run(a_while())
+    assert bench.it.is_ready and compared_ns < bench.it.last_mono_ns <= compared_ns + 3 * SECOND
+    assert "DELISTED" in bench.keeper.books.book(BTC).locks["not_trading"] and order.state == "UNKNOWN"
     assert not bench.keeper.books.book(ETH).locks
 
 
@@ -548,6 +613,27 @@ def test_fill_of_an_order_that_was_forgotten_is_booked_and_locks(bench):
         asyncio.run(bench.it.reconcile("test"))
     assert book.position_qty == 2 and NAME in book.locks["late_fill"] and not bench.halts
     assert bench.journal.find("fill", f"{BTC}#7").client_order_id == NAME
+
+
+def test_answer_of_an_order_that_was_settled_and_forgotten_meanwhile_is_no_event(bench):
+    stop = bench.stop()
+    bench.keeper.change(stop, "accept", status=status(is_conditional=True, exchange_order_id="9"))
+    bench.said = [fill(side="sell")]
+    bench.it._hear(b"")
+    assert stop.state == "FILLED"
+    del bench.keeper.books.book(BTC).orders[NAME]  # as after many newer ones
+    bench.it.recorder.learn(stop, status(is_conditional=True, event="complete", triggered_id="10"))
+    bench.keeper.commit()
+    assert not bench.halts
+
+
+def test_fences_of_settled_orders_are_forgotten_and_others_are_kept(bench):
+    order = bench.unknown_order()
+    asyncio.run(bench.it.reconcile("test"))
+    assert NAME in bench.it.fences
+    bench.keeper.change(order, "reject", code=-2019)
+    asyncio.run(bench.it.reconcile("test"))
+    assert not bench.it.fences
 
 
 def test_fill_of_a_refused_order_that_is_told_twice_locks_once(bench):
