@@ -103,6 +103,29 @@ def test_restore_of_a_host_that_cannot_be_reached_wants_another_key(tmp_path, sa
     assert (key == "new") == ("is the one that lost traded with" not in told)
 
 
+@needs_ansible
+def test_fence_is_noted_behind_proof_alone_and_only_its_first_contact_may_fail():
+    (play,) = yaml(ROOT / "ansible" / "fence.yml")
+    assert "ignore_unreachable" not in play
+    assert [("raw" in str(task), task.get("ignore_unreachable")) for task in play["tasks"]
+            if "ignore_unreachable" in task] == [(True, True)]
+    *_, proof, note = play["tasks"]
+    said = str(proof["ansible.builtin.assert"]["that"])
+    assert "fence_is_done" in str(note) and all(
+        task["register"] in said for task in play["tasks"] if task["name"].startswith("See that"))
+
+
+@needs_ansible
+@pytest.mark.parametrize("line", [
+    "python -P -m bot.botctl flatten --all", "/x/.venv/bin/python /x/.venv/bin/botctl flatten --config c",
+    "python -m bot.executor --config c", "python -m bot.guard", "python3 /usr/local/sbin/bot-switch /opt/x"])
+def test_fence_sees_each_process_that_could_send(line):
+    (play,) = yaml(ROOT / "ansible" / "fence.yml")
+    look = next(str(task["ansible.builtin.command"]) for task in play["tasks"] if "pgrep" in str(task))
+    pattern = look.split('"')[1]
+    assert re.search(pattern, line) and not re.search(pattern, look)
+
+
 def test_units_with_their_programs_name_what_the_release_has():
     unit = (ROOT / "systemd" / "bot.service").read_text()
     conf = (ROOT / "ops" / "supervisord.conf").read_text()
