@@ -80,27 +80,49 @@ def test_vault_beside_the_variables_hides_none_of_them(tmp_path):
     assert {"bot_api_key", "bot_mode", "bot_limits", "bot_strategies"} <= set(known)
 
 
-@needs_ansible
-@pytest.mark.parametrize(("said", "key", "refusal"), [
-    ("false", "new", "cannot be reached, and may trade"),
-    ("true", "old", "is the one that lost traded with"),
-    ("true", "new", "PLAY [Preflight, before anything is touched]")])  # the new host is made then
-def test_restore_of_a_host_that_cannot_be_reached_wants_another_key(tmp_path, said, key, refusal):
+def _restore(tmp_path, *, journal: str = "", **given) -> str:
+    """Play restore.yml onto a host that answers once, with its journals; return what it said: a no."""
     kept = tmp_path / "lost"
     kept.mkdir()
-    for path, text in ((kept / "journal-1.age", "sealed"), (tmp_path / "backup.key", "private"),
-                       (kept / "api.key.sha256", hashlib.sha256(b"old").hexdigest() + "\n")):
-        path.write_text(text)
+    (kept / "journal-1.age").write_text("sealed")
+    (tmp_path / "backup.key").write_text("private")
+    if digest := given.pop("digest", ""):
+        (kept / "api.key.sha256").write_text(hashlib.sha256(digest.encode()).hexdigest() + "\n")
+    ssh = tmp_path / "ssh"
+    asked = tmp_path / "asked"
+    ssh.write_text(f"#!/bin/sh\n[ -e {asked} ] && exit 255\ntouch {asked}; echo '{journal}'\n")
+    ssh.chmod(0o700)
     nobody = "ansible_host=127.0.0.1 ansible_port=1 ansible_ssh_retries=0"
-    (tmp_path / "hosts.ini").write_text(f"lost {nobody}\nfound {nobody}\n")
+    (tmp_path / "hosts.ini").write_text(f"lost {nobody}\nfound {nobody} ansible_ssh_executable={ssh}\n")
     done = subprocess.run(
         [BIN / "ansible-playbook", "-i", tmp_path / "hosts.ini", "restore.yml", "-e", json.dumps({
             "restore_old": "lost", "restore_on": "found", "backup_folder": str(tmp_path), "bot_mode": "live",
-            "bot_api_key": key, "restore_old_is_gone": said})],
-        cwd=ROOT / "ansible", capture_output=True, text=True, timeout=120)
-    told = " ".join(done.stdout.split())
-    assert done.returncode != 0 and refusal in told, told
-    assert (key == "new") == ("is the one that lost traded with" not in told)
+            **given})], cwd=ROOT / "ansible", capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    return " ".join(done.stdout.split())
+
+
+MADE = "PLAY [Preflight, before anything is touched]"  # the new host is made then
+
+
+@needs_ansible
+@pytest.mark.parametrize(("given", "refusal"), [
+    ({"restore_old_is_gone": "false", "bot_api_key": "new", "digest": "old"},
+     "cannot be reached, and may trade"),
+    ({"restore_old_is_gone": "true", "bot_api_key": "old", "digest": "old"},
+     "is the one that lost traded with"),
+    ({"restore_old_is_gone": "true", "bot_api_key": "new", "digest": "old"}, MADE),
+    ({"restore_old_is_gone": "true", "bot_api_key": "new"}, "which key lost traded with is not known here"),
+    ({"restore_old_is_gone": "true", "bot_api_key": "new", "restore_key_is_another": "true"}, MADE)])
+def test_restore_of_a_host_that_cannot_be_reached_wants_another_key(tmp_path, given, refusal):
+    told = _restore(tmp_path, **given)
+    assert refusal in told and (MADE in told) == (refusal == MADE), told
+
+
+@needs_ansible
+def test_restore_onto_a_host_with_a_journal_is_refused_before_any_is_fenced(tmp_path):
+    told = _restore(tmp_path, journal="/var/lib/bot/journal/live.db")
+    assert "found has a journal (/var/lib/bot/journal/live.db)" in told and "PLAY [Fence]" not in told, told
 
 
 @needs_ansible

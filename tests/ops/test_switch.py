@@ -1,6 +1,8 @@
 """bot-switch: what counts as running, what is put in place, and what comes back. Real files, no systemd."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from argparse import Namespace
@@ -26,7 +28,7 @@ def switch(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, tmp_path / folder)
         (tmp_path / folder).mkdir()
     for name, path in (("CURRENT", "opt/current"), ("NEXT", "etc/next"), ("BEFORE", "etc/before"),
-                       ("HISTORY", "opt/switches.jsonl")):
+                       ("HISTORY", "opt/switches.jsonl"), ("PENDING", "opt/switch.pending")):
         monkeypatch.setattr(module, name, tmp_path / path)
     (tmp_path / "etc" / "bot.toml").write_text("config 0")
     module.said, module.did, module.states = [], [], {}
@@ -35,7 +37,11 @@ def switch(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_botctl", lambda *words: module.did.append(" ".join(words)))
     monkeypatch.setattr(module, "status", lambda: module.states.get(_current(module), module.DOWN))
     monkeypatch.setattr(module, "POLL_S", 0.01)
-    return module
+    handlers = {number: signal.getsignal(number) for number in (
+        signal.SIGHUP, signal.SIGPIPE, signal.SIGINT, signal.SIGTERM)}
+    yield module
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _current(switch) -> str:
@@ -52,10 +58,11 @@ def _release(switch, name: str, *, status: dict = RUNNING, units: dict[str, str]
     return path
 
 
-def _stage(switch, text: str, key: str = "") -> None:
+def _stage(switch, text: str, key: str = "", *, release: str) -> None:
     (switch.NEXT / "keys").mkdir(parents=True, exist_ok=True)
     (switch.ETC / "keys").mkdir(exist_ok=True)
     (switch.NEXT / "bot.toml").write_text(text)
+    (switch.NEXT / "release").write_text(release)
     if key:
         (switch.NEXT / "keys" / "api.key").write_text(key)
 
@@ -73,10 +80,10 @@ def _history(switch) -> list[str]:
 
 def test_release_that_runs_is_current_with_its_config_key_and_units(switch, monkeypatch):
     one = _release(switch, "one", units={"bot.service": "1", "old.timer": "1"})
-    _stage(switch, "config 1", "key 1")
+    _stage(switch, "config 1", "key 1", release="one")
     assert _go(switch, monkeypatch, one) == 0
     two = _release(switch, "two", units={"bot.service": "2"})
-    _stage(switch, "config 2", "key 2")
+    _stage(switch, "config 2", "key 2", release="two")
     assert _go(switch, monkeypatch, two) == 0 and _current(switch) == "two"
     assert (switch.ETC / "bot.toml").read_text() == "config 2"
     assert (switch.ETC / "keys" / "api.key").read_text() == "key 2"
@@ -95,10 +102,10 @@ def test_release_that_runs_is_current_with_its_config_key_and_units(switch, monk
 def test_release_that_does_not_run_as_before_is_rolled_back_with_config_key_and_units(
         switch, monkeypatch, broken):
     one = _release(switch, "one")
-    _stage(switch, "config 1", "key 1")
+    _stage(switch, "config 1", "key 1", release="one")
     assert _go(switch, monkeypatch, one) == 0
     two = _release(switch, "two", status=broken, units={"bot.service": "2", "new.timer": "2"})
-    _stage(switch, "config 2", "key 2")
+    _stage(switch, "config 2", "key 2", release="two")
     assert _go(switch, monkeypatch, two) == 4 and _current(switch) == "one"
     assert (switch.ETC / "bot.toml").read_text() == "config 1"
     assert (switch.ETC / "keys" / "api.key").read_text() == "key 1"
@@ -109,12 +116,12 @@ def test_release_that_does_not_run_as_before_is_rolled_back_with_config_key_and_
 
 def test_roll_back_brings_back_no_key_that_an_earlier_switch_left_behind(switch, monkeypatch):
     one = _release(switch, "one")
-    _stage(switch, "config 1", "key 1")
+    _stage(switch, "config 1", "key 1", release="one")
     assert _go(switch, monkeypatch, one) == 0
     (switch.BEFORE / "keys").mkdir(parents=True)  # by one that a power cut ended, or that started nothing
     (switch.BEFORE / "keys" / "api.key").write_text("key 0, revoked")
     bad = _release(switch, "bad", status={**RUNNING, "state": "HALTED", "state_reason": "it is bad"})
-    _stage(switch, "config 2")
+    _stage(switch, "config 2", release="bad")
     assert _go(switch, monkeypatch, bad) == 4
     assert (switch.ETC / "keys" / "api.key").read_text() == "key 1"
 
@@ -151,6 +158,68 @@ def test_release_that_is_halted_by_a_program_is_rolled_back_at_once(switch, monk
     monkeypatch.setattr(switch, "_beaten_state", lambda before: "RUNNING")
     began = time.monotonic()
     assert _go(switch, monkeypatch, two, bound_s=30) == 4 and time.monotonic() - began < 15
+
+
+def test_what_was_staged_for_another_release_is_not_put_in_place(switch, monkeypatch):
+    _stage(switch, "config 9", "key 9, untried", release="nine")
+    (switch.ETC / "keys" / "api.key").write_text("key 0")
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    assert (switch.ETC / "bot.toml").read_text() == "config 0" and not switch.NEXT.exists()
+    assert (switch.ETC / "keys" / "api.key").read_text() == "key 0" and "staged for nine" in switch.said[0]
+
+
+def test_switch_that_is_asked_to_end_is_rolled_back(switch, monkeypatch):
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    two, place = _release(switch, "two", status=switch.DOWN), switch.place
+
+    def placed(*args, **flags):
+        began_s = place(*args, **flags)
+        if not flags.get("restore"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return began_s
+
+    monkeypatch.setattr(switch, "place", placed)
+    monkeypatch.setattr(switch, "_beaten_state", lambda before: "RUNNING")
+    began = time.monotonic()
+    assert _go(switch, monkeypatch, two, bound_s=30) == 4 and time.monotonic() - began < 15
+    assert _current(switch) == "one" and not switch.PENDING.exists()
+
+
+@pytest.mark.parametrize(("status", "result"), [(RUNNING, "switched"), ({}, "rolled back")])
+def test_switch_that_a_power_cut_ended_is_ended_by_the_next_one_first(switch, monkeypatch, status, result):
+    one = _release(switch, "one")
+    _stage(switch, "config 1", "key 1", release="one")
+    assert _go(switch, monkeypatch, one) == 0
+    two = _release(switch, "two", status=status or switch.DOWN)
+    _stage(switch, "config 2", "key 2", release="two")
+    with monkeypatch.context() as cut:
+        def cuts(*_args):
+            raise KeyboardInterrupt
+
+        cut.setattr(switch, "watch", cuts)
+        with pytest.raises(KeyboardInterrupt):
+            _go(switch, cut, two)
+    assert switch.PENDING.exists() and _current(switch) == "two"
+    _stage(switch, "config 3", release="three")
+    assert _go(switch, monkeypatch, _release(switch, "three")) == 0 and _current(switch) == "three"
+    assert _history(switch) == ["switched", "broke", result, "switched"] and not switch.PENDING.exists()
+    assert (switch.ETC / "keys" / "api.key").read_text() == ("key 2" if status else "key 1")
+    assert (switch.ETC / "bot.toml").read_text() == "config 3"
+
+
+def test_switch_that_a_power_cut_ended_before_the_release_was_in_place_is_taken_back(switch, monkeypatch):
+    one = _release(switch, "one")
+    _stage(switch, "config 1", release="one")
+    assert _go(switch, monkeypatch, one) == 0
+    two = _release(switch, "two")
+    _stage(switch, "config 2", release="two")
+    with monkeypatch.context() as cut:
+        cut.setattr(switch, "_units", lambda _release: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _go(switch, cut, two)
+    assert (switch.ETC / "bot.toml").read_text() == "config 2" and _current(switch) == "one"
+    assert _go(switch, monkeypatch, one) == 0 and (switch.ETC / "bot.toml").read_text() == "config 1"
+    assert _history(switch) == ["switched", "broke", "rolled back", "switched"]
 
 
 def test_switch_that_breaks_says_so_in_the_history(switch, monkeypatch):
@@ -192,5 +261,6 @@ def test_releases_kept_are_those_used_last_and_never_the_current_one_goes(switch
         assert _go(switch, monkeypatch, _release(switch, name)) == 0
     _release(switch, "failed", status=switch.DOWN)
     assert _go(switch, monkeypatch, switch.OPT / "releases" / "failed") == 4
+    (switch.OPT / "releases" / "half").mkdir()  # by a deploy that was cut
     assert _go(switch, monkeypatch, switch.OPT / "releases" / "one") == 0
     assert {path.name for path in (switch.OPT / "releases").iterdir()} == {"one", "two", "three"}
