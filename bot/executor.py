@@ -86,7 +86,8 @@ class OrderExecutor:
         self.desk = Desk(config, clock, log, files=CommandFiles(config.state_path / "commands"),
                          exchange=exchange, keeper=self.keeper, reconciler=self.reconciler,
                          dropped=self.dropped, close=self.close_for_operator, cancel=self._send_cancel)
-        self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend)
+        self.protector = Protector(config.executor, clock, log, keeper=self.keeper, intend=self.intend,
+                                   fence_ns=self.reconciler.fence_ns)
         self.subscribed = frozenset(config.symbols())
         self._intake: dict[str, TokenBucket] = {}  # by strategy; "" for all strangers
 

@@ -1,8 +1,9 @@
 """What protects a position at the exchange, and what has to change so that it does. Pure.
 
 The wanted exits follow from the position and the plan; the plan is compared with the orders at
-rest. Stops: new first, then old, so that two stand only while one replaces the other. Take-profits:
-old first, so that there is never more than one.
+rest. Stops: new first, then old, so that two stand only while one replaces the other; one whose
+outcome is unknown is replaced too, once it cannot arrive any more. Take-profits: old first, so that
+there is never more than one.
 """
 
 from decimal import Decimal
@@ -42,19 +43,23 @@ def wanted_exits(book: SymbolBook) -> tuple[Exit, ...]:
     return tuple(Exit(kind, side, qty, price) for kind, price in prices if price is not None)
 
 
-def next_steps(book: SymbolBook) -> Steps:
-    """Return what brings the exits at rest to the wanted ones; nothing is placed beside one in flight."""
+def next_steps(book: SymbolBook, *, is_fenced: bool = False) -> Steps:
+    """Return what brings the exits at rest to the wanted ones; nothing is placed beside one in flight.
+
+    is_fenced: a stop of unknown outcome cannot arrive any more; reduce-only, another may stand beside it.
+    """
     wanted = wanted_exits(book)
     place, cancel = [], []
     for kind in ("stop", "take_profit"):
         exits = [o for o in book.orders.values() if o.request.type == kind and o.state not in CLOSED]
         resting = [o for o in exits if o.state not in IN_FLIGHT]
         want = next((e for e in wanted if e.type == kind), None)
-        keep = next((o for o in resting if want is not None and _fits(o, want)), None)
+        keep = next((o for o in reversed(resting) if want is not None and _fits(o, want)), None)
         if want is not None and keep is None:
             if kind == "stop":  # the old one, the largest, stays until the new one rests
                 keep = max((o for o in resting if o.request.side == want.side), key=_leaves_qty, default=None)
-            if len(exits) == len(resting) and (kind == "stop" or not exits):
+                exits = [o for o in exits if o.is_in_flight and not (is_fenced and o.state == "UNKNOWN")]
+            if not exits:
                 place.append(want)
         cancel += [o.id for o in resting if o is not keep and not o.triggered_id]
     return Steps(tuple(place), tuple(cancel))

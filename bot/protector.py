@@ -24,9 +24,9 @@ class Protector:
     """Measures the seconds without protection and acts on them. `intend` records an order to send."""
 
     def __init__(self, config: ExecutorConfig, clock: Clock, log: Log, *, keeper: Bookkeeper,
-                 intend: Callable[..., Order]) -> None:
+                 intend: Callable[..., Order], fence_ns: int) -> None:
         self._config, self._clock, self._log = config, clock, log
-        self._keeper, self._intend = keeper, intend
+        self._keeper, self._intend, self._fence_ns = keeper, intend, fence_ns
         self._unprotected_ns: dict[str, int] = {}  # symbol -> monotonic time since when
         self._canceled_ns: dict[str, dict[str, int]] = {}  # symbol -> order -> when its cancel was last sent
 
@@ -48,7 +48,7 @@ class Protector:
         excess = late_excess(book)
         if (excess or self._must_close(book)) and self._may_close(book, is_excess=bool(excess)):
             return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
-        steps = next_steps(book)
+        steps = next_steps(book, is_fenced=self._is_fenced(book))
         placed = [self._place(exit_, book) for exit_ in steps.place
                   if not self._waits(refusals(book, exit_)) and not self._moved_lately(book, exit_)]
         return placed, self._cancel(book, steps.cancel)
@@ -90,6 +90,13 @@ class Protector:
         refused = sum(o.state != "ABSENT" for o in tries)  # one that never left says nothing of the next
         wait_ns = RETRY_WAIT_NS << min(max(refused - 1, 0), DOUBLINGS_MAX)
         return 0 <= self._clock.wall_ns() - tries[-1].intended_ns < wait_ns  # a clock may step back
+
+    def _is_fenced(self, book: SymbolBook) -> bool:
+        # Whether another stop may stand beside those nobody knows the end of: fence by fence, then doubling.
+        lost = [o for o in book.unknown() if o.request.type == "stop"]
+        wait_ns = self._fence_ns << min(max(len(lost) - 2, 0), DOUBLINGS_MAX)
+        now_ns = self._clock.wall_ns()
+        return not any(0 <= now_ns - o.intended_ns <= wait_ns for o in lost)
 
     def _moved_lately(self, book: SymbolBook, exit_: Exit) -> bool:
         # A strategy that trails its stop with every Tick must not use up the exchange's order rate.

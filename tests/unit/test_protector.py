@@ -18,7 +18,7 @@ from bot.protection import is_protected
 from bot.protector import RETRY_WAIT_NS, Protector
 from tests.factory import BTC, ETH, SECOND, D, HandClock, filled, intended, received, signal
 
-BUDGET_S = 10
+BUDGET_S, FENCE_S = 10, 4
 
 
 class NoJournal:
@@ -47,6 +47,7 @@ class Bench:
             log,
             keeper=self.keeper,
             intend=self.intend,
+            fence_ns=FENCE_S * SECOND,
         )
 
     @property
@@ -138,7 +139,8 @@ def test_seconds_without_a_stop_go_on_through_restarts_and_end_with_the_stop(ben
     bench.act()
     bench.answer("lose")
     for _ in range(int(BUDGET_S) + 1):  # an executor that dies again and again
-        assert bench.act()[0] == []
+        assert bench.act()[0] in ([], ["stop sell 10 90"])
+        bench.answer("lose")
         bench.clock.step(1)
         bench.restart()
     assert bench.act() == (["close sell 10"], [])
@@ -222,20 +224,53 @@ def test_cancel_with_a_restart_before_it_left_is_sent_by_the_next_run(bench):
     assert bench.act() == ([], ["s2"])
 
 
-def test_stop_whose_outcome_is_unknown_waits_and_past_the_budget_the_position_is_closed(bench):
+def test_stop_lost_before_its_first_byte_is_placed_again_behind_the_fence_and_nothing_is_closed(bench):
     bench.enter()
     bench.act()
-    bench.answer("lose")
-    bench.clock.step(BUDGET_S)
-    assert bench.act() == ([], [])
+    bench.answer("lose")  # the executor was killed behind the commit
+    bench.restart()
+    bench.clock.step(FENCE_S)
+    assert bench.act("LOCKED") == ([], []), "it might still arrive"
     bench.clock.step(0.1)
-    assert bench.act("LOCKED") == (["close sell 10"], [])
-    assert "position_unprotected" in bench.out.getvalue()
+    assert bench.act("LOCKED") == (["stop sell 10 90"], [])
     assert bench.act("LOCKED") == ([], [])
-    bench.fill("10", "sell", name="c3", cause="close")
-    assert bench.act("LOCKED") == ([], [])  # the stop, unknown still, is not placed again
+    bench.keeper.change(bench.book.orders["s3"], "accept")
+    for _ in range(300):
+        bench.clock.step(1)
+        assert bench.act("LOCKED") == ([], []), "protected: the lost one may stay unknown"
+    bench.keeper.change(bench.book.orders["s2"], "accept")  # it had arrived after all
+    assert bench.act() == ([], ["s2"])
+    bench.keeper.change(bench.book.orders["s2"], "cancel")
+    assert bench.act() == ([], []) and [o.id for o in bench.book.live_orders()] == ["s3"]
+
+
+def test_resized_stop_whose_outcome_is_unknown_is_placed_again_beside_the_old_one(bench):
+    bench.enter()
+    bench.protect()
+    bench.fill("5")
+    assert bench.act()[0] == ["stop sell 15 90"]
+    bench.answer("lose")
+    bench.clock.step(FENCE_S + 0.1)
+    assert bench.act("LOCKED") == (["stop sell 15 90"], [])
     bench.answer("accept")
-    assert bench.act("LOCKED") == ([], ["s2"])  # found after all: nothing is left to protect
+    assert bench.act() == ([], ["s2", "s4"]), "the newest stays"
+
+
+def test_stops_whose_outcome_stays_unknown_are_tried_seldom_and_past_the_budget_the_position_is_closed(bench):
+    bench.enter()
+    tries = {"stop": [], "close": []}
+    for _ in range(4 * 120):
+        for text in bench.act("LOCKED")[0]:
+            tries[text.split()[0]].append(bench.clock.mono / 1e9)
+        bench.answer("lose")
+        bench.clock.step(0.25)
+    first = tries["stop"][0]
+    assert [round(at - first) for at in tries["stop"]][:2] == [0, 4] and 5 <= len(tries["stop"]) <= 7
+    assert BUDGET_S < tries["close"][0] - first <= BUDGET_S + 1
+    assert "position_unprotected" in bench.out.getvalue()
+    bench.fill("10", "sell", cause="close")
+    bench.answer("accept", leg="stop")
+    assert len(bench.act("LOCKED")[1]) == len(tries["stop"])  # found after all: nothing is left to protect
 
 
 def test_stop_that_is_refused_is_tried_again_with_back_off_and_then_the_position_is_closed(bench):
