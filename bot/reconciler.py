@@ -22,7 +22,7 @@ from bot.exchange import Exchange
 from bot.log import Log
 from bot.orders import OPEN, PREFIX, ExchangeFill, OrderStatus
 from bot.recorder import NOT_OF_THE_BOOKS, Recorder
-from bot.rows import AccountChanged, ExchangePosition, ListenKeyExpired, Unrecognized
+from bot.rows import AccountChanged, AccountSettings, ExchangePosition, ListenKeyExpired, Unrecognized
 from bot.stream import StreamClosed
 
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
@@ -36,6 +36,7 @@ DEAD_KEY = -1125  # "This listenKey does not exist": the private stream says not
 # not told for this long proves that the stream is lossy or frozen, whatever its socket says.
 STREAM_LATE_NS = 5_000_000_000
 HEALTHY_NS = 60_000_000_000  # a stream that lived this long is no part of a series of failures
+LOOKS_MAX = 3  # at the balance and its transfers, until they agree
 RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minute
 FRAME_BYTES_MAX = 1_048_576
 CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
@@ -198,9 +199,7 @@ class Reconciler:
             differences += await self._compare_orders()
             cursors = {symbol: await self.fetch_fills(symbol) for symbol in self.traded}
             positions = await self._positions()
-            day, told_ns = self._books.day, self._exchange.server_ns()
-            account = await self._exchange.account()  # with the transfers it holds: close to each other
-            transfers = await self._exchange.transfers(day.since_ns) if day else Decimal(0)
+            account, transfers, told_ns = await self._money()
             for symbol in self.traded:
                 if self._books.restored_ns:
                     self.recorder.take_plan(symbol)
@@ -209,8 +208,9 @@ class Reconciler:
             self._keeper.record(Reconciled(
                 trigger=trigger, differences=tuple(differences), positions=positions,
                 wallet_balance=account.wallet_balance, cursors=cursors, transfers=transfers,
-                unrealized_pnl=sum((p.unrealized_pnl for p in self.told.values() if self._is_booked(p)),
-                                   Decimal(0)), exchange_ns=told_ns))
+                unrealized_pnl=sum((p.unrealized_pnl for p in self.told.values()
+                                    if p.qty == self._books.book(p.symbol).position_qty), Decimal(0)),
+                exchange_ns=told_ns))
             self._keeper.commit()
             self.read &= {*self.traded}  # what comes back one day is compared again first
             live = {o.id for book in self._books.symbols.values() for o in book.live_orders()}
@@ -220,6 +220,19 @@ class Reconciler:
             self._log.info("reconciled", trigger=trigger, differences=differences)
         self._wake()
         return differences
+
+    async def _money(self) -> tuple[AccountSettings, Decimal, int]:
+        # A transfer between two answers would look like a loss: the list has to say the same on both sides
+        # of the balance; the first side is the last comparison's.
+        day = self._books.day
+        transfers = day.transfers if day else Decimal(0)
+        for _ in range(LOOKS_MAX):
+            before, told_ns = transfers, self._exchange.server_ns()
+            account = await self._exchange.account()
+            transfers = await self._exchange.transfers(day.since_ns) if day else transfers
+            if transfers == before:
+                break
+        return account, transfers, told_ns
 
     async def fetch_fills(self, symbol: str) -> int:
         """Book every fill of the symbol that is not in the books; return the last trade's id.
@@ -330,9 +343,6 @@ class Reconciler:
         is_equal = (await self._positions()).get(symbol, Decimal(0)) == self._books.book(symbol).position_qty
         return is_equal and order.filled_qty == filled_qty
 
-    def _is_booked(self, position: ExchangePosition) -> bool:
-        return position.qty == self._books.book(position.symbol).position_qty
-
     async def _positions(self) -> dict[str, Decimal]:
         self.told = await self._exchange.positions()
         return {symbol: position.qty for symbol, position in self.told.items()}
@@ -345,7 +355,7 @@ class Reconciler:
             (None,) if everywhere else tuple(s for s in self.traded if self.contract.is_listed(s)))
         open_now = [status for symbol in asked for status in await self._exchange.open_orders(symbol)]
         for status in open_now:
-            order = self._find(status)
+            order = self.recorder.find(status)
             if order is not None:
                 self.recorder.learn(order, status)
             elif status.client_order_id.startswith(PREFIX):
@@ -419,7 +429,7 @@ class Reconciler:
             if isinstance(said, ListenKeyExpired):
                 return False
             if isinstance(said, OrderStatus):
-                order = self._find(said)
+                order = self.recorder.find(said)
                 if order is not None:
                     self.recorder.learn(order, said)
                 elif self._is_compared and said.client_order_id.startswith(PREFIX):
@@ -437,8 +447,3 @@ class Reconciler:
         self._keeper.commit()
         self._wake()
         return True
-
-    def _find(self, status: OrderStatus) -> Order | None:
-        number = "" if status.is_conditional else status.exchange_order_id
-        return self._books.find_order(status.symbol, client_order_id=status.client_order_id,
-                                      exchange_order_id=number)

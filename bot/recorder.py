@@ -44,6 +44,12 @@ class Recorder:
         if self._keeper.unlock(symbol, cause, evidence):
             self._log.info("symbol_unlocked", symbol=symbol, cause=cause, evidence=evidence)
 
+    def find(self, status: OrderStatus) -> Order | None:
+        """Return the order of the books that the status is of, None when it is of none."""
+        number = "" if status.is_conditional else status.exchange_order_id
+        return self._books.find_order(status.symbol, client_order_id=status.client_order_id,
+                                      exchange_order_id=number)
+
     def learn(self, order: Order, status: OrderStatus) -> None:
         """Take in what an order of ours has become."""
         is_late = order.state == "ABSENT" and status.event in ("accept", "fill", "complete")

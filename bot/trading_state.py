@@ -19,6 +19,7 @@ from bot.reconciler import Reconciler
 REDUCING_RULES = frozenset({"disk_low", "host_memory_low", "clock_offset"})
 OF_ONE_MIND = frozenset({"gateway", "guard", "health"})  # they run our code and this very config
 SECOND_NS, MINUTE_NS = 1_000_000_000, 60_000_000_000
+LISTED_NS = 5_000_000_000  # until then a transfer may be in the balance and not in the list of transfers
 
 
 class TradingState:
@@ -40,6 +41,8 @@ class TradingState:
         self._jumps: dict[str, tuple[int, str]] = {}  # symbol -> monotonic time, what
         self._trouble, self._trouble_ns = "", 0
         self._has_run = False
+        self._lost_ns: int | None = None  # monotonic; since when the day's loss is at its limit
+        self._fine_ns = -1  # of the last comparison by which it was not
 
     def hear_beats(self, beats: dict[str, dict[str, Any]]) -> None:
         """Take in what health finds, and who runs another version or config; old beats say nothing."""
@@ -111,6 +114,8 @@ class TradingState:
             return "the gateway is silent"
         if abs(offset_ms) > most_ms:
             return f"clock_offset: {offset_ms} ms from the exchange's, limit {most_ms}"
+        if self._lost_ns is not None:
+            return "day_loss: at its limit, as far as one comparison tells; another one is awaited"
         told = self._reconciler.contract.trouble or self._exchange.refusal("rest") or self._canary()[0]
         if told or self._findings:
             return told or self._findings[0]
@@ -192,9 +197,23 @@ class TradingState:
         return day_pnl(self._books, self.equity())
 
     def day_loss(self) -> str:
-        """Return why the day's loss has to halt everything, "" while it need not."""
+        """Return why the day's loss has to halt everything, "" while it need not.
+
+        What fills and marks add up to counts at once; what a comparison told needs another one, some time
+        later: a withdrawal that is not listed yet looks like a loss.
+        """
         pnl, most = self.day_pnl(), self._config.limits.day_loss_max
-        if pnl is None or -pnl < most:
+        now_ns, compared_ns = self._clock.mono_ns(), self._reconciler.last_mono_ns
+        if pnl is None:
+            return ""
+        if -pnl < most:
+            self._lost_ns, self._fine_ns = None, compared_ns
+            return ""
+        if self._lost_ns is None:
+            self._lost_ns = now_ns if compared_ns != self._fine_ns else compared_ns - LISTED_NS
+        if compared_ns < self._lost_ns + LISTED_NS:
+            if now_ns >= self._lost_ns + LISTED_NS:
+                self._reconciler.request("day loss")
             return ""
         return (f"day_loss: limit {most}, was {-pnl:.2f} since 00:00 UTC, unrealized included; the positions "
                 "keep their stops")

@@ -627,6 +627,30 @@ def test_answer_of_an_order_that_was_settled_and_forgotten_meanwhile_is_no_event
     assert not bench.halts
 
 
+@pytest.mark.parametrize("amount", [500, -300])
+def test_transfer_between_the_balance_and_its_list_is_no_loss_and_no_gain(bench, amount):
+    settings, told, asked = asyncio.run(bench.account()), {"wallet": D(1_000), "transfers": D(0)}, []
+
+    async def account():
+        answer = msgspec.structs.replace(settings, wallet_balance=told["wallet"])
+        asked.append(answer)
+        if len(asked) == 4:  # two in a comparison: for the modes, and for the balance
+            told.update(wallet=D(1_000 + amount), transfers=D(amount))
+        return answer
+
+    async def transfers(start_ns):
+        return told["transfers"]
+
+    bench.account, bench.transfers = account, transfers
+    asyncio.run(bench.it.reconcile("test"))
+    assert bench.keeper.books.day.transfers == 0
+    asyncio.run(bench.it.reconcile("test"))
+    books = bench.keeper.books
+    assert books.day.transfers == amount and books.wallet_balance == 1_000 + amount
+    asyncio.run(bench.it.reconcile("test"))
+    assert len(asked) == 2 + 3 + 2, "asked again only where they disagree"
+
+
 def test_fences_of_settled_orders_are_forgotten_and_others_are_kept(bench):
     order = bench.unknown_order()
     asyncio.run(bench.it.reconcile("test"))

@@ -10,7 +10,7 @@ from bot.events import Reconciled, SymbolLocked
 from bot.halt import HaltFiles
 from bot.model import Tick
 from bot.rows import ExchangePosition
-from bot.trading_state import TradingState
+from bot.trading_state import LISTED_NS, TradingState
 from tests.factory import (
     BTC,
     ETH,
@@ -360,8 +360,42 @@ def test_day_loss_at_the_limit_halts_and_one_step_less_does_not(tmp_path, price,
     bench.it.see_price(tick(bench.clock, price=price))
     bench.clock.step(RECOVER_S)
     bench.it.see_price(tick(bench.clock, price=price))
-    loss = bench.it.day_loss()
-    assert loss.startswith("day_loss: limit 500, was ") == bool(loss) == halts, loss
+    assert bench.it.day_loss() == "", "one comparison is not enough"
+    bench.feed(ETH)
+    assert ("day_loss" in bench.it.of_all()[1]) == halts, "but nothing opens until the next"
+    bench.clock.step(LISTED_NS / SECOND)
+    assert bench.it.day_loss() == "" and ("day loss" in bench.asked) == halts
+    bench.reconciler.last_mono_ns = bench.clock.mono
+    for _ in range(2):
+        loss = bench.it.day_loss()
+        assert loss.startswith("day_loss: limit 500, was ") == bool(loss) == halts, loss
+
+
+def test_day_loss_of_marks_and_fills_halts_at_once(tmp_path):
+    bench = Bench(tmp_path, Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(1_000),
+                                       exchange_ns=NOW - SECOND), filled("", "1000", fee=D(0)))
+    assert bench.it.day_loss() == ""
+    bench.it.see_price(tick(bench.clock, price=99.5))
+    assert bench.it.day_loss().startswith("day_loss: limit 500, was 500.00")
+    bench.reconciler.last_mono_ns = bench.clock.mono
+    assert bench.it.day_loss(), "the next comparison does not doubt it anew"
+
+
+def test_day_loss_by_a_withdrawal_that_is_listed_late_does_not_halt(tmp_path):
+    def compared(wallet, transfers, at_ns):
+        return Reconciled(trigger="t", differences=(), positions={}, wallet_balance=D(wallet),
+                          transfers=D(transfers), exchange_ns=at_ns)
+    bench = Bench(tmp_path, compared(1_000, 0, NOW - SECOND))
+    assert bench.it.day_loss() == ""
+    bench.books.apply(compared(300, 0, NOW))
+    bench.reconciler.last_mono_ns = bench.clock.mono
+    assert bench.it.day_loss() == "" and "day_loss" in bench.it.of_all()[1]
+    bench.clock.step(LISTED_NS / SECOND)
+    bench.books.apply(compared(300, -700, NOW + 6 * SECOND))
+    bench.reconciler.last_mono_ns = bench.clock.mono
+    assert bench.it.day_loss() == ""
+    bench.recover()
+    assert bench.it.of_all()[0] == "RUNNING"
 
 
 def test_beat_tells_of_a_symbol_and_of_money_what_alerts_look_at(tmp_path):
