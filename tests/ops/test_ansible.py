@@ -80,7 +80,7 @@ def test_vault_beside_the_variables_hides_none_of_them(tmp_path):
     assert {"bot_api_key", "bot_mode", "bot_limits", "bot_strategies"} <= set(known)
 
 
-def _restore(tmp_path, *, journal: str = "", **given) -> str:
+def _restore(tmp_path, *, journal: str = "", is_cut: bool = False, **given) -> str:
     """Play restore.yml onto a host that answers once, with its journals; return what it said: a no."""
     kept = tmp_path / "lost"
     kept.mkdir()
@@ -89,11 +89,12 @@ def _restore(tmp_path, *, journal: str = "", **given) -> str:
     if digest := given.pop("digest", ""):
         (kept / "api.key.sha256").write_text(hashlib.sha256(digest.encode()).hexdigest() + "\n")
     ssh = tmp_path / "ssh"
-    asked = tmp_path / "asked"
+    asked = f'"{tmp_path}/$(echo "$*" | grep -o "127.0.0.[12]" | head -n 1)"'
     ssh.write_text(f"#!/bin/sh\n[ -e {asked} ] && exit 255\ntouch {asked}; echo '{journal}'\n")
     ssh.chmod(0o700)
-    nobody = "ansible_host=127.0.0.1 ansible_port=1 ansible_ssh_retries=0"
-    (tmp_path / "hosts.ini").write_text(f"lost {nobody}\nfound {nobody} ansible_ssh_executable={ssh}\n")
+    nobody, once = "ansible_port=1 ansible_ssh_retries=0", f"ansible_ssh_executable={ssh}"
+    (tmp_path / "hosts.ini").write_text(f"lost ansible_host=127.0.0.1 {nobody} {once if is_cut else ''}\n"
+                                        f"found ansible_host=127.0.0.2 {nobody} {once}\n")
     done = subprocess.run(
         [BIN / "ansible-playbook", "-i", tmp_path / "hosts.ini", "restore.yml", "-e", json.dumps({
             "restore_old": "lost", "restore_on": "found", "backup_folder": str(tmp_path), "bot_mode": "live",
@@ -123,6 +124,12 @@ def test_restore_of_a_host_that_cannot_be_reached_wants_another_key(tmp_path, gi
 def test_restore_onto_a_host_with_a_journal_is_refused_before_any_is_fenced(tmp_path):
     told = _restore(tmp_path, journal="/var/lib/bot/journal/live.db")
     assert "found has a journal (/var/lib/bot/journal/live.db)" in told and "PLAY [Fence]" not in told, told
+
+
+@needs_ansible
+def test_restore_where_the_line_to_the_old_host_dies_while_it_is_fenced_ends(tmp_path):
+    told = _restore(tmp_path, is_cut=True, restore_old_is_gone="true", bot_api_key="new", digest="old")
+    assert "PLAY [Fence]" in told and "TASK [Halt it, if it still can be]" in told and MADE not in told, told
 
 
 @needs_ansible

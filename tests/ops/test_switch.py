@@ -222,6 +222,22 @@ def test_switch_that_a_power_cut_ended_before_the_release_was_in_place_is_taken_
     assert _history(switch) == ["switched", "broke", "rolled back", "switched"]
 
 
+def test_roll_back_that_a_power_cut_ended_goes_on_whatever_the_release_does_now(switch, monkeypatch):
+    one = _release(switch, "one")
+    assert _go(switch, monkeypatch, one) == 0
+    two = _release(switch, "two", status=switch.DOWN)
+    _stage(switch, "config 2", release="two")
+    with monkeypatch.context() as cut:
+        place = switch.place
+        cut.setattr(switch, "place", lambda *args, **flags: (
+            1 / 0 if "restore" in flags else place(*args, **flags)))
+        with pytest.raises(ZeroDivisionError):
+            _go(switch, cut, two)
+    switch.states["two"] = RUNNING
+    assert _go(switch, monkeypatch, one) == 0 and (switch.ETC / "bot.toml").read_text() == "config 0"
+    assert _history(switch) == ["switched", "broke", "rolled back", "switched"]
+
+
 def test_switch_that_breaks_says_so_in_the_history(switch, monkeypatch):
     def broken(*_args, **_flags):
         raise OSError("no space left")
