@@ -165,15 +165,27 @@ def test_supervisorctl_start_of_the_executor_opens_nothing_until_the_books_are_c
 
 def test_supervisorctl_stop_of_gateway_or_strategy_opens_nothing_new(run):
     ctl(run, "stop gateway")
-    wait_until(lambda: run.status()["state"] == "REDUCING", 10)
+    wait_until(lambda: run.status()["state"] == "REDUCING", 3)
+    assert_nothing_moves(run, "REDUCING")
     ctl(run, "start gateway")
     run.wait_trading()
     ctl(run, "stop strategy-levels")
-    time.sleep(1)
-    orders = len(run.appliance.exchange_orders())
-    time.sleep(4)
-    assert run.status()["state"] == "RUNNING" and len(run.appliance.exchange_orders()) == orders
+    assert_nothing_moves(run, "RUNNING")
     start_all(run)
+
+
+def assert_nothing_moves(run: FaultyRun, state: str) -> None:
+    """Assert that position, orders and stops stay for some seconds, once what was on its way has ended."""
+    def there() -> tuple:
+        it = run.appliance
+        return (it.exchange_position(), len(it.exchange_orders()),
+                [stop["clientAlgoId"] for stop in it.open_stops()])
+    wait_until(lambda: there()[0] == 0 or there()[2], 10)
+    time.sleep(1)
+    before = there()
+    time.sleep(4)
+    assert run.status()["state"] == state and there() == before
+    assert bool(before[2]) == (before[0] != 0), "a position has its stop, and a stop its position"
 
 
 def test_supervisorctl_update_reread_and_hup_restart_nothing(run):
@@ -192,7 +204,7 @@ def test_supervisorctl_update_reread_and_hup_restart_nothing(run):
 
 def test_supervisorctl_stop_all_and_reload_come_back_whole(run):
     ctl(run, "stop all")
-    assert executors(run) == []
+    assert executors(run) == [] and {p["state"] for p in run.status()["processes"]} == {"DOWN"}
     start_all(run)
     before = run.pid("executor")
     play(run, "reload")  # supervisord ends all programs in order, reads its files again, starts all
