@@ -1,7 +1,8 @@
 """What a signal leads to next, given the books. Pure, and asked again after every change.
 
 A signal says where the position should be. A target that increases the position acts once; one
-that reduces stays in force until reached; a flip is a reduce-only leg and then an opening leg. One
+that reduces stays in force until reached, and one below an entry whose end is not known until that
+is known; a flip is a reduce-only leg and then an opening leg. One
 order moves a symbol at a time; the newest signal waits behind it, and only a signal without an
 order can be superseded. Because the answer follows from the books alone, a restart needs no memory.
 """
@@ -76,6 +77,8 @@ def next_step(book: SymbolBook, context: Context) -> Step | None:
     if book.working():
         return _pass_unknown(waiting, book, context)
     acting = next((s for s in book.signals if s.orders), None)
+    if waiting and _outlasts_entry(waiting[0], book) and not _adds(book, waiting[0].signal.target_qty):
+        return _begin(waiting[0], book, context)
     if acting is not None:
         return _continue(acting, book, context, newer_waits=bool(waiting))
     return _begin(waiting[0], book, context)
@@ -97,14 +100,15 @@ def _pass_unknown(waiting: list[OpenSignal], book: SymbolBook, context: Context)
     if free is not None:
         step = _continue(free, book, context, newer_waits=bool(waiting))
         return step if isinstance(step, SendOrder) and step.leg == "reduce" else None
-    if waiting and _reduce_qty(book, waiting[0].signal.target_qty):
+    if waiting and _reduce_qty(book.position_qty, waiting[0].signal.target_qty):
         return _begin(waiting[0], book, context)
     return None
 
 
 def _exit_again(waiting: list[OpenSignal], book: SymbolBook, context: Context) -> Step | None:
-    signal = waiting[0] if waiting else next(s for s in book.signals if s.orders)
-    if _reduce_qty(book, signal.signal.target_qty) != abs(book.position_qty) or book.position_qty == 0:
+    signal = waiting[0] if waiting else next(s for s in reversed(book.signals) if s.orders)
+    held = book.position_qty
+    if held == 0 or _reduce_qty(held, signal.signal.target_qty) != abs(held):
         return None
     step = _begin(signal, book, context) if waiting else _continue(signal, book, context, newer_waits=False)
     return step if isinstance(step, SendOrder) and step.leg == "reduce" else None
@@ -126,11 +130,23 @@ def endings(book: SymbolBook, context: Context) -> list[CloseSignal]:
     for signal in waiting:
         if signal.age_name < newest:
             ended.append(CloseSignal(signal, "superseded", "a newer signal for this symbol was received"))
-        elif context.now_ns >= signal.signal.expires_ns:
+        elif context.now_ns >= signal.signal.expires_ns and not _outlasts_entry(signal, book):
             age_ms = (context.now_ns - signal.signal.created_ns) // 1_000_000
             ended.append(CloseSignal(signal, "expired", "not acted on in its time to live, was "
                                      f"{age_ms} ms old"))
     return ended
+
+
+def _outlasts_entry(signal: OpenSignal, book: SymbolBook) -> bool:
+    # An entry that has no end yet may still fill: a newer target that wants less is in force until then.
+    entry = next((s for s in book.signals if s.orders and book.orders[s.orders[-1]].leg == "open"), None)
+    target = signal.signal.target_qty
+    return (entry is not None and target.is_finite() and signal.age_name > entry.age_name
+            and _reduce_qty(entry.signal.target_qty, target) > 0)
+
+
+def _adds(book: SymbolBook, target: Decimal) -> bool:
+    return target != book.position_qty and _reduce_qty(book.position_qty, target) == 0
 
 
 def _begin(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | None:
@@ -139,13 +155,15 @@ def _begin(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | Non
         return None  # waits, and expires in its time
     if context.instrument is None:
         return _deny(signal, Denial("not_trading", f"{wanted.symbol} is not listed at the exchange"))
-    denial = check_signal(wanted, book, context.instrument, context.limits, now_ns=context.now_ns,
-                          exchange_now_ns=context.exchange_now_ns)
+    now_ns, exchange_now_ns = ((wanted.created_ns, wanted.tick_exchange_ns) if _outlasts_entry(signal, book)
+                               else (context.now_ns, context.exchange_now_ns))
+    denial = check_signal(wanted, book, context.instrument, context.limits, now_ns=now_ns,
+                          exchange_now_ns=exchange_now_ns)
     if denial is not None:
         return _deny(signal, denial)
     if wanted.target_qty == book.position_qty:
         return _already_there(signal, book, context)
-    if _reduce_qty(book, wanted.target_qty):
+    if _reduce_qty(book.position_qty, wanted.target_qty):
         return _reduce(signal, book, context)
     return _open(signal, book, context)
 
@@ -171,9 +189,8 @@ def _gives_way(book: SymbolBook, wanted: TradingSignal) -> bool:
     return closer < 0 if book.position_qty > 0 else closer > 0
 
 
-def _reduce_qty(book: SymbolBook, target: Decimal) -> Decimal:
+def _reduce_qty(held: Decimal, target: Decimal) -> Decimal:
     # Unsigned; a flip first goes to zero. 0: the target does not reduce.
-    held = book.position_qty
     if held == 0 or ((held > 0) == (target > 0) and abs(target) >= abs(held)):
         return Decimal(0)
     return abs(held) if (held > 0) != (target > 0) else abs(held) - abs(target)
@@ -183,7 +200,7 @@ def _reduce(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
     denial = _state_denial("reduce", context)
     if denial is not None:
         return _deny(signal, denial)
-    qty = _reduce_qty(book, signal.signal.target_qty)
+    qty = _reduce_qty(book.position_qty, signal.signal.target_qty)
     if context.instrument is not None and qty > context.instrument.qty_max:
         qty = context.instrument.qty_max  # of one order; the signal stays in force for the rest
     keeps_side = (signal.signal.target_qty > 0) == (book.position_qty > 0) and signal.signal.target_qty != 0
@@ -216,7 +233,7 @@ def _continue(signal: OpenSignal, book: SymbolBook, context: Context, *, newer_w
     last = orders[-1]
     if last.leg == "open":
         return _close_by(signal, last)
-    if _reduce_qty(book, signal.signal.target_qty) == 0:
+    if _reduce_qty(book.position_qty, signal.signal.target_qty) == 0:
         if newer_waits or not _has_opening_leg(signal, orders, book):
             return CloseSignal(signal, "done", f"reduced to {book.position_qty}")
         return _open_second_leg(signal, book, context)

@@ -757,15 +757,82 @@ def test_stranger_is_denied_while_an_order_works(table):
     assert table.send("0", strategy="other") and table.first_word() == "denied"
 
 
-def test_waiting_signal_expires_in_its_time_though_an_order_is_unknown(table):
+@pytest.mark.parametrize("target", ["3", "NaN", "sNaN", "Infinity"])
+def test_waiting_signal_expires_in_its_time_though_an_order_is_unknown(table, target):
+    table.send("2")
+    table.act()
+    table.answer("lose")
+    table.now += 1
+    name = table.send(target)
+    assert table.act() == []
+    table.now += 5 * SECOND
+    assert table.first_word() == "expired" and list(table.outcomes) == [name]
+
+
+@pytest.mark.parametrize(
+    ("target", "qty", "left"), [("0", "2", "0"), ("0.5", "1.5", "0.5"), ("-1", "2", "0")]
+)
+def test_exit_beside_an_unknown_entry_is_in_force_when_that_turns_out_filled(table, target, qty, left):
+    table.send("2")
+    table.act()
+    entry = table.order().id
+    table.answer("lose")
+    table.now += 1
+    name = table.send(target)
+    assert table.act() == []
+    table.now += 400 * SECOND
+    assert table.act() == [] and not table.outcomes, "what wants less does not expire before the entry is known"
+    table.answer("accept")
+    table.fill(entry, "2")
+    table.books = Books.decode(table.books.encode())  # a restart needs no memory
+    table.state = "RECONCILING"
+    assert table.act() == []
+    table.state = "LOCKED"
+    assert table.act() == [f"reduce sell {qty}"] and table.book.target_qty == D(target)
+    table.fill(table.order().id, qty)
+    said = table.act()
+    assert said[0] == "done filled 2" and table.position == D(left)
+    assert table.outcomes[name] == ("expired" if target == "-1" else "done"), "it opens nothing that late"
+
+
+def test_exit_beside_an_unknown_entry_that_is_absent_is_the_target_should_it_fill_after_all(table):
     table.send("2")
     table.act()
     table.answer("lose")
     table.now += 1
     name = table.send("0")
-    assert table.act() == []
-    table.now += 5 * SECOND
-    assert table.first_word() == "expired" and list(table.outcomes) == [name]
+    table.now += 400 * SECOND
+    table.act()
+    table.answer("absent")
+    assert table.act() == ["done the position is already there", "absent the order never reached the exchange"]
+    assert table.book.target_qty == 0 and table.outcomes[name] == "done"
+
+
+def test_smaller_target_beside_an_entry_that_ended_without_a_fill_opens_nothing_when_it_is_old(table):
+    table.send("2")
+    table.act()
+    table.answer("lose")
+    table.now += 1
+    table.send("1")
+    table.now += 400 * SECOND
+    table.act()
+    table.answer("reject")
+    assert [word.split()[0] for word in table.act()] == ["rejected", "expired"]
+
+
+def test_exit_beside_an_entry_found_filled_is_sent_again_when_its_own_outcome_is_unknown(table):
+    table.send("2")
+    table.act()
+    entry = table.order().id
+    table.answer("lose")
+    table.now += 1
+    table.send("0")
+    table.act()
+    table.fill(entry, "2")
+    assert table.act() == ["reduce sell 2"]
+    table.answer("lose")
+    table.now += (FENCE_S + 1) * SECOND
+    assert table.act() == ["reduce sell 2"]
 
 
 def test_signal_with_reconciliation_under_way_waits_and_then_acts_or_expires():
@@ -889,8 +956,12 @@ class Play(RuleBasedStateMachine):
             assert abs(held + signed) >= (abs(target) if held * target > 0 else 0)
         if not step.signal.orders:
             assert step.signal.signal.position_version == table.book.version
-            assert table.now < step.signal.signal.expires_ns
+            assert table.now < step.signal.signal.expires_ns or (step.leg == "reduce" and self.is_beside_entry())
         self.acted.append(target)
+
+    def is_beside_entry(self):
+        book = self.table.book
+        return any(s.orders and book.orders[s.orders[-1]].leg == "open" for s in book.signals)
 
     def is_fenced(self, order, now_ns):
         return now_ns - order.intended_ns > FENCE_S * SECOND
