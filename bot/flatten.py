@@ -21,6 +21,7 @@ from bot.exchange import Exchange
 from bot.halt import HaltFiles
 from bot.orders import GUARD_PREFIX, OrderRequest, OrderStatus, is_ours
 from bot.outcome import classify, classify_cancel
+from bot.probe import is_program
 
 LOOK_S = 0.5  # between two looks at the positions (weight 5 of 2,400 a minute)
 ORDERS_TURNS = 10  # every so many of them at the orders too, and each time when nothing is held (weight 80)
@@ -29,6 +30,7 @@ WAIT_S_MIN, WAIT_S_MAX = 0.3, 5.0  # after a question that got no answer; double
 SEIZE_TURNS, SEIZE_S = 100, 0.1  # SIGKILL takes effect when a frozen process's disk wait ends
 ZEROS = 2  # looks that must find nothing, so that an answer from a lagging replica does not end it
 HOLDER = "guard"  # in the lock file, behind the pid: an executor that finds it waits instead of failing
+HOLDERS = ("executor", "guard")  # who is killed for the lock
 
 Told = Callable[[str], None]
 Found = TypeVar("Found")
@@ -50,8 +52,11 @@ class Flattener:
         self._made = 0
         self._run = f"{clock.wall_ns() // 1_000_000:x}{clock.token(2)}"
 
-    async def flatten(self, who: str, why: str) -> None:
-        """Return when the exchange says that nothing is held and nothing rests, and no sooner."""
+    async def flatten(self, who: str, why: str) -> bool:
+        """Return when the exchange says that nothing is held and nothing rests, and no sooner.
+
+        False: all but what is held in symbols that it lists no more, which no order can close.
+        """
         began_ns = self._clock.mono_ns()
         self._halt(who, why)
         lock = await self._seize()
@@ -62,7 +67,8 @@ class Flattener:
                 self._config.exchange.recv_window_ms + self._config.executor.fence_margin_ms)
             turn = zeros = 0
             while zeros < ZEROS or self._exchange.server_ns() < fence_ns:
-                positions = await self._ask(self._exchange.positions)
+                held = await self._ask(self._exchange.positions)
+                positions = {s: p for s, p in held.items() if s in self._exchange.instruments}
                 for symbol, position in positions.items():
                     await self._close(symbol, position.qty)
                 orders = (
@@ -73,10 +79,13 @@ class Flattener:
         finally:
             if lock is not None:
                 os.close(lock)
+        left = ", ".join(f"{position.qty} {symbol}" for symbol, position in held.items())
         self._tell(
-            f"flat after {(self._clock.mono_ns() - began_ns) / 1e9:.1f} s: the exchange says no position "
-            "and no order; trading stays halted until botctl resume"
+            f"flat after {(self._clock.mono_ns() - began_ns) / 1e9:.1f} s: the exchange says no "
+            + (f"other position than {left}: not listed any more, close it in the exchange's app" if left
+               else "position and no order") + "; trading stays halted until botctl resume"
         )
+        return not left
 
     async def cancel_entries(self) -> list[str]:
         """Cancel our orders that are not reduce-only; return their names. Raises ExchangeError."""
@@ -91,13 +100,10 @@ class Flattener:
         orders = await self._ask(self._exchange.open_orders)
         for order in [o for o in orders if not (is_held and o.reduce_only)]:
             await self._cancel(order)
-        return len(orders)
+        return sum(order.symbol in self._exchange.instruments for order in orders)
 
     async def _close(self, symbol: str, held: Decimal) -> None:
-        instrument = self._exchange.instruments.get(symbol)
-        if instrument is None:
-            self._tell(f"{held} {symbol}: not listed any more; close it in the exchange's app")
-            return
+        instrument = self._exchange.instruments[symbol]
         step, self._made = instrument.qty_increment, self._made + 1
         qty = min(abs(held) // step * step or step, instrument.qty_max)  # the step may be a new one
         request = OrderRequest(
@@ -127,7 +133,7 @@ class Flattener:
             try:
                 return await question()
             except ExchangeError as error:
-                self._tell(f"the exchange does not answer, asking again: {error}")
+                self._tell(f"the exchange gives no answer to go by, asking again: {error}")
                 await self._clock.sleep(wait_s * self._clock.jitter())
                 wait_s = min(wait_s * 2, WAIT_S_MAX)
 
@@ -165,7 +171,8 @@ class Flattener:
     def _kill(self, path: Path) -> None:
         try:
             pid = int(path.read_text().split()[0])
-            if pid != os.getpid():
+            # A number that outlived its process may be anybody's by now.
+            if pid != os.getpid() and any(is_program(pid, name) for name in HOLDERS):
                 os.kill(pid, signal.SIGKILL)
                 self._tell(f"killed {pid}, the holder of the executor's lock")
         except (OSError, ValueError, IndexError) as error:
@@ -195,11 +202,14 @@ def is_seized(path: Path) -> bool:
     return False
 
 
-async def flatten_here(config: Config, tell: Told, *, who: str, why: str) -> None:
-    """Flatten from the process that calls. Raises ConfigError when the keys cannot be read."""
+async def flatten_here(config: Config, tell: Told, *, who: str, why: str) -> bool:
+    """Flatten from the process that calls; return whether all is flat.
+
+    Raises ConfigError when the keys cannot be read.
+    """
     try:
         exchange = open_exchange(config, Clock())
     except (ConfigError, PermissionError) as error:
         raise ConfigError(f"{error}: flatten needs the trading keys; run it as the user that owns them "
                           "(on a host: systemctl start bot-flatten)") from None
-    await Flattener(config, Clock(), exchange, tell).flatten(who, why)
+    return await Flattener(config, Clock(), exchange, tell).flatten(who, why)

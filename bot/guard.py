@@ -108,17 +108,17 @@ class Guard:
         if is_first or canceled:
             self._log.error("dead_man", silent_s=round(silent_s), canceled=canceled)
 
-    async def _flatten(self, who: str, why: str) -> None:
+    async def _flatten(self, who: str, why: str) -> bool:
         async with self._busy:
             self._said.clear()
             self.flattens += 1
-            await self._flattener.flatten(who, why)
+            return await self._flattener.flatten(who, why)
 
     async def _do(self, command: Command) -> Answered:
         if command.verb != "flatten" or command.symbol or command.strategy:
             return Answered(False, f"guard flattens everything, no more: {command.verb} is the executor's")
-        await self._flatten(command.who, command.why)
-        return Answered(True, self._said[-1])
+        is_flat = await self._flatten(command.who, command.why)
+        return Answered(is_flat, self._said[-1])
 
     def _say(self, text: str) -> None:
         self._said.append(text)

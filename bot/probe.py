@@ -138,13 +138,25 @@ def kill_pid(pid: int, name: str) -> bool:
     """SIGKILL one of our programs; False when it is gone, or its number is another's by now."""
     try:
         process = psutil.Process(pid)
-        words, (module, _, strategy) = process.cmdline(), name.partition("-")
-        if f"bot.{module}" not in words or (strategy and strategy not in words):
+        if not _is_program(process, name):
             return False
         process.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+def is_program(pid: int, name: str) -> bool:
+    """Return whether this process is the program of ours with that name, as far as we may see."""
+    try:
+        return _is_program(psutil.Process(pid), name)
+    except psutil.Error:
+        return False
+
+
+def _is_program(process: psutil.Process, name: str) -> bool:
+    words, (module, _, strategy) = process.cmdline(), name.partition("-")
+    return f"bot.{module}" in words and (not strategy or strategy in words)
 
 
 def descendants() -> list[psutil.Process]:

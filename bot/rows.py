@@ -154,7 +154,8 @@ def read_position(row: Row, symbols: Mapping[str, str]) -> ExchangePosition:
     """Return a position. Raises ValueError for one of hedge mode: only one-way mode is traded."""
     qty, symbol = money(row["positionAmt"]), row["symbol"]
     if qty and row["positionSide"] != "BOTH":
-        raise ValueError(f"{symbol}: a {row['positionSide']} position of hedge mode")
+        raise ValueError(f"{symbol}: a {row['positionSide']} position of hedge mode: close it in the "
+                         "exchange's app, and switch to one-way mode")
     return ExchangePosition(
         symbol=symbols.get(symbol, symbol), qty=qty, entry_price=money(row["entryPrice"]),
         mark_price=money(row["markPrice"]), liquidation_price=money(row["liquidationPrice"]) or None)

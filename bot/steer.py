@@ -132,9 +132,11 @@ def flatten(args: argparse.Namespace) -> int:
     answered = asyncio.run(_flatten_by_guard(args, config)) if _is_up(config, "guard") else None
     if answered is None:
         say(args, "guard does not answer: flattening from here, do not end this")
-        asyncio.run(flatten_here(config, lambda text: say(args, text), who=getpass.getuser(),
-                                 why=args.reason))
-        answered = Answered(True, "flat: the exchange says no position and no order; trading stays halted")
+        is_flat = asyncio.run(flatten_here(config, lambda text: say(args, text), who=getpass.getuser(),
+                                           why=args.reason))
+        answered = Answered(is_flat, "flat: the exchange says no position and no order; trading stays halted"
+                            if is_flat else "all is flat but what is to be closed in the exchange's app; "
+                                            "trading stays halted")
     return _tell_answer(args, answered, "guard")
 
 

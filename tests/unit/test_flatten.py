@@ -187,7 +187,8 @@ def test_flatten_with_a_frozen_holder_of_the_lock_ends_it_and_holds_it_itself(tm
     path = config.path(config.journal.path)
     holder = subprocess.Popen([sys.executable, "-c", "import sys, time; from pathlib import Path\n"
                                "from bot.journal import take_lock\n"
-                               f"take_lock(Path({str(path)!r})); print('held', flush=True); time.sleep(99)"],
+                               f"take_lock(Path({str(path)!r})); print('held', flush=True); time.sleep(99)",
+                               "bot.executor"],
                               stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
     holder.send_signal(signal.SIGSTOP)
@@ -210,6 +211,21 @@ def test_flatten_with_a_frozen_holder_of_the_lock_ends_it_and_holds_it_itself(tm
     assert not is_seized(path)
     os.close(take_lock(path))  # free again
     holder.stdout.close()
+
+
+def test_flatten_with_a_number_in_the_lock_that_is_anothers_by_now_kills_nobody(tmp_path):
+    config = load(write_config(tmp_path))
+    path = config.path(config.journal.path)
+    handle = take_lock(path)
+    other = subprocess.Popen(["sleep", "99"])
+    path.with_suffix(".lock").write_text(f"{other.pid}\n")
+    told, clock = [], HastyClock()
+    exchange = FakeExchange(clock, {BTC: Decimal(1)}, {})
+    assert asyncio.run(Flattener(config, clock, exchange, told.append).flatten("op", "a test"))
+    assert other.poll() is None and "its holder does not end" in told[1] and exchange.held[BTC] == 0
+    other.kill()
+    other.wait()
+    os.close(handle)
 
 
 @pytest.mark.parametrize("text", ["", "12 \n", f"12 {HOLDER}\n", "\udcff"])
@@ -242,13 +258,13 @@ def test_flatten_with_a_position_that_cannot_be_closed_closes_the_others(tmp_pat
 
         async def positions(self):
             if self.held[ETH] == 0:  # a person closes the odd ones, in the exchange's app
-                self.held = dict.fromkeys(self.held, Decimal(0))
+                self.held[BTC] = Decimal(0)
             return await super().positions()
 
     held = {"XYZUSDT": Decimal(3), BTC: Decimal("0.0015"), ETH: Decimal(-3)}
     exchange, _, told = flatten(tmp_path, lambda clock: Odd(clock, held, {}))
     assert exchange.log == [("buy", ETH, Decimal(3))]
-    assert any("XYZUSDT: not listed" in text for text in told)
+    assert "3 XYZUSDT: not listed any more, close it in the exchange's app" in told[-1]
     assert any("not sent: quantity must be" in text for text in told)
 
 

@@ -42,6 +42,7 @@ class Bench:
     async def flatten(self, who, why):
         self.flattened_at = self.now_s
         self.it._said.append("flat")
+        return True
 
     def live(self, for_s):
         end = self.clock.mono + for_s * SECOND
