@@ -1,5 +1,6 @@
 """bot-switch: what counts as running, what is put in place, and what comes back. Real files, no systemd."""
 
+import fcntl
 import json
 import os
 import signal
@@ -168,6 +169,14 @@ def test_what_was_staged_for_another_release_is_not_put_in_place(switch, monkeyp
     assert (switch.ETC / "keys" / "api.key").read_text() == "key 0" and "staged for nine" in switch.said[0]
 
 
+def test_switch_beside_another_one_touches_nothing(switch, monkeypatch):
+    one = _release(switch, "one")
+    with open(switch.OPT / "switch.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert _go(switch, monkeypatch, one) == 2 and not switch.CURRENT.exists() and not switch.did
+    assert _go(switch, monkeypatch, one) == 0
+
+
 def test_switch_that_is_asked_to_end_is_rolled_back(switch, monkeypatch):
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     two, place = _release(switch, "two", status=switch.DOWN), switch.place
@@ -181,7 +190,7 @@ def test_switch_that_is_asked_to_end_is_rolled_back(switch, monkeypatch):
     monkeypatch.setattr(switch, "place", placed)
     monkeypatch.setattr(switch, "_beaten_state", lambda before: "RUNNING")
     began = time.monotonic()
-    assert _go(switch, monkeypatch, two, bound_s=30) == 4 and time.monotonic() - began < 15
+    assert _go(switch, monkeypatch, two, bound_s=30, settle_s=1) == 4 and time.monotonic() - began < 15
     assert _current(switch) == "one" and not switch.PENDING.exists()
 
 
