@@ -133,6 +133,27 @@ def test_restore_where_the_line_to_the_old_host_dies_while_it_is_fenced_ends(tmp
 
 
 @needs_ansible
+@pytest.mark.parametrize(("given", "is_good"), [
+    ({"bot_mode": "live"}, False), ({"bot_mode": "testnet"}, True), ({"bot_tell_nobody": "true"}, True),
+    ({"monitoring_direct_url": "x"}, True), ({"monitoring_webhook_url": "x"}, True),
+    ({"monitoring_webhook_url": "x", "monitoring_enabled": "false"}, False)])
+def test_live_mode_with_nobody_who_is_told_is_refused(tmp_path, given, is_good):
+    look = {"include_role": {"name": "bot", "tasks_from": "preflight", "rolespec_validate": False}}
+    (tmp_path / "play.yml").write_text(json.dumps([{
+        "hosts": "all", "gather_facts": False, "connection": "local", "tasks": [look]}]))
+    url = {"rest_url": "https://x", "ws_url": "wss://x"}
+    done = subprocess.run(
+        [BIN / "ansible-playbook", "-i", "host,", tmp_path / "play.yml", "-e", json.dumps({
+            "bot_mode": "live", "bot_limits": {"x": 1}, "bot_strategies": {"sr": {}}, "bot_exchange": url,
+            "bot_api_key": "k", "bot_api_secret": "s", "release_source": str(tmp_path),
+            "ansible_python_interpreter": str(BIN / "python"), **given})],
+        cwd=ROOT / "ansible", capture_output=True, text=True, timeout=60,
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "ansible" / "roles")})
+    assert (done.returncode == 0) == is_good, done.stdout + done.stderr
+    assert is_good or "alerts reach nobody" in done.stdout + done.stderr
+
+
+@needs_ansible
 def test_fence_is_noted_behind_proof_alone_and_only_its_first_contact_may_fail():
     (play,) = yaml(ROOT / "ansible" / "fence.yml")
     assert "ignore_unreachable" not in play
