@@ -40,7 +40,7 @@ SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in 
 SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
 DAY_NS = 86_400_000_000_000  # a UTC day
-LAYOUT = 3  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
+LAYOUT = 4  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
 NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
 
 
@@ -123,6 +123,7 @@ class SymbolBook(msgspec.Struct, kw_only=True):
     last_trade_id: int = 0  # all trades up to it were read from the exchange's own list
     newest: dict[str, tuple[int, int, int]] = {}  # strategy -> created_ns, run, seq of its newest signal
     target_qty: Decimal | None = None  # in force: of what acted, or was there already, last
+    apart_qty: Decimal = ZERO  # what the exchange held beyond position_qty when books_differ was seen last
 
     def live_orders(self) -> list[Order]:
         """Return the orders from which something is still expected."""
@@ -390,6 +391,9 @@ def _reconciled(books: Books, event: Reconciled) -> None:
     books.equity = event.wallet_balance + event.unrealized_pnl
     books.reconciled += 1
     books.lacks_since_ns = books.restored_ns = 0
+    for book in books.symbols.values():
+        there = event.positions.get(book.symbol, ZERO) if "books_differ" in book.locks else book.position_qty
+        book.apart_qty = there - book.position_qty
     for symbol, cursor in event.cursors.items():
         book = books._own(symbol)
         book.last_trade_id = max(book.last_trade_id, cursor)

@@ -17,6 +17,7 @@ from bot.exposure import Exposure
 from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_sender, check_signal
 from bot.model import Instrument, Outcome, TradingSignal
 from bot.orders import Leg, Side
+from bot.protection import as_held
 
 CLOCK_SLACK_NS = 1_000_000_000  # as signals from the future are allowed in limits.py
 REDUCE_ATTEMPTS_MAX = 5  # rejected in a row; then the strategy is told and may decide anew
@@ -71,6 +72,7 @@ def next_step(book: SymbolBook, context: Context) -> Step | None:
     """Return what to do next in this symbol, None when there is nothing or something is awaited."""
     if not book.signals:
         return None
+    book = as_held(book)
     waiting = [s for s in book.signals if not s.orders]
     if ended := endings(book, context):
         return ended[0]

@@ -32,6 +32,18 @@ class Steps(msgspec.Struct, frozen=True):
     cancel: tuple[str, ...]
 
 
+def as_held(book: SymbolBook) -> SymbolBook:
+    """Return the book with no larger a position than the exchange holds, while the two are known to differ.
+
+    What a person closed or opened there is not ours to protect or to close. It is the same book otherwise.
+    """
+    ours, there = book.position_qty, book.position_qty + book.apart_qty
+    held = min(ours, there, key=abs) if ours * there > 0 else Decimal(0)
+    if "books_differ" not in book.locks or held == ours:
+        return book
+    return msgspec.structs.replace(book, position_qty=held)
+
+
 def wanted_exits(book: SymbolBook) -> tuple[Exit, ...]:
     """Return the exits the plan asks for at the position as it stands."""
     if book.position_qty == 0:

@@ -11,7 +11,16 @@ from bot.events import Unprotected
 from bot.limits import MAY_PASS
 from bot.log import Log
 from bot.orders import Side
-from bot.protection import Exit, is_protected, is_stop_passed, late_excess, next_steps, refusals
+from bot.protection import (
+    Exit,
+    Steps,
+    as_held,
+    is_protected,
+    is_stop_passed,
+    late_excess,
+    next_steps,
+    refusals,
+)
 
 RETRY_WAIT_NS = 1_000_000_000  # before an exit or a close that came to nothing is tried again; doubles
 CANCEL_WAIT_NS = 1_000_000_000  # before a cancel whose answer was lost or no is sent again
@@ -36,7 +45,8 @@ class Protector:
         is_read: the exchange has told this symbol's position since our start; until then
         RECONCILING lets nothing pass, nor does a restored journal, halted or not: its position is an old one.
         """
-        book = self._keeper.books.book(symbol)
+        booked = self._keeper.books.book(symbol)
+        book = as_held(booked)
         if "protect" not in MAY_PASS[state] and not (state == "RECONCILING" and is_read):
             return [], []
         if self._keeper.books.restored_ns and not is_read:
@@ -49,6 +59,9 @@ class Protector:
         if (excess or self._must_close(book)) and self._may_close(book, is_excess=bool(excess)):
             return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
         steps = next_steps(book, is_fenced=self._is_fenced(book))
+        if book is not booked:  # what rests stays: no answer that lags may take a stop away
+            steps = Steps(place=() if is_protected(book) else steps.place,
+                          cancel=steps.cancel if book.position_qty else ())
         placed = [self._place(exit_, book) for exit_ in steps.place
                   if not self._waits(refusals(book, exit_)) and not self._moved_lately(book, exit_)]
         return placed, self._cancel(book, steps.cancel)

@@ -419,7 +419,8 @@ class Reconciler:
                 positions.update({symbol: (await self._positions()).get(symbol, Decimal(0))})
         causes = [c for c in self._books.book(symbol).locks if c in EXPLAINS]
         evidence = (f"the exchange says {held}, our fills and adoptions say {ours}: {held - ours} is "
-                    f"explained by {', '.join(causes) or 'no trade in its list'}")
+                    f"explained by {', '.join(causes) or 'no trade in its list'}; "
+                    "protected and closed is what both hold")
         self._lock(symbol, "books_differ", evidence)
         return [f"{symbol} books_differ: {evidence}"]
 

@@ -18,7 +18,7 @@ from bot.decision import (
     next_step,
 )
 from bot.errors import IllegalTransition, InvariantError
-from bot.events import ExitsSet, SignalClosed
+from bot.events import ExitsSet, Reconciled, SignalClosed, SymbolLocked
 from bot.orders import IN_FLIGHT
 from tests.factory import (
     BTC,
@@ -833,6 +833,18 @@ def test_exit_beside_an_entry_found_filled_is_sent_again_when_its_own_outcome_is
     table.answer("lose")
     table.now += (FENCE_S + 1) * SECOND
     assert table.act() == ["reduce sell 2"]
+
+
+@pytest.mark.parametrize(
+    ("there", "said"), [("0", "done the position is already there"), ("1", "reduce sell 1")]
+)
+def test_exit_of_a_position_that_a_person_closed_takes_what_is_there(there, said):
+    table = at("3")
+    table.state = "LOCKED"
+    table.record(SymbolLocked(symbol=BTC, cause="books_differ", evidence=""))
+    table.record(Reconciled(trigger="t", differences=(), positions={BTC: D(there)}, wallet_balance=D(0)))
+    table.send("0")
+    assert table.act() == [said]
 
 
 def test_signal_with_reconciliation_under_way_waits_and_then_acts_or_expires():

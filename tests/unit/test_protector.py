@@ -11,7 +11,7 @@ from bot.bookkeeper import Bookkeeper
 from bot.books import Books
 from bot.config import ExecutorConfig
 from bot.errors import IllegalTransition
-from bot.events import ExitsSet, Restored, SymbolLocked
+from bot.events import ExitsSet, Reconciled, Restored, SymbolLocked
 from bot.log import Log
 from bot.orders import CLOSED, IN_FLIGHT, OrderRequest
 from bot.protection import is_protected
@@ -85,6 +85,13 @@ class Bench:
         """Let a signal say where the position should be."""
         self.keeper.record(received(signal(target)))
         self.keeper.close_signal("levels/7/1", BTC, "done", "the position is already there", D(0))
+
+    def differ(self, there):
+        """Let a comparison find this position at the exchange, signed."""
+        self.keeper.lock(BTC, "books_differ", f"exchange {there}, ours {self.book.position_qty}")
+        self.keeper.record(
+            Reconciled(trigger="t", differences=(), positions={BTC: D(there)}, wallet_balance=D(0))
+        )
 
     def act(self, state="RUNNING", *, is_read=True):
         """Return what is to be sent and canceled now, in words."""
@@ -165,6 +172,44 @@ def test_entry_of_which_next_to_nothing_filled_gets_its_stop_and_is_closed_like_
     assert close.request.reduce_only
     bench.fill("0.001", "sell", close.id, cause="close")
     assert bench.act() == ([], []) and bench.book.position_qty == 0 == bench.protector.unprotected_s(BTC)
+
+
+@pytest.mark.parametrize("there", ["0", "-4"])
+def test_position_that_a_person_closed_at_the_exchange_is_neither_protected_nor_closed(bench, there):
+    bench.enter()
+    bench.protect()
+    bench.differ(there)
+    assert bench.act("LOCKED") == ([], []), "an answer that lags takes no stop away"
+    bench.keeper.change(bench.book.orders["s2"], "expire")
+    for _ in range(4 * 60):
+        bench.clock.step(0.25)
+        assert bench.act("LOCKED") == ([], []) and bench.protector.unprotected_s(BTC) == 0
+    bench.keeper.unlock(BTC, "books_differ", "both say 10")  # or it had lagged
+    assert bench.act() == (["stop sell 10 90"], [])
+
+
+def test_position_that_a_person_closed_in_part_is_protected_and_closed_as_far_as_it_is_there(bench):
+    bench.enter()
+    bench.differ("4")
+    assert bench.act("LOCKED") == (["stop sell 4 90"], [])
+    bench.answer("reject", code=-2021)
+    assert bench.act("LOCKED") == (["close sell 4"], [])
+    bench.fill("4", "sell", name="c3", cause="close")
+    bench.clock.step(60)
+    assert bench.act("LOCKED") == ([], []), "6 of ours are not there"
+
+
+def test_entry_that_fills_late_beside_a_position_that_a_person_closed_is_protected(bench):
+    bench.enter()
+    bench.differ("0")
+    bench.fill("2")
+    assert bench.act("LOCKED") == (["stop sell 2 90"], [])
+
+
+def test_position_that_a_person_made_larger_is_protected_as_far_as_it_is_ours(bench):
+    bench.enter()
+    bench.differ("14")
+    assert bench.act("LOCKED") == (["stop sell 10 90"], [])
 
 
 def test_entry_without_a_stop_needs_none(bench):
