@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from bot.bookkeeper import Bookkeeper
 from bot.books import Order
+from bot.canary import NOTHING_TO_REDUCE
 from bot.crash import point
 from bot.errors import ExchangeError, InvariantError
 from bot.events import OrderAnswered
@@ -62,6 +63,8 @@ class OrderSender:
                 self._keeper.change(order, "reject", code=outcome.code, text=outcome.text)
                 if outcome.code == CLOCK_OFF:
                     await self._exchange.measure_clock()
+                if outcome.code == NOTHING_TO_REDUCE:  # is what we book not there?
+                    self._reconciler.request("nothing to reduce")
                 if outcome.code in RULES_REFUSED:
                     self._reconciler.contract.doubt()
                 elif outcome.code in KEY_REFUSED:

@@ -104,6 +104,22 @@ def test_manual_trade_locks_its_symbol_until_it_is_adopted(running: Appliance, s
     _reach(running, signaler, "0.020")
 
 
+def test_position_closed_in_the_exchanges_app_is_left_alone_until_it_is_adopted(running: Appliance,
+                                                                                signaler: Signaler) -> None:
+    _reach(running, signaler, "0.010")
+    running.control("POST", "/paper/trade", {
+        "account": "main", "symbol": "BTCUSDT", "side": "SELL", "qty": "0.010"})
+    wait_until(lambda: _locks(running).keys() == {"foreign_fill", "books_differ"}, SEEN_S)
+    before = running.journal().books().orders
+    running.control("POST", "/paper/trade", {
+        "account": "main", "symbol": "BTCUSDT", "side": "BUY", "qty": "0.004"})
+    _reconciled(running, 3)
+    assert running.exchange_position() == Decimal("0.004"), "what a person opened by hand is not sold"
+    assert running.journal().books().orders <= before + 1  # a stop for it, at the most
+    assert _botctl(running, "adopt", BTC, "--reason", "my own trade")[0] == 0
+    assert running.our_position() == Decimal("0.004")
+
+
 def test_liquidation_and_adl_are_booked_and_lock_until_adopted(running: Appliance,
                                                               signaler: Signaler) -> None:
     for path, cause, left in (("/paper/liquidate", "liquidation", "0"), ("/paper/adl", "adl", "0.006")):
