@@ -184,7 +184,7 @@ class ExecutorConfig(Table, kw_only=True, frozen=True):
              "side was seen lagging for minutes")] = 300
     unprotected_s_max: Annotated[
         Seconds, Meta(description="a position that should have a stop and has none is closed after "
-                      "this")] = 10
+                      "this; where that is later than the fence, a lost stop is placed again first")] = 10
     recover_s: Annotated[
         Seconds, Meta(description="after the last sign of a cause of REDUCING nothing opens for this long, "
                       "nor before the books were compared once more")] = 5

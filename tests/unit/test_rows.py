@@ -177,7 +177,7 @@ def test_read_with_recorded_rows_tells_orders_and_positions():
     position = read_position(row, SYMBOLS)
     assert (position.symbol, position.qty, position.entry_price) == (BTC, Decimal("0.001"), Decimal(50_000))
     assert (position.mark_price, position.liquidation_price) == (Decimal(51_000), Decimal(45_000))
-    with pytest.raises(ValueError, match="hedge"):
+    with pytest.raises(ValueError, match="hedge mode: close it"):
         read_position({**row, "positionSide": "LONG"}, SYMBOLS)
 
 
