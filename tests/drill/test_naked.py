@@ -46,7 +46,7 @@ ROWS: dict[str, dict | str] = {
     "killed, cancel unsent": "sender.cancel_first_byte 1 kill",
     "killed, cancel unread": "sender.cancel_answered 1 kill",
 }
-CLOSED = {"-4120 for good", "-2021", "request hangs"}  # no stop can be had in time
+CLOSED = {"-4120 for good", "-2021"}  # no stop can be had in time
 SHORT = ["-4120 for good", "-2021", "killed, stop unread"]
 
 
