@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from bot.outcome import RETRY_LATER_S_MAX
+
 Action = Literal["query", "entry", "rest"]
 # Header, window in seconds, and limit as long as exchangeInfo has not told it (its rateLimits of 2026).
 # Orders weigh nothing, cancels 1.
@@ -21,6 +23,8 @@ LISTED = {("REQUEST_WEIGHT", "MINUTE", 1): "weight_1m", ("ORDERS", "SECOND", 10)
 # left is for cancels, closes and stops ("rest"), which are held back by a ban alone.
 SHARE_MAX: dict[Action, float] = {"entry": 0.80, "query": 0.90}
 SLOW_SHARE = 0.70  # from here on questions are spread out
+BAN_NS_MAX = int((RETRY_LATER_S_MAX + 60) * 1e9)  # and a minute for clocks that differ
+NONE = 0, 0  # no counter was told
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,25 +56,31 @@ class Budget:
         told = {name: (_window(name, server_ns), int(headers[header]))
                 for name, (header, _, _) in COUNTERS.items()
                 if re.fullmatch(r"\d{1,9}", headers.get(header, ""))}
-        self.merge(Usage(used=told))
+        self.merge(Usage(used=told), server_ns)
 
-    def ban(self, until_ns: int) -> None:
-        """Let nothing out until then, by the exchange's clock."""
-        self.merge(Usage(banned_until_ns=until_ns))
+    def ban(self, until_ns: int, server_ns: int) -> None:
+        """Let nothing out until then, by the exchange's clock, which is at server_ns."""
+        self.merge(Usage(banned_until_ns=until_ns), server_ns)
 
     def fill(self, name: str, server_ns: int) -> None:
         """Take a limit as used up in the window of server_ns: the exchange said so."""
-        self.merge(Usage(used={name: (_window(name, server_ns), self.limits[name])}))
+        self.merge(Usage(used={name: (_window(name, server_ns), self.limits[name])}), server_ns)
 
-    def merge(self, told: Usage) -> None:
-        """Take in what another process knows: of each counter the later window, then the larger number."""
-        used = {name: max(self.usage.used.get(name, (0, 0)), told.used.get(name, (0, 0)))
-                for name in COUNTERS}
-        self.usage = Usage(used=used, banned_until_ns=max(self.usage.banned_until_ns, told.banned_until_ns))
+    def merge(self, told: Usage, server_ns: int) -> None:
+        """Take in what another process knows: of each counter the later window, then the larger number.
+
+        What lies further ahead than it can was written down by a clock that was off, and is dropped.
+        """
+        sources = self.usage, told
+        used = {name: max(row for row in (*(u.used.get(name, NONE) for u in sources), NONE)
+                          if row[0] <= _window(name, server_ns) + 1) for name in COUNTERS}
+        bans = [u.banned_until_ns for u in sources]
+        latest_ns = server_ns + BAN_NS_MAX
+        self.usage = Usage(used=used, banned_until_ns=max(ns if ns <= latest_ns else 0 for ns in bans))
 
     def share(self, name: str, server_ns: int) -> float:
         """Return how much of a limit is used in the window of server_ns."""
-        window, used = self.usage.used.get(name, (0, 0))
+        window, used = self.usage.used.get(name, NONE)
         return used / self.limits[name] if window == _window(name, server_ns) else 0.0
 
     def refusal(self, action: Action, server_ns: int) -> str:

@@ -33,8 +33,10 @@ from bot.rows import (
     PrivateEvent,
     SymbolSettings,
     money,
+    read_account,
     read_fill,
     read_instrument,
+    read_key_rights,
     read_position,
     read_private,
     read_status,
@@ -87,10 +89,12 @@ class Exchange:
             section: (config.sapi_url.rstrip("/") if section == "sapi" else base) + urlsplit(url).path
             for section, url in self._ccxt.urls["api"].items()}
         self._ahead_ns = clock.wall_ns() - clock.mono_ns()  # exchange time minus the monotonic clock
+        self._is_measured = False  # till then it is this host's word, which may be far off
         self._symbols: dict[str, str] = {}
         self._markets: dict[str, dict[str, Any]] = {}
         self.instruments: dict[str, Instrument] = {}
-        self.budget, self._is_urgent = Budget(), is_urgent
+        # early: what was heard by a clock that is not measured yet; it is told to nobody, and then forgotten
+        self.budget, self._early, self._is_urgent = Budget(), Budget(), is_urgent
 
     async def load(self) -> None:
         """Measure the clock and fetch the instruments."""
@@ -136,7 +140,7 @@ class Exchange:
             with self._reading("time"):  # whole milliseconds: the middle of the one it names
                 server_ns = int(row["serverTime"]) * 1_000_000 + 500_000
             measured.append((received_ns - sent_ns, server_ns - (sent_ns + received_ns) // 2))
-        self._ahead_ns = min(measured)[1]
+        self._ahead_ns, self._is_measured, self._early = min(measured)[1], True, Budget()
 
     @property
     def clock_offset_ns(self) -> int:
@@ -195,7 +199,7 @@ class Exchange:
 
     def hear_usage(self, told: Usage) -> None:
         """Take in what another process of this host knows of the request limits."""
-        self.budget.merge(told)
+        self.budget.merge(told, self.server_ns())
 
     def shares(self) -> dict[str, float]:
         """Return how much of each request limit is used in its window now, 0 to 1."""
@@ -203,7 +207,8 @@ class Exchange:
 
     def refusal(self, action: Action) -> str:
         """Return why the request limits let this kind of request not leave now, "" when they do."""
-        return self.budget.refusal(action, self.server_ns())
+        now_ns = self.server_ns()
+        return self._early.refusal(action, now_ns) or self.budget.refusal(action, now_ns)
 
     def answered_order(self, answer: Answer) -> OrderStatus | None:
         """Return the order that an accepted answer describes, None when it cannot be read."""
@@ -270,11 +275,7 @@ class Exchange:
         modes = await self._query("GET", "fapiPrivate", "accountConfig")
         balances = await self._query("GET", "fapiPrivateV3", "balance")
         with self._reading("account"):
-            row: dict[str, Any] = next((row for row in balances if row["asset"] == settle), {})
-            return AccountSettings(
-                is_hedge_mode=modes["dualSidePosition"], is_multi_asset=modes["multiAssetsMargin"],
-                can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
-                available_balance=money(row.get("availableBalance", 0)))
+            return read_account(modes, balances, settle)
 
     async def transfers(self, start_ns: int, settle: str = SETTLE) -> Decimal:
         """Return what was paid in of one currency, less what was taken out, since start_ns (its clock)."""
@@ -291,9 +292,7 @@ class Exchange:
         if answer.status != 200 or answer.error:
             raise ExchangeError(f"apiRestrictions: {answer.error or error_of(answer)[1]}")
         with self._reading("apiRestrictions"):
-            row = msgspec.json.decode(answer.body)
-            return KeyRights(can_withdraw=row["enableWithdrawals"], can_trade_futures=row["enableFutures"],
-                             is_ip_restricted=row["ipRestrict"])
+            return read_key_rights(msgspec.json.decode(answer.body))
 
     async def symbol_settings(self) -> dict[str, SymbolSettings]:
         """Return margin mode and leverage, by symbol."""
@@ -416,12 +415,13 @@ class Exchange:
                 "body": (signed["body"] or "").encode()}
 
     def _note(self, answer: Answer) -> Answer:
-        self.budget.hear(answer.headers, self.server_ns())
-        wait_s = retry_later_s(answer, self.server_ns())
+        now_ns, budget = self.server_ns(), self.budget if self._is_measured else self._early
+        budget.hear(answer.headers, now_ns)
+        wait_s = retry_later_s(answer, now_ns if self._is_measured else None)
         if wait_s is not None:
-            self.budget.ban(self.server_ns() + int(wait_s * 1e9))
+            budget.ban(now_ns + int(wait_s * 1e9), now_ns)
         elif error_of(answer)[0] == TOO_MANY_ORDERS:  # it counts orders alone: queries may go on
-            self.budget.fill("orders_10s", self.server_ns())
+            budget.fill("orders_10s", now_ns)
         return answer
 
     @contextmanager

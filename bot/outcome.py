@@ -115,11 +115,11 @@ def error_of(answer: Answer) -> tuple[int, str]:
     return 0, f"{answer.status} {answer.body[:200].decode('ascii', 'replace')}".strip()
 
 
-def retry_later_s(answer: Answer, server_ns: int) -> float | None:
+def retry_later_s(answer: Answer, server_ns: int | None) -> float | None:
     """Return how long nothing may be sent after this answer, None when it says nothing of the kind.
 
     The end of a ban stands in Retry-After (seconds) or in the text ("banned until" and ms since 1970, by
-    its clock as server_ns).
+    its clock as server_ns; None while that is not known, and a usual time counts).
     """
     code, text = error_of(answer)
     if answer.status not in LIMITER_STATUS and code != -1003:
@@ -128,7 +128,7 @@ def retry_later_s(answer: Answer, server_ns: int) -> float | None:
     until = re.search(r"until (\d{13})\b", text)
     if re.fullmatch(r"\d{1,9}", header):
         wait = float(header)
-    elif until:
+    elif until and server_ns is not None:
         wait = max(0.0, int(until[1]) / 1e3 - server_ns / 1e9)
     else:
         wait = BAN_WAIT_S if answer.status == 418 else WEIGHT_WAIT_S

@@ -161,6 +161,21 @@ def read_position(row: Row, symbols: Mapping[str, str]) -> ExchangePosition:
         mark_price=money(row["markPrice"]), liquidation_price=money(row["liquidationPrice"]) or None)
 
 
+def read_account(modes: Row, balances: list[Row], settle: str) -> AccountSettings:
+    """Return the account's modes, and its balance in one currency: 0 where it is not listed."""
+    row: Row = next((row for row in balances if row["asset"] == settle), {})
+    return AccountSettings(
+        is_hedge_mode=modes["dualSidePosition"], is_multi_asset=modes["multiAssetsMargin"],
+        can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
+        available_balance=money(row.get("availableBalance", 0)))
+
+
+def read_key_rights(row: Row) -> KeyRights:
+    """Return what the API key may do."""
+    return KeyRights(can_withdraw=row["enableWithdrawals"], can_trade_futures=row["enableFutures"],
+                     is_ip_restricted=row["ipRestrict"])
+
+
 def read_symbol_settings(row: Row) -> SymbolSettings:
     """Return a symbol's settings; a margin mode nobody here knows is kept as the exchange says it."""
     mode = _text(row["marginType"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bot.budget import COUNTERS, Budget, Usage
+from bot.budget import BAN_NS_MAX, COUNTERS, Budget, Usage
 from tests.factory import NOW, SECOND
 
 MINUTE_START = NOW - NOW % (60 * SECOND)
@@ -42,20 +42,32 @@ def test_refusal_in_the_next_window_is_over():
 
 def test_refusal_with_a_ban_holds_for_everything_until_it_ends():
     budget = Budget()
-    budget.ban(MINUTE_START + 7 * SECOND)
-    budget.ban(MINUTE_START + 3 * SECOND)  # a shorter one does not end it
+    budget.ban(MINUTE_START + 7 * SECOND, MINUTE_START)
+    budget.ban(MINUTE_START + 3 * SECOND, MINUTE_START)  # a shorter one does not end it
     assert {refusal(budget, a) for a in ("entry", "query", "rest")} == {"banned for another 7 s"}
     assert refusal(budget, "rest", MINUTE_START + 7 * SECOND) == ""
 
 
 def test_merge_takes_the_later_window_and_then_the_larger_number():
     ours = heard(weight_1m=100, orders_10s=5)
-    ours.merge(heard(weight_1m=2_000).usage)
-    ours.merge(heard(MINUTE_START - SECOND, weight_1m=2_399).usage)  # of the minute before
-    ours.merge(Usage(banned_until_ns=NOW + SECOND))
+    ours.merge(heard(weight_1m=2_000).usage, MINUTE_START)
+    ours.merge(heard(MINUTE_START - SECOND, weight_1m=2_399).usage, MINUTE_START)  # of the minute before
+    ours.merge(Usage(banned_until_ns=NOW + SECOND), MINUTE_START)
     assert round(ours.share("weight_1m", MINUTE_START) * 2_400) == 2_000
     assert round(ours.share("orders_10s", MINUTE_START) * 300) == 5
     assert refusal(ours, "rest")
+
+
+def test_merge_drops_what_lies_further_ahead_than_it_can_also_of_its_own():
+    ahead = heard(MINUTE_START + 300 * SECOND, weight_1m=5)
+    ahead.ban(MINUTE_START + 300 * SECOND + BAN_NS_MAX, MINUTE_START + 300 * SECOND)
+    ours = heard(weight_1m=2_300)
+    ours.merge(ahead.usage, MINUTE_START)
+    ahead.merge(ours.usage, MINUTE_START)
+    for budget in (ours, ahead):
+        assert refusal(budget, "query") and not refusal(budget, "rest")
+    ours.merge(heard(MINUTE_START + 60 * SECOND, weight_1m=2_350).usage, MINUTE_START)
+    assert refusal(ours, "query", MINUTE_START + 60 * SECOND), "of another clock, a little ahead"
 
 
 def test_hear_with_headers_that_are_no_numbers_keeps_what_is_known():

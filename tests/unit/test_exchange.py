@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 import pytest
 
-from bot.budget import COUNTERS
+from bot.budget import COUNTERS, Budget
 from bot.config import ExchangeConfig
 from bot.errors import ConfigError, ExchangeError, InvariantError
 from bot.exchange import WEEK_MS, Exchange
@@ -303,7 +303,7 @@ def test_submit_sends_the_signed_bytes_and_passes_the_last_question_on():
     may_send = seen.pop("may_send")
     assert seen == {"method": "POST", "url": signed.url, "headers": signed.headers, "body": signed.body}
     assert may_send() == "halted"
-    exchange.budget.ban(clock.wall_ns() + 9 * 10**9)
+    exchange.budget.ban(clock.wall_ns() + 9 * 10**9, clock.wall_ns())
     assert may_send() == "banned for another 9 s"
     assert exchange.budget.usage.used["orders_10s"][1] == 7
 
@@ -528,6 +528,44 @@ def test_query_with_a_ban_is_the_last_until_it_ends():
     clock.wall -= 3_600 * 10**9  # somebody sets this host's clock: an hour without a stop it must not be
     clock.advance(7 * 10**9)
     assert asyncio.run(exchange.open_orders()) == []
+
+
+def starting(ahead_s):
+    """Return an exchange on a host whose clock is off, not asked yet; its lane, clock, and true time."""
+    clock = FakeClock()
+    lane = Lane(clock)
+    exchange = Exchange(CONFIG, clock, orders=lane, queries=lane, keys=None)
+    return exchange, lane, clock, {"serverTime": START_MS - ahead_s * 1_000}
+
+
+@pytest.mark.parametrize("ahead_s", [300, 86_400, -86_400])
+def test_counters_heard_before_the_clock_was_measured_do_not_hide_those_after(ahead_s):
+    exchange, lane, _clock, told = starting(ahead_s)
+    for used in ("100", "2399"):
+        lane.answers["time"] = Answer(status=200, body=json.dumps(told).encode(), is_sent=True,
+                                      headers={"x-mbx-used-weight-1m": used})
+        asyncio.run(exchange.measure_clock(1))
+    assert "is used" in exchange.refusal("query")
+    other = Budget()
+    other.merge(exchange.budget.usage, exchange.server_ns())
+    assert "is used" in other.refusal("query", exchange.server_ns())
+
+
+@pytest.mark.parametrize("ahead_s", [300, -86_400])
+@pytest.mark.parametrize("msg", ["no", f"banned until {START_MS + 7_000}."])
+def test_ban_before_the_clock_was_measured_holds_this_process_back_and_no_other(ahead_s, msg):
+    exchange, lane, clock, told = starting(ahead_s)
+    lane.answers["time"] = refusal(-1003, status=429, msg=msg)
+    with pytest.raises(ExchangeError, match="-1003"):
+        asyncio.run(exchange.measure_clock())
+    assert exchange.budget.usage.banned_until_ns == 0 and len(lane.asked) == 1
+    clock.advance(59 * 10**9)
+    with pytest.raises(ExchangeError, match="banned for another 1 s"):
+        asyncio.run(exchange.measure_clock())
+    clock.advance(10**9)
+    lane.answers["time"] = told
+    asyncio.run(exchange.measure_clock())
+    assert not exchange.refusal("rest")
 
 
 def test_submit_with_too_many_orders_leaves_queries_free():

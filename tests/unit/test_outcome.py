@@ -178,6 +178,10 @@ def test_retry_later_with_header_text_or_nothing(given_answer, seconds):
     assert retry_later_s(given_answer, NOW) == seconds
 
 
+def test_retry_later_with_a_bans_end_and_no_clock_to_compare_it_with_is_a_usual_time():
+    assert retry_later_s(refusal(418, -1003, "IP banned until 1700000030000. Use"), None) == 120
+
+
 def test_error_of_with_long_text_is_short():
     assert len(error_of(refusal(400, -1, "x" * 100_000))[1]) < 250
     assert len(error_of(answer(500, b"x" * 100_000))[1]) < 250
