@@ -390,11 +390,11 @@ class Exchange:
                 await self._clock.sleep(URGENT_WAIT_S)
 
     async def _ask(self, method: str, section: str, path: str, params: dict[str, Any]) -> Any:
+        if not self._is_urgent and self.budget.share("weight_1m", self.server_ns()) >= SLOW_SHARE:
+            await self._clock.sleep(QUERY_SLOW_S)
         refusal = self.refusal("rest" if self._is_urgent else "query")
         if refusal:
             raise ExchangeError(f"{path}: not asked: {refusal}", code=TOO_MUCH)
-        if not self._is_urgent and self.budget.share("weight_1m", self.server_ns()) >= SLOW_SHARE:
-            await self._clock.sleep(QUERY_SLOW_S)
         answer = self._note(await self._queries.request(method, **self._sign(method, section, path, params)))
         if answer.status == 200 and not answer.error:
             with self._reading(path):

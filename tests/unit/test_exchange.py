@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 import pytest
 
-from bot.budget import COUNTERS, Budget
+from bot.budget import COUNTERS, Budget, Usage
 from bot.config import ExchangeConfig
 from bot.errors import ConfigError, ExchangeError, InvariantError
 from bot.exchange import WEEK_MS, Exchange
@@ -623,6 +623,18 @@ def test_query_with_most_of_the_weight_used_waits_and_then_is_not_asked():
     exchange.budget.hear({"x-mbx-used-weight-1m": "2200"}, exchange.server_ns())
     lane.asked.clear()
     with pytest.raises(ExchangeError, match="not asked"):
+        asyncio.run(exchange.open_orders())
+    assert lane.asked == []
+
+
+def test_query_that_waits_when_a_ban_comes_is_not_asked():
+    exchange, lane, clock = loaded(openOrders=[], openAlgoOrders=[])
+    exchange.budget.hear({"x-mbx-used-weight-1m": "1700"}, exchange.server_ns())
+
+    async def sleep(seconds):
+        exchange.hear_usage(Usage(banned_until_ns=exchange.server_ns() + 9 * 10**9))
+    clock.sleep = sleep
+    with pytest.raises(ExchangeError, match="banned for another 9 s"):
         asyncio.run(exchange.open_orders())
     assert lane.asked == []
 
