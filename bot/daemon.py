@@ -26,7 +26,7 @@ from bot.config import Config, StrategyConfig
 from bot.config_file import load
 from bot.crash import PLAN
 from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
-from bot.limits import tightened
+from bot.limits import tightened, waits_for_restart
 from bot.log import Log
 from bot.metrics import serve
 
@@ -118,11 +118,8 @@ class Daemon:
             self._take_strategies(strategies)
             self.log.error("config_refused", error=str(error))
             return
-        waiting = [name for name in new.__struct_fields__
-                   if name not in ("strategy", "limits") and getattr(new, name) != getattr(self.config, name)]
-        limits = tightened(self.config.limits, new.limits)
-        msgspec.structs.force_setattr(self.config, "limits", limits)
-        waiting += ["limits that became looser"] if limits != new.limits else []
+        waiting = waits_for_restart(self.config, new)
+        msgspec.structs.force_setattr(self.config, "limits", tightened(self.config.limits, new.limits))
         self.log.info("config_reread", strategies=sorted(new.strategy), waits_for_restart=waiting)
 
     def _take_strategies(self, strategies: dict[str, StrategyConfig]) -> None:
