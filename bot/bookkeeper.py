@@ -7,7 +7,7 @@ journal, and reported only after the commit that made it durable.
 from collections.abc import Callable
 from decimal import Decimal
 
-from bot.books import Books, Order
+from bot.books import Books
 from bot.clock import Clock
 from bot.crash import point
 from bot.errors import IllegalTransition, InvariantError
@@ -24,7 +24,7 @@ from bot.events import (
 )
 from bot.journal import Journal
 from bot.model import Ack, FillReport, OrderReport, Outcome, Report, SignalOutcome, TradingSignal, signal_id
-from bot.orders import TABLE, ExchangeFill, Leg, OrderRequest, OrderStatus
+from bot.orders import TABLE, ExchangeFill, Leg, Order, OrderRequest, OrderStatus
 
 CAUSE_OF_LEG: dict[str, FillCause] = {
     "open": "signal", "reduce": "signal", "stop": "stop", "take_profit": "take_profit",

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from bot.config import SETTLE
 from bot.errors import InvariantError
 from bot.events import (
     Adopted,
@@ -33,57 +32,15 @@ from bot.events import (
     Unprotected,
 )
 from bot.model import TradingSignal, signal_id
-from bot.orders import CLOSED, IN_FLIGHT, OrderRequest, next_state
+from bot.orders import Order, next_state
 
 ZERO = Decimal(0)
 SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in the journal
 SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
 DAY_NS = 86_400_000_000_000  # a UTC day
-LAYOUT = 4  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
+LAYOUT = 5  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
 NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
-
-
-class Order(msgspec.Struct, kw_only=True):
-    """An order of ours and all that is known of it. Quantities are unsigned contracts."""
-
-    request: OrderRequest
-    strategy: str
-    signal: str
-    leg: str
-    intended_ns: int
-    state: str = "INTENDED"
-    filled_qty: Decimal = ZERO  # booked fills
-    executed_qty: Decimal = ZERO  # the exchange's cumulative word
-    exchange_order_id: str = ""
-    triggered_id: str = ""
-    code: int = 0
-    text: str = ""
-
-    @property
-    def id(self) -> str:
-        return self.request.client_order_id
-
-    @property
-    def is_in_flight(self) -> bool:
-        return self.state in IN_FLIGHT
-
-    @property
-    def is_settled(self) -> bool:
-        """Nothing more is expected: closed, and every fill the exchange spoke of is booked."""
-        return self.state in CLOSED and self.filled_qty >= self.executed_qty
-
-    @property
-    def rests(self) -> bool:
-        """A conditional order at rest, not triggered: asked for by the reconciliation only."""
-        return (self.request.is_conditional and self.state == "ACCEPTED" and not self.triggered_id
-                and self.executed_qty <= self.filled_qty)
-
-    @property
-    def signed_leaves_qty(self) -> Decimal:
-        """Return what may still be filled, positive for a buy, the unknown at full size."""
-        leaves = ZERO if self.is_settled else self.request.qty - self.filled_qty
-        return leaves if self.request.side == "buy" else -leaves
 
 
 class OpenSignal(msgspec.Struct, kw_only=True):
@@ -156,6 +113,8 @@ class Books(msgspec.Struct, kw_only=True):
 
     wallet_ns: when the exchange told wallet_balance, by its clock; since_wallet: what our fills since then
     realized, less fees, by their time. equity: wallet and unrealized, as the last comparison saw them.
+    explained: the balance whose every move is known, and until when, by its clock; earned: what the fills
+    booked since then brought; income: the rest, by its type, as the last comparison read it.
     """
 
     layout: int = LAYOUT
@@ -170,6 +129,9 @@ class Books(msgspec.Struct, kw_only=True):
     equity: Decimal | None = None
     wallet_ns: int = 0
     since_wallet: list[tuple[int, Decimal]] = []
+    explained: tuple[Decimal, int] = (ZERO, 0)
+    earned: Decimal = ZERO
+    income: dict[str, Decimal] = {}
     day: DayBook | None = None
     reconciled: int = 0
     lacks_since_ns: int = 0  # a restored journal lacks what happened from then on ...
@@ -300,7 +262,7 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
                              f"{event.price}, fee {event.fee}, realized {event.realized_pnl}")
     signed_qty = event.qty if event.side == "buy" else -event.qty
     entry_price, position_qty = _entry_price(book, signed_qty, event.price), book.position_qty + signed_qty
-    realized_pnl, fees = book.realized_pnl + event.realized_pnl, book.fees + event.fee
+    realized_pnl, fees = book.realized_pnl + event.realized_pnl, book.fees + event.settle_fee
     order = book.orders.get(event.client_order_id)
     if order is not None:
         _fill_order(order, book, event, signed_qty)
@@ -312,9 +274,10 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
     if event.cause != "signal":
         book.version += 1
         _want_no_more(book)
+    earned = event.realized_pnl - event.settle_fee
+    books.earned += earned
     if books.wallet_ns and event.exchange_ns > books.wallet_ns:
-        fee = event.fee if event.fee_currency == SETTLE else ZERO  # the balance is told in one currency
-        books.since_wallet.append((event.exchange_ns, event.realized_pnl - fee))
+        books.since_wallet.append((event.exchange_ns, earned))
     books.fills += 1
 
 
@@ -389,6 +352,9 @@ def _reconciled(books: Books, event: Reconciled) -> None:
     books.wallet_balance, books.wallet_ns = event.wallet_balance, event.exchange_ns
     books.since_wallet = [(ns, pnl) for ns, pnl in books.since_wallet if ns > event.exchange_ns]
     books.equity = event.wallet_balance + event.unrealized_pnl
+    books.income = event.income
+    if not event.unexplained:
+        books.explained, books.earned, books.income = (event.wallet_balance, event.exchange_ns), ZERO, {}
     books.reconciled += 1
     books.lacks_since_ns = books.restored_ns = 0
     for book in books.symbols.values():

@@ -1,28 +1,37 @@
 """What must hold at the exchange before risk is taken: the account's settings and the symbols' rules.
 
-They are read back and compared, at the start and at each reconciliation, and never set from here.
+They are read back and compared, at the start and at each reconciliation, and never set from here. So is the
+balance: what moved it has to be known.
 """
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 
+from bot.books import Books
 from bot.clock import Clock
 from bot.config import Config
 from bot.errors import ConfigError, ExchangeError
 from bot.exchange import Exchange
+from bot.exposure import unexplained
 from bot.rows import AccountSettings, SymbolSettings
+
+LOOKS_MAX = 3  # at the balance and its income, until they agree
+UNEXPLAINED_MIN = 3  # comparisons in a row before it is told: lists lag
+TOLD_MAX = 4  # comparisons that tell of it: two minutes, enough for the alert BooksDiffer
 
 
 class Contract:
     """Compares and tells. `lock` and `unlock` take symbol, cause and evidence."""
 
-    def __init__(self, config: Config, clock: Clock, *, exchange: Exchange,
+    def __init__(self, config: Config, clock: Clock, *, exchange: Exchange, books: Books,
                  lock: Callable[[str, str, str], None], unlock: Callable[[str, str, str], None]) -> None:
         self._account, self._reread_ns = config.account, config.exchange.instruments_s * 1_000_000_000
-        self._clock, self._exchange, self._lock, self._unlock = clock, exchange, lock, unlock
+        self._clock, self._exchange, self._books = clock, exchange, books
+        self._lock, self._unlock = lock, unlock
         self._read_ns = clock.mono_ns()
         self._has_held, self._rights_read_ns = False, -self._reread_ns
         self._key_troubles: list[str] = []
-        self._has_rights = False
+        self._has_rights, self._unexplained = False, 0
         self.trouble = ""  # of the whole account; while it lasts nothing opens
 
     def doubt(self) -> None:
@@ -55,6 +64,35 @@ class Contract:
                 else:
                     self._unlock(symbol, cause, "as it should be")
         return differences
+
+    async def money(self) -> tuple[AccountSettings, int, dict[str, Decimal]]:
+        """Return the balance, when it was told, and the income since it was explained. Raises ExchangeError.
+
+        Income is asked for only where the balance moved by more than our fills. A payment between the two
+        answers would look like a loss or a gain: then both are asked again.
+        """
+        for _ in range(LOOKS_MAX):
+            told_ns, income = self._exchange.server_ns(), self._books.income
+            account = await self._exchange.account()
+            if unexplained(self._books, account.wallet_balance, income):
+                income = await self._exchange.income(self._books.explained[1])
+            if not unexplained(self._books, account.wallet_balance, income):
+                break
+        return account, told_ns, income
+
+    def check_balance(self, balance: Decimal, income: dict[str, Decimal]) -> tuple[list[str], Decimal]:
+        """Return what moved the balance and nothing explains: for a person, once it lasts, and in numbers.
+
+        A fill or a payment may be listed late. What was told in some comparisons is taken as it is.
+        """
+        rest = unexplained(self._books, balance, income)
+        self._unexplained = self._unexplained + 1 if rest else 0
+        if self._unexplained < UNEXPLAINED_MIN:
+            return [], rest
+        paid = ", ".join(f"{kind} {amount}" for kind, amount in income.items())
+        told = (f"account balance_differs: {rest} of {balance} is explained by no fill of ours and no income "
+                f"({paid or 'none is listed'}): somebody else trades or pays with this account")
+        return [told], rest if self._unexplained < UNEXPLAINED_MIN + TOLD_MAX else Decimal(0)
 
     async def _check_key(self) -> None:
         # Asked elsewhere than all the rest: when that is away, what it said last goes on to count.

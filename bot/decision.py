@@ -11,12 +11,12 @@ from decimal import Decimal
 
 import msgspec
 
-from bot.books import OpenSignal, Order, SymbolBook
+from bot.books import OpenSignal, SymbolBook
 from bot.config import LimitsConfig
 from bot.exposure import Exposure
 from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_sender, check_signal
 from bot.model import Instrument, Outcome, TradingSignal
-from bot.orders import Leg, Side
+from bot.orders import Leg, Order, Side
 from bot.protection import as_held
 
 CLOCK_SLACK_NS = 1_000_000_000  # as signals from the future are allowed in limits.py

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from bot.bookkeeper import Bookkeeper
-from bot.books import Order
 from bot.clock import Clock
 from bot.commands import LATE, Answered, Command, CommandFiles
 from bot.config import Config
@@ -12,7 +11,7 @@ from bot.errors import ExchangeError
 from bot.events import Adopted, Commanded
 from bot.exchange import Exchange
 from bot.log import Log, Tally
-from bot.orders import TABLE
+from bot.orders import TABLE, Order
 from bot.reconciler import Reconciler
 
 # Locks that an operator's adoption takes away; the others end when the exchange shows that they may.

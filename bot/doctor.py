@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from bot import __version__, probe
+from bot.books import Books
 from bot.bus import signal_endpoint
 from bot.clock import Clock
 from bot.config import Config
@@ -172,7 +173,8 @@ async def _exchange(config: Config, clock: Clock) -> list[Check]:
 
 
 async def _account(config: Config, clock: Clock, exchange: Exchange) -> Check:
-    contract = Contract(config, clock, exchange=exchange, lock=lambda *_: None, unlock=lambda *_: None)
+    contract = Contract(config, clock, exchange=exchange, books=Books(), lock=lambda *_: None,
+                        unlock=lambda *_: None)
     traded = sorted({symbol for table in config.strategy.values() for symbol in table.symbols})
     try:
         differences = await contract.check(await exchange.account(), traded)

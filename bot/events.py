@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from bot.config import SETTLE
 from bot.model import Outcome, TradingSignal, signal_id
 from bot.orders import Leg, OrderRequest, Side
 
@@ -166,6 +167,11 @@ class FillBooked(Event, frozen=True, kw_only=True, tag="fill"):
         return f"{self.symbol}#{self.trade_id}"
 
     @property
+    def settle_fee(self) -> Decimal:
+        """Return the fee in the settlement currency, as the balance is; 0 in another."""
+        return self.fee if self.fee_currency == SETTLE else Decimal(0)
+
+    @property
     def story(self) -> str:
         return self.signal or self.symbol
 
@@ -238,6 +244,8 @@ class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
     cursors: by symbol, the trade id up to which all trades were read from the exchange's own list.
     transfers: what was paid in, less what was taken out, since the day of the books began.
     exchange_ns: when the balance was told, by the exchange's clock; 0 in older journals.
+    income: by the exchange's type, what its list has beside trades since the balance was explained last.
+    unexplained: what moved the balance since then and is neither in that nor a fill of ours.
     """
 
     trigger: str
@@ -248,6 +256,8 @@ class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
     unrealized_pnl: Decimal = Decimal(0)
     transfers: Decimal = Decimal(0)
     exchange_ns: int = 0
+    income: dict[str, Decimal] = {}
+    unexplained: Decimal = Decimal(0)
 
 
 class Commanded(Event, frozen=True, kw_only=True, tag="commanded"):

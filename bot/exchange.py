@@ -32,9 +32,9 @@ from bot.rows import (
     KeyRights,
     PrivateEvent,
     SymbolSettings,
-    money,
     read_account,
     read_fill,
+    read_income,
     read_instrument,
     read_key_rights,
     read_position,
@@ -277,12 +277,12 @@ class Exchange:
         with self._reading("account"):
             return read_account(modes, balances, settle)
 
-    async def transfers(self, start_ns: int, settle: str = SETTLE) -> Decimal:
-        """Return what was paid in of one currency, less what was taken out, since start_ns (its clock)."""
-        rows = await self._query("GET", "fapiPrivate", "income", incomeType="TRANSFER", limit=PAGE_ROWS,
+    async def income(self, start_ns: int, settle: str = SETTLE) -> dict[str, Decimal]:
+        """Return what came in of one currency after start_ns (its clock), trades left out, by its type."""
+        rows = await self._query("GET", "fapiPrivate", "income", limit=PAGE_ROWS,
                                  startTime=start_ns // 1_000_000)
         with self._reading("income"):
-            return sum((money(row["income"]) for row in rows if row["asset"] == settle), money(0))
+            return read_income(rows, start_ns, settle)
 
     async def key_rights(self) -> KeyRights | None:
         """Return what the key may do, None where nobody tells it. Raises ExchangeError."""

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from bot import __version__
 from bot.bookkeeper import Bookkeeper
-from bot.books import Books, Order, SymbolBook
+from bot.books import Books, SymbolBook
 from bot.bus import ZmqPublisher, ZmqPuller, ZmqSubscriber, signal_endpoint
 from bot.canary import Canary
 from bot.clock import Clock
@@ -33,7 +33,7 @@ from bot.halt import HaltFiles
 from bot.journal import Journal
 from bot.log import Log, Tally
 from bot.model import Heartbeat, Outcome, PositionReport, Report, Tick, TradingSignal
-from bot.orders import Leg, OrderRequest, OrderType, Side, client_order_id, new_epoch
+from bot.orders import Leg, Order, OrderRequest, OrderType, Side, client_order_id, new_epoch
 from bot.protector import Protector
 from bot.reconciler import Reconciler
 from bot.sender import OrderSender

@@ -8,11 +8,13 @@ from decimal import Decimal
 
 import msgspec
 
-from bot.books import Books, Order, SymbolBook
+from bot.books import Books, SymbolBook
 from bot.model import Instrument
+from bot.orders import Order
 from bot.rows import ExchangePosition
 
 ZERO = Decimal(0)
+CENT = Decimal("0.01")  # the exchange rounds each fill and each payment to 8 decimals
 MarkOf = Callable[[str], Decimal | None]
 
 
@@ -64,6 +66,19 @@ def equity(books: Books, told: Mapping[str, ExchangePosition], mark_of: MarkOf,
         if book.position_qty and book.entry_price is not None and price is not None:
             total += book.position_qty * _size(symbol, instruments) * (price - book.entry_price)
     return total
+
+
+def unexplained(books: Books, wallet_balance: Decimal, income: Mapping[str, Decimal]) -> Decimal:
+    """Return what moved the balance and is neither a fill of ours nor income, a cent at least; else 0."""
+    balance, since_ns = books.explained
+    rest = wallet_balance - balance - books.earned - sum(income.values(), ZERO)
+    return rest if since_ns and abs(rest) >= CENT else ZERO
+
+
+def transfers(books: Books, income: Mapping[str, Decimal]) -> Decimal:
+    """Return what was paid in, less what was taken out, since the day of the books began."""
+    before = books.day.transfers if books.day else ZERO
+    return before + income.get("TRANSFER", ZERO) - books.income.get("TRANSFER", ZERO)
 
 
 def price_of(symbol: str, told: Mapping[str, ExchangePosition], mark_of: MarkOf) -> Decimal | None:

@@ -83,6 +83,48 @@ class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.type != "market"
 
 
+class Order(msgspec.Struct, kw_only=True):
+    """An order of ours and all that is known of it. Quantities are unsigned contracts."""
+
+    request: OrderRequest
+    strategy: str
+    signal: str
+    leg: str
+    intended_ns: int
+    state: str = "INTENDED"
+    filled_qty: Decimal = Decimal(0)  # booked fills
+    executed_qty: Decimal = Decimal(0)  # the exchange's cumulative word
+    exchange_order_id: str = ""
+    triggered_id: str = ""
+    code: int = 0
+    text: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.request.client_order_id
+
+    @property
+    def is_in_flight(self) -> bool:
+        return self.state in IN_FLIGHT
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing more is expected: closed, and every fill the exchange spoke of is booked."""
+        return self.state in CLOSED and self.filled_qty >= self.executed_qty
+
+    @property
+    def rests(self) -> bool:
+        """A conditional order at rest, not triggered: asked for by the reconciliation only."""
+        return (self.request.is_conditional and self.state == "ACCEPTED" and not self.triggered_id
+                and self.executed_qty <= self.filled_qty)
+
+    @property
+    def signed_leaves_qty(self) -> Decimal:
+        """Return what may still be filled, positive for a buy, the unknown at full size."""
+        leaves = Decimal(0) if self.is_settled else self.request.qty - self.filled_qty
+        return leaves if self.request.side == "buy" else -leaves
+
+
 class OrderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the exchange says of an order, in a poll or on the private stream.
 

@@ -10,8 +10,8 @@ from decimal import Decimal
 
 import msgspec
 
-from bot.books import Order, SymbolBook
-from bot.orders import CLOSED, IN_FLIGHT, OrderType, Side
+from bot.books import SymbolBook
+from bot.orders import CLOSED, IN_FLIGHT, Order, OrderType, Side
 
 WOULD_TRIGGER_NOW = -2021  # "Order would immediately trigger": the stop's price is passed already
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from bot.bookkeeper import Bookkeeper
-from bot.books import Order, SymbolBook
+from bot.books import SymbolBook
 from bot.clock import Clock
 from bot.config import ExecutorConfig
 from bot.events import Unprotected
 from bot.limits import MAY_PASS
 from bot.log import Log
-from bot.orders import Side
+from bot.orders import Order, Side
 from bot.protection import (
     Exit,
     Steps,

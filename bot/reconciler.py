@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any
 
 from bot.bookkeeper import Bookkeeper
-from bot.books import Order
 from bot.clock import Clock
 from bot.config import Config
 from bot.contract import Contract
@@ -19,10 +18,11 @@ from bot.crash import point
 from bot.errors import ExchangeError
 from bot.events import Reconciled
 from bot.exchange import Exchange
+from bot.exposure import transfers
 from bot.log import Log
-from bot.orders import OPEN, PREFIX, ExchangeFill, OrderStatus
+from bot.orders import OPEN, PREFIX, ExchangeFill, Order, OrderStatus
 from bot.recorder import NOT_OF_THE_BOOKS, Recorder
-from bot.rows import AccountChanged, AccountSettings, ExchangePosition, ListenKeyExpired, Unrecognized
+from bot.rows import AccountChanged, ExchangePosition, ListenKeyExpired, Unrecognized
 from bot.stream import StreamClosed
 
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
@@ -36,7 +36,6 @@ DEAD_KEY = -1125  # "This listenKey does not exist": the private stream says not
 # not told for this long proves that the stream is lossy or frozen, whatever its socket says.
 STREAM_LATE_NS = 5_000_000_000
 HEALTHY_NS = 60_000_000_000  # a stream that lived this long is no part of a series of failures
-LOOKS_MAX = 3  # at the balance and its transfers, until they agree
 RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minute
 FRAME_BYTES_MAX = 1_048_576
 CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
@@ -69,7 +68,8 @@ class Reconciler:
         self._untold: dict[tuple[str, str], int] = {}  # fills known from REST alone -> exchange time
         self.recorder = Recorder(log, keeper=keeper, halt=halt, is_traded=lambda name: name in self.traded)
         self._lock, self._unlock = self.recorder.lock, self.recorder.unlock
-        self.contract = Contract(config, clock, exchange=exchange, lock=self._lock, unlock=self._unlock)
+        self.contract = Contract(config, clock, exchange=exchange, books=keeper.books, lock=self._lock,
+                                 unlock=self._unlock)
         self._chases: dict[str, Chase] = {}
         self._turn = asyncio.Lock()  # one comparison at a time
         self._wanted, self._trigger = asyncio.Event(), ""
@@ -199,18 +199,20 @@ class Reconciler:
             differences += await self._compare_orders()
             cursors = {symbol: await self.fetch_fills(symbol) for symbol in self.traded}
             positions = await self._positions()
-            account, transfers, told_ns = await self._money()
+            account, told_ns, income = await self.contract.money()
             for symbol in self.traded:
                 if self._books.restored_ns:
                     self.recorder.take_plan(symbol)
                 differences += await self._compare_position(symbol, positions)
             point("reconciler.compared")
+            told, rest = self.contract.check_balance(account.wallet_balance, income)
+            differences += told
             self._keeper.record(Reconciled(
-                trigger=trigger, differences=tuple(differences), positions=positions,
-                wallet_balance=account.wallet_balance, cursors=cursors, transfers=transfers,
+                trigger=trigger, differences=tuple(differences), positions=positions, cursors=cursors,
+                wallet_balance=account.wallet_balance, income=income, unexplained=rest,
+                transfers=transfers(self._books, income), exchange_ns=told_ns,
                 unrealized_pnl=sum((p.unrealized_pnl for p in self.told.values()
-                                    if p.qty == self._books.book(p.symbol).position_qty), Decimal(0)),
-                exchange_ns=told_ns))
+                                    if p.qty == self._books.book(p.symbol).position_qty), Decimal(0))))
             self._keeper.commit()
             self.read &= {*self.traded}  # what comes back one day is compared again first
             live = {o.id for book in self._books.symbols.values() for o in book.live_orders()}
@@ -220,19 +222,6 @@ class Reconciler:
             self._log.info("reconciled", trigger=trigger, differences=differences)
         self._wake()
         return differences
-
-    async def _money(self) -> tuple[AccountSettings, Decimal, int]:
-        # A transfer between two answers would look like a loss: the list has to say the same on both sides
-        # of the balance; the first side is the last comparison's.
-        day = self._books.day
-        transfers = day.transfers if day else Decimal(0)
-        for _ in range(LOOKS_MAX):
-            before, told_ns = transfers, self._exchange.server_ns()
-            account = await self._exchange.account()
-            transfers = await self._exchange.transfers(day.since_ns) if day else transfers
-            if transfers == before:
-                break
-        return account, transfers, told_ns
 
     async def fetch_fills(self, symbol: str) -> int:
         """Book every fill of the symbol that is not in the books; return the last trade's id.

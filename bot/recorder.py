@@ -6,7 +6,6 @@ from typing import Literal
 import msgspec
 
 from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
-from bot.books import Order
 from bot.crash import point
 from bot.events import ExitsSet, FillCause, OrderIntended
 from bot.log import Log
@@ -15,6 +14,7 @@ from bot.orders import (
     GUARD_PREFIX,
     PREFIX,
     ExchangeFill,
+    Order,
     OrderRequest,
     OrderStatus,
 )

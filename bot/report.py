@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from bot.config import SETTLE
 from bot.errors import InvariantError
 from bot.events import (
     Adopted,
@@ -38,7 +39,6 @@ STATIC = Path(__file__).with_name("static")
 INCIDENTS = (Started, Halted, Resumed, SymbolLocked, SymbolUnlocked, Commanded, Adopted, Restored)
 ZERO = Decimal(0)
 MS = 1e6
-DAY_NS = 86_400_000_000_000
 NAKED_NS = 2_000_000_000  # as the alert PositionUnprotected has it
 
 
@@ -63,8 +63,9 @@ class Day(msgspec.Struct):
     outcomes: dict[str, int] = {}
     latencies_ms: dict[str, list[float]] = {}
     incidents: list[str] = []
-    other: Decimal = ZERO  # what moved the wallet beside trades, as far as compared: funding, transfers
-    transfers: Decimal = ZERO  # paid in, less what was taken out
+    other: Decimal = ZERO  # what moved the wallet beside trades, as far as compared: `income` is of it
+    other_fees: dict[str, Decimal] = {}  # by currency: in no sum here
+    income: dict[str, Decimal] = {}  # by the exchange's type; transfers are no gain
 
 
 def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
@@ -74,8 +75,7 @@ def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
     intents: dict[str, OrderIntended] = {}
     naked_ns: dict[str, int] = {}
     traded = ZERO  # since the first comparison
-    told: Reconciled | None = None
-    paid = ZERO  # what `told` said of transfers, which each UTC day counts anew
+    told: dict[str, Decimal] = {}  # income that the last comparison had read, where that did not explain all
     for entry in entries:
         event = entry.event
         if isinstance(event, SignalReceived):
@@ -94,13 +94,13 @@ def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
             day.latencies_ms.setdefault("order_round_trip", []).append(waited_ns / MS)
         elif isinstance(event, FillBooked):
             _book(day, event, signals.get(event.signal))
-            traded += event.realized_pnl - event.fee if day.wallet else ZERO
+            traded += event.realized_pnl - event.settle_fee if day.wallet else ZERO
         elif isinstance(event, Reconciled):
             day.wallet.append((entry.ts_ns, event.wallet_balance))
             day.other = event.wallet_balance - day.wallet[0][1] - traded
-            day.transfers += event.transfers - paid if told else ZERO
-            is_new_day = told and event.exchange_ns // DAY_NS > told.exchange_ns // DAY_NS
-            told, paid = event, ZERO if is_new_day else event.transfers
+            for kind in event.income if day.wallet[1:] else ():  # of the first: from before the span
+                day.income[kind] = day.income.get(kind, ZERO) + event.income[kind] - told.get(kind, ZERO)
+            told = event.income if event.unexplained else {}
             if event.differences:
                 day.incidents.append(tell(entry))
         elif isinstance(event, Unprotected):
@@ -128,7 +128,9 @@ def _book(day: Day, fill: FillBooked, signal: SignalReceived | None) -> None:
     row.fills += 1
     row.volume += fill.qty * fill.price
     row.realized_pnl += fill.realized_pnl
-    row.fees += fill.fee
+    row.fees += fill.settle_fee
+    if fill.fee_currency != SETTLE:
+        day.other_fees[fill.fee_currency] = day.other_fees.get(fill.fee_currency, ZERO) + fill.fee
     if signal is not None and fill.cause == "signal":
         sign = 1 if fill.side == "buy" else -1
         row.slippage += sign * fill.qty * (fill.price - Decimal(repr(signal.signal.tick_price)))
@@ -159,9 +161,12 @@ def pnl_rows(day: Day) -> list[dict[str, Any]]:
          "fees": -row.fees, "net": row.realized_pnl - row.fees, "slippage": row.slippage,
          "slippage_bp": round(row.slippage / row.volume * 10_000, 2) if row.volume else None}
         for symbol, row in sorted(day.pnl.items())]
-    rows.append({"of": "funding, other", "net": day.other - day.transfers})
+    funding, paid = day.income.get("FUNDING_FEE", ZERO), day.income.get("TRANSFER", ZERO)
+    rows.append({"of": "funding", "net": funding})
+    rows.append({"of": "other", "net": day.other - funding - paid})
     rows.append({"of": "sum", "net": sum((row["net"] for row in rows), ZERO)})
-    rows.append({"of": "paid in or out", "net": day.transfers})
+    rows.append({"of": "paid in or out", "net": paid})
+    rows += [{"of": f"fees in {name}", "fees": -fee} for name, fee in sorted(day.other_fees.items())]
     return [{key: round(value, 4) if isinstance(value, Decimal) else value for key, value in row.items()}
             for row in rows]
 
@@ -190,7 +195,7 @@ def chart_html(day: Day, mode: str) -> str:
     """Return one HTML file: the tables, the wallet and the sum of what trades brought, drawn."""
     total, traded = ZERO, []
     for fill in day.fills:
-        total += fill.realized_pnl - fill.fee
+        total += fill.realized_pnl - fill.settle_fee
         traded.append((fill.exchange_ns, total))
     data = msgspec.json.encode({name: [{"time": ns // 1_000_000_000, "value": float(value)}
                                        for ns, value in points]

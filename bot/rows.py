@@ -34,6 +34,7 @@ FILL = ("symbol", "id", "orderId", "side", "qty", "price", "commission", "commis
         "maker", "time")
 FILL_EVENT = ("s", "t", "i", "S", "l", "L", "n", "N", "rp", "m", "T")
 SIDES: dict[str, Side] = {"BUY": "buy", "SELL": "sell"}
+OF_TRADES = frozenset({"REALIZED_PNL", "COMMISSION"})  # income that our fills tell of already
 SILENT_EVENTS = frozenset({"TRADE_LITE"})  # says what ORDER_TRADE_UPDATE says, with less
 
 
@@ -159,6 +160,16 @@ def read_position(row: Row, symbols: Mapping[str, str]) -> ExchangePosition:
     return ExchangePosition(
         symbol=symbols.get(symbol, symbol), qty=qty, entry_price=money(row["entryPrice"]),
         mark_price=money(row["markPrice"]), liquidation_price=money(row["liquidationPrice"]) or None)
+
+
+def read_income(rows: list[Row], after_ns: int, settle: str) -> dict[str, Decimal]:
+    """Return the sums of one currency by type, of what is later and comes of no trade."""
+    sums: dict[str, Decimal] = {}
+    for row in rows:
+        kind = row["incomeType"]
+        if row["asset"] == settle and int(row["time"]) * 1_000_000 > after_ns and kind not in OF_TRADES:
+            sums[kind] = sums.get(kind, Decimal(0)) + money(row["income"])
+    return sums
 
 
 def read_account(modes: Row, balances: list[Row], settle: str) -> AccountSettings:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bot.books import Books
 from bot.config import AccountConfig
 from bot.contract import Contract
 from bot.errors import ConfigError, ExchangeError
@@ -25,7 +26,8 @@ class Bench:
         self.account = {"is_hedge_mode": False, "is_multi_asset": False, "can_trade": True}
         timer = SimpleNamespace(instruments_s=300)
         config = SimpleNamespace(account=AccountConfig(**account), exchange=timer)
-        self.contract = Contract(config, self.clock, exchange=self, lock=self.lock, unlock=self.unlock)
+        self.contract = Contract(config, self.clock, exchange=self, books=Books(), lock=self.lock,
+                                 unlock=self.unlock)
 
     async def key_rights(self):
         if isinstance(self.rights, Exception):

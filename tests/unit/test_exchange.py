@@ -469,13 +469,16 @@ def test_account_tells_modes_and_the_settlement_balance():
     assert [path for _, path, _, _ in lane.asked] == ["/fapi/v1/accountConfig", "/fapi/v3/balance"]
 
 
-def test_transfers_count_in_the_settlement_currency_alone():
-    rows = [{"incomeType": "TRANSFER", "income": income, "asset": asset}
-            for income, asset in (("10.5", "USDT"), ("-3", "USDT"), ("10000", "USDC"), ("-5", "BNB"))]
+def test_income_is_of_the_settlement_currency_later_than_asked_and_of_no_trade():
+    told = [("TRANSFER", "10.5", "USDT", 8), ("TRANSFER", "-3", "USDT", 9), ("TRANSFER", "10000", "USDC", 8),
+            ("FUNDING_FEE", "-0.25", "USDT", 8), ("FUNDING_FEE", "-9", "USDT", 7),
+            ("REALIZED_PNL", "5", "USDT", 8), ("COMMISSION", "-1", "USDT", 8), ("TRANSFER", "-5", "BNB", 8)]
+    rows = [dict(zip(("incomeType", "income", "asset", "time"), row, strict=True)) for row in told]
     exchange, lane, _ = loaded(income=rows)
-    assert asyncio.run(exchange.transfers(7_000_000)) == Decimal("7.5")
+    told = asyncio.run(exchange.income(7_000_000))
+    assert told == {"TRANSFER": Decimal("7.5"), "FUNDING_FEE": Decimal("-0.25")}
     (asked,) = lane.of("income")
-    assert (asked["startTime"], asked["incomeType"]) == ("7", "TRANSFER")
+    assert asked["startTime"] == "7" and "incomeType" not in asked
 
 
 def test_key_rights_are_asked_of_the_spot_api_alone_and_may_be_unknown():

@@ -46,32 +46,40 @@ def intended(signal: str, at_ns: int, leg: str = "open") -> OrderIntended:
                          position_qty=Decimal(0), checks={}, intended_ns=at_ns)
 
 
-def compared(wallet: str, *differences: str) -> Reconciled:
-    return Reconciled(trigger="timer", differences=differences, positions={}, wallet_balance=Decimal(wallet))
+def compared(wallet: str, *differences: str, unexplained: str = "0", **income: str) -> Reconciled:
+    return Reconciled(trigger="timer", differences=differences, positions={}, wallet_balance=Decimal(wallet),
+                      unexplained=Decimal(unexplained), income={k: Decimal(v) for k, v in income.items()})
 
 
 def day_of(*events, step_ns: int = MS):
     return summarize([Entry(n, n * step_ns, event) for n, event in enumerate(events, 1)], 0, 10**9)
 
 
-def test_pnl_with_trades_and_funding_tells_them_apart():
+def test_pnl_with_trades_funding_and_more_tells_them_apart():
     day = day_of(compared("1000"), filled("buy", "1", "100"), filled("sell", "1", "110", pnl="10", trade="2"),
-                 compared("1007.3"))
-    symbol, other, wallet, _ = pnl_rows(day)
+                 compared("1007.3", FUNDING_FEE="-2"))
+    symbol, funding, other, total, _ = pnl_rows(day)
     assert (symbol["realized_pnl"], symbol["fees"], symbol["net"]) == (10, Decimal("-0.2"), Decimal("9.8"))
-    assert other["net"] == Decimal("-2.5")  # funding paid
-    assert wallet["net"] == Decimal("7.3")
+    assert (funding["net"], other["net"], total["net"]) == (-2, Decimal("-0.5"), Decimal("7.3"))
 
 
-def test_transfers_are_no_gain_and_a_new_day_counts_them_anew():
-    day_ns = 86_400_000_000_000
+def test_fees_in_another_currency_stand_by_themselves_and_in_no_sum():
+    bnb = msgspec.structs.replace(filled("sell", "1", "110", pnl="10", fee="0.02"), fee_currency="BNB")
+    day = day_of(compared("1000"), bnb, compared("1010"))
+    symbol, _, other, total, _, fees = pnl_rows(day)
+    assert (symbol["fees"], symbol["net"], other["net"], total["net"]) == (0, 10, 0, 10)
+    assert (fees["of"], fees["fees"]) == ("fees in BNB", Decimal("-0.02"))
 
-    def told(wallet: str, transfers: str, at_ns: int) -> Reconciled:
-        return msgspec.structs.replace(compared(wallet), transfers=Decimal(transfers), exchange_ns=at_ns)
-    day = day_of(told("1000", "300", 1), told("1050", "350", 2), told("1049", "350", 3),  # 1 of funding
-                 told("1149", "450", day_ns), told("1149", "0", day_ns + 1), told("1129", "-20", day_ns + 2))
-    other, total, paid = pnl_rows(day)
-    assert (other["net"], total["net"], paid["net"]) == (-1, -1, 130)
+
+def test_transfers_are_no_gain_and_income_that_is_read_twice_counts_once():
+    lagging = {"TRANSFER": "100", "FUNDING_FEE": "-1"}
+    day = day_of(compared("1000", TRANSFER="7"),  # of before the span
+                 compared("1050", TRANSFER="50"),
+                 compared("1148", unexplained="-1", **lagging),
+                 compared("1148", **(lagging | {"FUNDING_FEE": "-2"})),
+                 compared("1128", TRANSFER="-20"))
+    funding, other, total, paid = pnl_rows(day)
+    assert (funding["net"], other["net"], total["net"], paid["net"]) == (-2, 0, -2, 130)
 
 
 def test_stop_that_was_missing_for_long_is_an_incident_and_for_moments_is_none():
