@@ -4,6 +4,7 @@ import os
 import platform
 import ssl
 import stat
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,7 +42,7 @@ async def examine(config: Config, clock: Clock, path: Path, *, is_candidate: boo
 
     is_candidate: another release or configuration than these runs beside; what runs is not judged by them.
     """
-    of_running = [] if is_candidate else [*_versions(config), *_ports(config)]
+    of_running = [] if is_candidate else [*_versions(config), *_switch(Path(sys.prefix)), *_ports(config)]
     return [*of_running, *_files(config, path), *_host(config), *_journal(config),
             *await _exchange(config, clock)]
 
@@ -61,6 +62,12 @@ def _versions(config: Config) -> list[Check]:
             _check("config", not old, f"changed since {', '.join(old)} read it: botctl config apply, then "
                    f"supervisorctl restart {' '.join(old)}" if old else
                    f"fingerprint {config.fingerprint()}; every process has what concerns it")]
+
+
+def _switch(venv: Path) -> list[Check]:
+    pending = (venv / "../../../switch.pending").resolve()  # /opt/bot's, of /opt/bot/current/.venv
+    return [_check("switch", False, f"{pending}: one goes on, or was cut: sudo bot-switch ends it")
+            ] if pending.exists() else []
 
 
 def _files(config: Config, path: Path) -> list[Check]:

@@ -176,6 +176,15 @@ def test_fence_sees_each_process_that_could_send(line):
     assert re.search(pattern, line) and not re.search(pattern, look)
 
 
+def test_rules_and_words_of_alerts_are_those_of_the_release_that_runs():
+    tasks = (ROOT / "ansible" / "roles" / "monitoring" / "tasks" / "watch.yml").read_text()
+    linked = re.search(r"src: /opt/bot/current/ops/\{\{ item \}\}\n(?:.*\n)*?  loop:\n((?:    - .*\n)+)",
+                       tasks)[1]
+    names = re.findall(r"- (\S+)", linked)
+    assert {"prometheus/alerts.yml", "prometheus/recording.yml", "alertmanager/tradehost.tmpl"} == set(names)
+    assert all((ROOT / "ops" / name).exists() for name in names)
+
+
 def test_units_with_their_programs_name_what_the_release_has():
     unit = (ROOT / "systemd" / "bot.service").read_text()
     conf = (ROOT / "ops" / "supervisord.conf").read_text()

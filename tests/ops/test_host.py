@@ -163,6 +163,28 @@ def test_strategy_with_hostile_code_is_refused_everything_but_the_bus(host):
     assert host.do("echo >> /var/lib/bot/journal/paper.db", user="bot-feed").returncode != 0
 
 
+def test_strategy_in_its_sandbox_does_not_speak_to_systemd_in_the_name_of_the_service(host):
+    """systemd takes from each process of bot.service that all is well, that it stops, who is the main one."""
+    code = """
+import os, socket
+for path in ("/run/systemd/notify", "/run/bot/notify", "/proc/1/root/run/systemd/notify"):
+    try:
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"X=1", path)
+        print("DONE")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+    pid = host.pids()["strategy-sr"]
+    inside = f"nsenter --mount --target {pid} setpriv --reuid {{0}} --regid $(id -g {{0}}) --init-groups " \
+             f"{PYTHON} -"
+    done = host.do(inside.format("bot-s-sr"), text=code)
+    assert done.stdout.split() == ["PermissionError"] * 3, done.stdout + done.stderr
+    assert "DONE" in host.do(inside.format("bot-feed"), text=code).stdout, "health may"
+    asked = "systemctl show -p WatchdogTimestampMonotonic --value bot"
+    heard = host.do(asked).stdout
+    wait_until(lambda: host.do(asked).stdout != heard, 10)
+
+
 @long
 @pytest.mark.parametrize("name", ["executor", "strategy-sr", "health"])
 def test_process_of_another_user_that_hangs_is_killed_and_started_again(host, name):
@@ -198,6 +220,30 @@ def test_host_that_goes_down_comes_back_trading(host, how, command):
                not in ("", before), 120)
     host.wait_running(120)
     _assert_trades_again(host, f"{how}: RUNNING after {time.monotonic() - began:.0f} s")
+
+
+@long
+@pytest.mark.parametrize(("change", "result"), [
+    ("s/^/ /", "switched"), ("s/^ *mode = .*/mode = 1/", "rolled back")])
+def test_switch_that_a_power_cut_ends_is_brought_to_its_end_by_the_boot(host, change, result):
+    config = host.do("cat /etc/bot/bot.toml").stdout
+    wait_until(lambda: any(float(p["qty"]) for p in host.status()["positions"]), 120)
+    assert host.do("install -d /etc/bot/next; basename $(readlink /opt/bot/current) > /etc/bot/next/release; "
+                   f"sed '{change}' /etc/bot/bot.toml > /etc/bot/next/bot.toml").returncode == 0
+    assert host.do("systemd-run bot-switch $(readlink /opt/bot/current) --settle-s 300").returncode == 0
+    wait_until(lambda: host.do("test -e /etc/bot/before/bot.toml && systemctl show -p ActiveState --value bot"
+                               ).stdout.strip() in ("active", "activating"), 60)
+    assert "switch.pending" in host.do("botctl doctor").stdout or result == "rolled back"
+    asked = "systemctl show -p UserspaceTimestampMonotonic"
+    booted = host.do(asked).stdout
+    host.do("systemd-run --on-active=1s systemctl reboot --force --force")
+    wait_until(lambda: host.do(asked).stdout not in ("", booted), 60)
+    began = time.monotonic()
+    wait_until(lambda: host.do("test ! -e /opt/bot/switch.pending").returncode == 0, 240)
+    ended = json.loads(host.do("tail -n 1 /opt/bot/switches.jsonl").stdout)
+    assert ended["is_cut"] and ended["result"] == result, ended
+    assert (host.do("cat /etc/bot/bot.toml").stdout == config) == (result == "rolled back")
+    _assert_trades_again(host, f"power cut in a switch: {result} {time.monotonic() - began:.0f} s after it")
 
 
 @long

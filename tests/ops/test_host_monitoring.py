@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.harness import wait_until
-from tests.host import Host
+from tests.host import Host, Source
 
 UNITS = ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter")
 # A receiver of both kinds of message, on the host: writes each body to a file.
@@ -94,6 +94,21 @@ def test_alert_on_the_host_goes_the_whole_way_with_secrets_from_the_vault(host):
         host.wait_running()
     finally:
         host.do("systemctl stop told")
+
+
+def test_rules_of_a_release_go_with_it_when_it_is_rolled_back(host, tmp_path):
+    source = Source(tmp_path / "tradehost")
+    told = 'count(ALERTS{alertname="Watchdog", of="a later release"})'
+    rules = source.folder / "ops" / "prometheus" / "alerts.yml"
+    rules.write_text(re.sub(r"(alert: Watchdog\n(?:.*\n)*?)( +)labels:\n",
+                            r"\1\2labels:\n\2  of: a later release\n", rules.read_text()))
+    source.commit()
+    before = host.do("readlink /opt/bot/current").stdout
+    host.play("deploy.yml", "-e", json.dumps({"release_source": str(source.folder)}))
+    wait_until(lambda: ask(host, told), 40)
+    host.play("rollback.yml")
+    assert host.do("readlink /opt/bot/current").stdout == before
+    wait_until(lambda: not ask(host, told), 40)
 
 
 def test_monitoring_that_is_turned_off_is_stopped_and_trading_goes_on(host):

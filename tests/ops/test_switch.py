@@ -91,7 +91,9 @@ def test_release_that_runs_is_current_with_its_config_key_and_units(switch, monk
     assert [(path.name, path.read_text()) for path in switch.UNITS.iterdir()] == [("bot.service", "2")]
     assert (one / "bot.toml").read_text() == "config 1", "for a roll-back by hand to a release that wants it"
     assert not switch.BEFORE.exists(), "no old key lies about"
-    assert switch.did[-2:] == ["daemon-reload", "start bot"] and "disable --now old.timer" in switch.did
+    assert "disable --now old.timer" in switch.did
+    assert switch.did[-4:] == ["daemon-reload", "start bot", "try-reload-or-restart prometheus",
+                               "try-reload-or-restart prometheus-alertmanager"], "its rules go with it"
 
 
 @pytest.mark.parametrize("broken", [
@@ -214,6 +216,41 @@ def test_switch_that_a_power_cut_ended_is_ended_by_the_next_one_first(switch, mo
     assert _history(switch) == ["switched", "broke", result, "switched"] and not switch.PENDING.exists()
     assert (switch.ETC / "keys" / "api.key").read_text() == ("key 2" if status else "key 1")
     assert (switch.ETC / "bot.toml").read_text() == "config 3"
+
+
+@pytest.mark.parametrize(("status", "result", "code"), [(RUNNING, "switched", 0), ({}, "rolled back", 4)])
+def test_switch_that_a_power_cut_ended_is_ended_by_the_next_start_of_the_service(
+        switch, monkeypatch, status, result, code):
+    one = _release(switch, "one")
+    assert _go(switch, monkeypatch, one) == 0
+    assert _go(switch, monkeypatch, None) == 0 and _history(switch) == ["switched"], "none was cut"
+    two = _release(switch, "two", status=status or switch.DOWN)
+    with monkeypatch.context() as cut:
+        cut.setattr(switch, "watch", lambda *_args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _go(switch, cut, two)
+    with open(switch.OPT / "switch.lock", "w") as lock:  # the switch goes on, and starts the service itself
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert _go(switch, monkeypatch, None) == 0 and switch.PENDING.exists()
+    assert _go(switch, monkeypatch, None) == code and not switch.PENDING.exists()
+    assert _history(switch) == ["switched", "broke", result]
+    assert _current(switch) == ("two" if status else "one")
+
+
+@pytest.mark.parametrize("name", ["bot.toml", "keys/api.key"])
+def test_service_is_at_no_moment_of_a_switch_without_a_configuration_or_a_key(switch, monkeypatch, name):
+    _stage(switch, "config 1", "key 1", release="one")
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    _stage(switch, "config 2", "key 2", release="two")
+    replace = os.replace
+
+    def replaced(source, target):
+        assert target != switch.ETC / name or target.exists()
+        replace(source, target)
+
+    monkeypatch.setattr(switch.os, "replace", replaced)
+    assert _go(switch, monkeypatch, _release(switch, "two", status=switch.DOWN)) == 4
+    assert (switch.ETC / name).read_text() in ("config 1", "key 1")
 
 
 def test_switch_that_a_power_cut_ended_before_the_release_was_in_place_is_taken_back(switch, monkeypatch):

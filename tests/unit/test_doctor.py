@@ -36,6 +36,18 @@ def test_doctor_without_an_exchange_says_what_it_could_not_ask(tmp_path):
         assert checks[name].verdict == "unknown" and "exchange" in checks[name].text
 
 
+def test_doctor_names_a_switch_of_releases_that_did_not_come_to_its_end(tmp_path, monkeypatch):
+    venv = tmp_path / "releases" / "one" / ".venv"
+    venv.mkdir(parents=True)
+    (tmp_path / "current").symlink_to(venv.parent)
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "current" / ".venv"))
+    assert "switch" not in checks_of(write_config(tmp_path))
+    (tmp_path / "switch.pending").touch()
+    found = checks_of(write_config(tmp_path))["switch"]
+    assert found.verdict == "bad" and str(tmp_path / "switch.pending") in found.text
+    assert "switch" not in checks_of(write_config(tmp_path), is_candidate=True), "the next one ends it first"
+
+
 @pytest.mark.parametrize(("name", "mode"), [
     ("var", 0o777), ("var/run", 0o757), ("var/halt", 0o757), ("var/guard", 0o757), ("var/commands", 0o757),
     ("var/supervisor.d", 0o757), ("var/run/supervisor.sock", 0o776), ("var/journal.db", 0o666),
