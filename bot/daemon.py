@@ -72,10 +72,15 @@ class Daemon:
             if self.stopping.is_set():
                 return
             text = f"the disk is full: {free} bytes are free, {DISK_FREE_BYTES_MIN} are needed"
-            told = {"state": "REDUCING", "state_reason": text}
-            self.status = told.copy
+            self.tell("REDUCING", text)
             self.log.error("disk_full", text=text)
             await self.clock.sleep(DISK_LOOK_S)
+
+    def tell(self, state: str, why: str) -> None:
+        """Beat at once, with a state and nothing else: for who cannot let the loop run."""
+        told = {"state": state, "state_reason": why}
+        self.status = told.copy
+        self._beat()
 
     def stop(self, why: str) -> None:
         """Ask the process to end."""

@@ -34,6 +34,7 @@ from bot.journal import Journal
 from bot.log import Log, Tally
 from bot.model import Heartbeat, Outcome, PositionReport, Report, Tick, TradingSignal
 from bot.orders import Leg, Order, OrderRequest, OrderType, Side, client_order_id, new_epoch
+from bot.protection import as_held, is_protected
 from bot.protector import Protector
 from bot.reconciler import Reconciler
 from bot.sender import OrderSender
@@ -53,7 +54,8 @@ from bot.wire import (
 
 SEIZED_S = 0.5  # between looks at whether a flatten has let go
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
-STOP_TURNS_PER_S = 20
+STOP_TURNS_PER_S, STOP_MS = 20, 1_500  # and how long the stop of a late fill may take
+READS_JOURNAL = "the journal is read"  # bot-switch waits for its end
 SPARE_CONNECTIONS = 8  # each opens when all others wait for an answer
 TEXT_MAX = 300  # of a dropped message's description in the log
 INTAKE_BURST_S = 60  # a runner sends its few waiting signals again after an outage; a flood goes on
@@ -64,7 +66,7 @@ class OrderExecutor:
     """Turns signals into orders. Everything it touches is passed in."""
 
     def __init__(self, config: Config, clock: Clock, log: Log, *, run_id: int, exchange: Exchange,
-                 journal: Journal, halts: HaltFiles, publish: Callable[[bytes, bytes], None],
+                 journal: Journal, books: Books, halts: HaltFiles, publish: Callable[[bytes, bytes], None],
                  open_stream: Callable[..., Awaitable],
                  spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
         self._config, self._clock, self._log, self._run = config, clock, log, run_id
@@ -72,12 +74,13 @@ class OrderExecutor:
         self.losses = LossCounter()
         self.dropped = Tally("message_dropped", log, clock)
         self.denied: Counter[str] = Counter()  # signals of this run, by the rule that said no
-        self.books: Books = journal.load()
-        self.keeper = Bookkeeper(journal, self.books, clock, self._report, self.halt_all)
+        self.books = books
+        self.keeper = Bookkeeper(journal, books, clock, self._report, self.halt_all)
         self.reconciler = Reconciler(config, clock, log, exchange=exchange, keeper=self.keeper,
                                      open_stream=open_stream, wake=self.cycle, halt=self.halt_all)
         self.trading_state = TradingState(config, clock, exchange=exchange, halts=halts, books=self.books,
-                                          reconciler=self.reconciler, canary=self._canary_told)
+                                          reconciler=self.reconciler,
+                                          canary=lambda: (self.canary.trouble, self.canary.has_answered))
         self.canary = Canary(clock, log, period_s=config.executor.canary_s, exchange=exchange,
                              books=self.books, symbols=lambda: self.reconciler.traded,
                              mark_of=self.trading_state.mark_of)
@@ -180,6 +183,17 @@ class OrderExecutor:
         for order in cancels:
             self._send_cancel(order)
 
+    async def end(self) -> None:
+        """Begin nothing more; let answers and fills arrive, which nobody would know of, and protect them."""
+        self.trading_state.is_ending = True
+        for _ in range(STOP_TURNS_PER_S * (self._config.exchange.request_timeout_ms + STOP_MS) // 1_000):
+            self.cycle()
+            if not self.reconciler.sending and all(
+                    is_protected(as_held(book)) and all(o.state == "UNKNOWN" for o in book.working())
+                    for book in self.books.symbols.values()):
+                return
+            await self._clock.sleep(1 / STOP_TURNS_PER_S)
+
     def close_for_operator(self, symbol: str, who: str) -> None:
         """Close what the books hold of the symbol, reduce-only, in the operator's name."""
         held = self.books.book(symbol).position_qty
@@ -257,9 +271,6 @@ class OrderExecutor:
         strategy = name if signal else self._config.owner_of(symbol) or "none"
         return self.keeper.intend(request, strategy=strategy, signal=signal, leg=leg, checks=checks)
 
-    def _canary_told(self) -> tuple[str, bool]:
-        return self.canary.trouble, self.canary.has_answered
-
     def _check_day(self) -> None:
         loss = self.trading_state.day_loss()
         if loss and not any(h.scope == "all" for h in self._halts.list()):
@@ -313,16 +324,12 @@ class OrderExecutor:
         state, why = self.trading_state.of_all()
         compared_ns = self.reconciler.last_mono_ns
         return {
-            "state": state,
-            "state_reason": why,
-            "mode": self._config.mode,
-            "epoch": self.books.epoch,
+            "state": state, "state_reason": why, "mode": self._config.mode, "epoch": self.books.epoch,
             "counters": {"ticks": self.losses.received, "ticks_lost": self.losses.lost,
                          **{name: getattr(self.books, name) for name in ("signals", "orders", "fills")}},
             "lost": self.losses.lost_of,
             "outcomes": {name: self.books.outcomes.get(name, 0) for name in get_args(Outcome)},
-            "denied": self.denied,
-            "dropped": self.dropped.counts,
+            "denied": self.denied, "dropped": self.dropped.counts,
             "symbols": {symbol: {**self.trading_state.told_of(symbol),
                                  "unprotected_s": self.protector.unprotected_s(symbol)}
                         for symbol in self.books.symbols},
@@ -336,8 +343,7 @@ class OrderExecutor:
             "rate": self._exchange.budget.usage,
             "rate_share": self._exchange.shares(),
             "reconcile_age_ms": (self._clock.mono_ns() - compared_ns) // 1_000_000 if compared_ns else None,
-            "differences": self.reconciler.differences,
-        }
+            "differences": self.reconciler.differences}
 
 
 async def main(daemon: Daemon) -> None:
@@ -361,9 +367,10 @@ async def main(daemon: Daemon) -> None:
     try:
         journal = Journal(config.path(config.journal.path), clock, identity=config.identity(),
                           checkpoint_events=config.journal.checkpoint_events)
+        books = journal.load(lambda seq: daemon.tell("RECONCILING", f"{READS_JOURNAL}: event {seq}"))
         executor = OrderExecutor(
-            config, clock, daemon.log, run_id=daemon.run, exchange=exchange, journal=journal, halts=halts,
-            publish=publisher.send, open_stream=open_stream, spawn=daemon.spawn)
+            config, clock, daemon.log, run_id=daemon.run, exchange=exchange, journal=journal, books=books,
+            halts=halts, publish=publisher.send, open_stream=open_stream, spawn=daemon.spawn)
     except JournalError as error:
         halts.set("all", who="executor", why=str(error), clock=clock)
         raise
@@ -371,28 +378,22 @@ async def main(daemon: Daemon) -> None:
     if "SUPERVISOR_ENABLED" in os.environ:  # supervisord's word to its children: health and guard are others
         executor.trading_state.expect_watchers()
     daemon.status = executor.status
-    await _load(daemon, exchange, executor)
+    await _load(daemon, exchange)
     sockets = _open_sockets(daemon, executor)
-    daemon.spawn(executor.reconciler.follow())
-    daemon.spawn(executor.reconciler.compare())
-    daemon.spawn(executor.reconciler.chase())
+    for task in (executor.reconciler.follow, executor.reconciler.compare, executor.reconciler.chase):
+        daemon.spawn(task())
     daemon.every(CYCLE_S, executor.cycle)
     daemon.every(CYCLE_S, executor.desk.work)
-    daemon.every(bus.heartbeat_ms / 1_000, lambda: exchange.hear_usage(read_usage(config, "gateway")))
-    daemon.every(bus.heartbeat_ms / 1_000, lambda: executor.trading_state.hear_beats(read_beats(config)))
-    daemon.every(bus.heartbeat_ms / 1_000, executor.canary.work)
-    daemon.every(bus.heartbeat_ms / 1_000, executor.beat)
+    for work in (lambda: exchange.hear_usage(read_usage(config, "gateway")), executor.canary.work,
+                 lambda: executor.trading_state.hear_beats(read_beats(config)), executor.beat):
+        daemon.every(bus.heartbeat_ms / 1_000, work)
     daemon.every(config.executor.snapshot_ms / 1_000, executor.report_positions)
     daemon.every(config.executor.reconcile_s, journal.look)
     daemon.every(config.executor.clock_check_s, lambda: _quietly(daemon, exchange.measure_clock()))
     await daemon.stopping.wait()
     for socket in sockets.values():
         socket.close()
-    # Let answers arrive: what is not answered would be unknown at the next start.
-    for _ in range(config.exchange.request_timeout_ms * STOP_TURNS_PER_S // 1_000 + STOP_TURNS_PER_S // 2):
-        if not executor.reconciler.sending:
-            break
-        await clock.sleep(1 / STOP_TURNS_PER_S)
+    await executor.end()
     publisher.close()
     journal.close()
 
@@ -423,18 +424,17 @@ def _open_sockets(daemon: Daemon, executor: OrderExecutor) -> dict[str, ZmqPulle
     return sockets
 
 
-async def _load(daemon: Daemon, exchange: Exchange, executor: OrderExecutor) -> None:
+async def _load(daemon: Daemon, exchange: Exchange) -> None:
     # The exchange may be down at our start: keep asking, nothing can be sent before.
     while not daemon.stopping.is_set():
         try:
             await exchange.load()
-            break
+            for symbol in exchange.unlisted(daemon.config.symbols()):
+                daemon.log.error("symbol_unlisted", symbol=symbol)
+            return
         except ExchangeError as error:
             daemon.log.warning("exchange_unreachable", error=str(error))
             await daemon.clock.sleep(1.0)
-    if not daemon.stopping.is_set():
-        for symbol in exchange.unlisted(daemon.config.symbols()):
-            daemon.log.error("symbol_unlisted", symbol=symbol)
 
 
 async def _quietly(daemon: Daemon, work: Awaitable[None]) -> None:

@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ CHECKPOINTS_KEPT = 3
 # that is not whole, and says nothing (sqlite.org/fileformat2.html#walformat): a lost tail shows here.
 TIP, TIP_BYTES = "-tip", 64
 LOOK_EVENTS = 200  # of the newest, verified while the executor runs: some ms
+TOLD_EVENTS = 20_000  # folded between two words of it: half a second
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -80,10 +81,13 @@ class Journal:
             os.close(self._lock)
             raise
 
-    def load(self) -> Books:
-        """Return the books, folded from the newest checkpoint. Raises JournalError on damage."""
+    def load(self, tell: Callable[[int], None] = lambda seq: None) -> Books:
+        """Return the books, folded from the newest checkpoint. Raises JournalError on damage.
+
+        tell: hears now and then which event is folded: all of them, behind the checkpoint of another release.
+        """
         with _damage("journal"):
-            self._checkpoint_seq, books, self._seq, self._hash = _fold(self._db)
+            self._checkpoint_seq, books, self._seq, self._hash = _fold(self._db, tell=tell)
         _check_tip(os.pread(self._tip, TIP_BYTES, 0), self._seq)
         self._committed, self._failed = (self._seq, self._hash), ""
         return books
@@ -353,7 +357,8 @@ def _find(db: sqlite3.Connection, kind: str, key: str) -> JournalEvent | None:
     return _decoder.decode(row[0]) if row else None
 
 
-def _fold(db: sqlite3.Connection, *, from_checkpoint: bool = True) -> tuple[int, Books, int, bytes]:
+def _fold(db: sqlite3.Connection, *, from_checkpoint: bool = True,
+          tell: Callable[[int], None] = lambda seq: None) -> tuple[int, Books, int, bytes]:
     # The checkpoint's sequence number, the books, and the last event's number and hash.
     start, books, row_hash = 0, Books(), _GENESIS
     row = db.execute("SELECT seq, hash, books FROM checkpoints ORDER BY seq DESC LIMIT 1").fetchone()
@@ -372,6 +377,8 @@ def _fold(db: sqlite3.Connection, *, from_checkpoint: bool = True) -> tuple[int,
     for entry_seq, event, entry_hash in _verified(db, seq, row_hash):
         books.apply(event)
         seq, row_hash = entry_seq, entry_hash
+        if seq % TOLD_EVENTS == 0:
+            tell(seq)
     return start, books, seq, row_hash
 
 

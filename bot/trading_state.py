@@ -40,7 +40,7 @@ class TradingState:
         self._shared = (__version__, config.fingerprint(is_shared=True))
         self._jumps: dict[str, tuple[int, str]] = {}  # symbol -> monotonic time, what
         self._trouble, self._trouble_ns = "", 0
-        self._has_run = False
+        self._has_run = self.is_ending = False
         self._lost_ns: int | None = None  # monotonic; since when the day's loss is at its limit
         self._fine_ns = -1  # of the last comparison by which it was not
 
@@ -93,6 +93,8 @@ class TradingState:
         halt = next((h for h in self._halts.list() if h.scope == "all"), None)
         if halt is not None:
             return "HALTED", f"{halt.who}: {halt.why}"
+        if self.is_ending:
+            return "RECONCILING", "the executor ends: it begins nothing more"
         if not self._reconciler.is_ready:
             return "RECONCILING", "the books are not compared with the exchange yet"
         trouble, has_flown = self._find_trouble(), self._canary()[1]

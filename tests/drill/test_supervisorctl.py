@@ -138,6 +138,7 @@ def test_supervisorctl_stop_of_the_executor_waits_for_the_answer_to_an_order(run
     def sent() -> list[str]:
         orders = run.appliance.journal().books().book(BTC).orders
         return [o.id for o in orders.values() if o.is_in_flight and not o.request.is_conditional]
+    wait_until(lambda: not run.appliance.exchange_position() and run.is_settled(), 60, 0.02)  # next: an entry
     run.appliance.control("POST", "/paper/faults", {
         "match": "POST /fapi/v1/order", "do": "delay", "delay_ms": 2_000})
     name, = wait_until(sent, 20)
@@ -146,6 +147,7 @@ def test_supervisorctl_stop_of_the_executor_waits_for_the_answer_to_an_order(run
     ctl(run, "stop executor")
     assert executors(run) == [] and run.appliance.beats()["executor"]["ended"]
     assert run.appliance.journal().books().book(BTC).orders[name].state == "FILLED"
+    assert len(run.appliance.open_stops()) == (run.appliance.exchange_position() != 0)
     start_all(run)
 
 

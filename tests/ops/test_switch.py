@@ -158,7 +158,7 @@ def test_release_that_is_halted_by_a_program_is_rolled_back_at_once(switch, monk
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     halted = {**RUNNING, "state": "HALTED", "halted": [{**HALT, "who": "health"}]}
     two = _release(switch, "two", status=halted)
-    monkeypatch.setattr(switch, "_beaten_state", lambda before: "RUNNING")
+    monkeypatch.setattr(switch, "_new_beat", lambda before: {"state": "RUNNING"})
     began = time.monotonic()
     assert _go(switch, monkeypatch, two, bound_s=30) == 4 and time.monotonic() - began < 15
 
@@ -190,7 +190,7 @@ def test_switch_that_is_asked_to_end_is_rolled_back(switch, monkeypatch):
         return began_s
 
     monkeypatch.setattr(switch, "place", placed)
-    monkeypatch.setattr(switch, "_beaten_state", lambda before: "RUNNING")
+    monkeypatch.setattr(switch, "_new_beat", lambda before: {"state": "RUNNING"})
     began = time.monotonic()
     assert _go(switch, monkeypatch, two, bound_s=30, settle_s=1) == 4 and time.monotonic() - began < 15
     assert _current(switch) == "one" and not switch.PENDING.exists()
@@ -326,3 +326,27 @@ def test_releases_kept_are_those_used_last_and_never_the_current_one_goes(switch
     (switch.OPT / "releases" / "half").mkdir()  # by a deploy that was cut
     assert _go(switch, monkeypatch, switch.OPT / "releases" / "one") == 0
     assert {path.name for path in (switch.OPT / "releases").iterdir()} == {"one", "two", "three"}
+
+
+def test_release_that_reads_the_whole_journal_first_has_its_time_when_that_is_done(switch, monkeypatch):
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    two, began = _release(switch, "two", status=switch.DOWN), time.monotonic()
+
+    def beat(before):
+        if time.monotonic() - began < 1:
+            return {"state": "RECONCILING", "mono_ns": time.monotonic_ns(),
+                    "state_reason": "the journal is read: event 20000"}
+        switch.states["two"] = RUNNING
+        return {"state": "RUNNING", "mono_ns": time.monotonic_ns()}
+
+    monkeypatch.setattr(switch, "_new_beat", beat)
+    assert _go(switch, monkeypatch, two, bound_s=0.5) == 0 and _current(switch) == "two"
+    assert time.monotonic() - began > 1
+
+
+def test_release_that_hangs_while_it_reads_the_journal_is_rolled_back(switch, monkeypatch):
+    assert _go(switch, monkeypatch, _release(switch, "one")) == 0
+    two, began_ns = _release(switch, "two", status=switch.DOWN), time.monotonic_ns()
+    monkeypatch.setattr(switch, "_new_beat", lambda before: {
+        "state": "RECONCILING", "mono_ns": began_ns, "state_reason": "the journal is read: event 20000"})
+    assert _go(switch, monkeypatch, two, bound_s=0.5) == 4 and _current(switch) == "one"

@@ -2,19 +2,26 @@
 
 import asyncio
 import io
+import json
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 from bot import executor
 from bot.bus import ZmqPusher, signal_endpoint
 from bot.config_file import load
 from bot.daemon import Daemon
+from bot.events import ExitsSet, Started
 from bot.executor import OrderExecutor
+from bot.journal import Journal
 from bot.log import Log, Tally
+from bot.protection import is_protected
+from bot.trading_state import TradingState
 from bot.wire import encode
-from tests.factory import HandClock, signal
+from tests.factory import BTC, ETH, D, HandClock, changed, filled, folded, intended, received, signal
 from tests.harness import API_KEY, API_SECRET, ROOT, write_config
 
 NEW = '[strategy.new]\nclass = "a:B"\nsymbols = ["ETH/USDT:USDT"]\n[paper]'
@@ -104,6 +111,69 @@ def test_executor_with_its_keys_in_a_line_blots_them_out(tmp_path, monkeypatch):
     asyncio.run(executor.main(daemon))
     daemon.log.error("crashed", error=f"{API_KEY} {API_SECRET}", traceback="")
     assert '"*** ***"' in out.getvalue() and API_KEY not in out.getvalue()
+
+
+def test_executor_that_reads_a_long_journal_beats_meanwhile(tmp_path, monkeypatch):
+    daemon, _ = daemon_of(write_config(tmp_path))
+    config, told = daemon.config, []
+    path, beat = config.path(config.journal.path), config.run_path("executor") / "executor.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beat.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(path, daemon.clock, identity=config.identity(), checkpoint_events=1_000)
+    journal.load()
+    for number in range(10):
+        journal.append(Started(epoch=str(number), version="1", config=""))
+    journal.close()
+    monkeypatch.setattr("bot.journal.TOLD_EVENTS", 3)
+    beats = daemon._beat
+    monkeypatch.setattr(daemon, "_beat", lambda: (beats(), told.append(json.loads(beat.read_bytes()))))
+    monkeypatch.setattr(executor, "OrderExecutor", lambda *_, books, **__: 1 / len(books.symbols))
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(executor.main(daemon))
+    assert [(b["state"], b["state_reason"]) for b in told] == [
+        ("RECONCILING", f"the journal is read: event {seq}") for seq in (3, 6, 9)]
+
+
+@pytest.mark.parametrize("fill_s", [0, 1, 99])
+def test_executor_that_ends_goes_on_until_what_is_filled_has_its_stop_and_begins_nothing(fill_s):
+    clock, turns, seen = HandClock(), [], []
+    books = folded(received(signal("1")), intended("o1"), changed("o1", "accept"),
+                   ExitsSet(symbol=BTC, signal="levels/7/1", stop_loss=D(90), take_profit=None),
+                   received(signal("1", symbol=ETH)), intended("u1", symbol=ETH), changed("u1", "lose"))
+    it = OrderExecutor.__new__(OrderExecutor)
+    it.books, it._clock, it._config = books, clock, SimpleNamespace(
+        exchange=SimpleNamespace(request_timeout_ms=5_000))
+    it.reconciler, it.trading_state = SimpleNamespace(sending=set()), SimpleNamespace(is_ending=False)
+
+    async def sleep(seconds):
+        clock.step(seconds)
+
+    def cycle():
+        assert it.trading_state.is_ending
+        turns.append(clock.mono)
+        passed_s = len(turns) / 20
+        if passed_s >= fill_s and not seen:
+            seen.append("fill")
+            books.apply(filled("o1"))
+        elif seen == ["fill"]:
+            seen.append("stop")
+            books.apply(intended("s1", side="sell", leg="stop", trigger="90"))
+            it.reconciler.sending.add("s1")
+        elif seen == ["fill", "stop"] and passed_s > fill_s + 0.5:
+            it.reconciler.sending.clear()
+            books.apply(changed("s1", "accept"))
+
+    clock.sleep, it.cycle = sleep, cycle
+    asyncio.run(it.end())
+    assert is_protected(books.book(BTC)) and (seen == ["fill", "stop"]) == (fill_s < 99)
+    assert len(turns) / 20 <= min(fill_s + 1, 6.5)
+
+
+def test_trading_state_of_an_executor_that_ends_lets_protection_pass_and_nothing_else():
+    it = TradingState.__new__(TradingState)
+    it.is_ending, it._halts = True, SimpleNamespace(list=list, covering=lambda **_: None)
+    it._config, it._books = SimpleNamespace(owner_of=lambda symbol: "levels"), folded()
+    assert it.of_symbol(BTC)[0] == "RECONCILING"
 
 
 CHILD = """

@@ -334,6 +334,28 @@ def test_checkpoint_of_a_release_with_other_fields_is_passed_over(path):
     journal.close()
 
 
+def test_journal_behind_the_checkpoint_of_another_release_is_told_of_while_it_is_read_once(path, monkeypatch):
+    monkeypatch.setattr("bot.journal.TOLD_EVENTS", 10)
+    older, told = folded(*history(6)), []
+    older.layout -= 1
+    journal = opened(path, checkpoint_events=30)
+    for event in history(6):
+        journal.append(event)
+    assert journal.checkpoint(older)
+    journal.close()
+    journal = opened(path, checkpoint_events=30, load=False)
+    books = journal.load(told.append)
+    assert told == [10, 20, 30] and books.encode() == folded(*history(6)).encode()
+    journal.append(received(signal(seq=7)))  # as the start does, at once
+    books.apply(received(signal(seq=7)))
+    journal.commit()
+    assert journal.checkpoint(books)
+    journal.close()
+    journal = opened(path, checkpoint_events=30, load=False)
+    assert journal.load(told.append).encode() == books.encode() and told == [10, 20, 30]
+    journal.close()
+
+
 def test_checkpoint_with_restarts_in_between_is_still_written_in_time(path):
     for seq in (1, 3, 5):  # three short runs together reach the number
         journal = opened(path, checkpoint_events=5, load=False)
