@@ -300,6 +300,9 @@ def test_botctl_that_hangs_or_is_not_there_ends_no_switch(switch, monkeypatch):
 
     monkeypatch.undo()  # the script's own botctl and status
     assert switch.status() == switch.DOWN
+    with monkeypatch.context() as refuses:  # as for a configuration that the release does not take
+        refuses.setattr(switch, "_botctl", lambda *_words: '{"error": "mode: 1 is no mode"}')
+        assert "mode: 1 is no mode" in switch.compare(switch.status(), RUNNING)
     monkeypatch.setattr(switch.subprocess, "run", hangs)
     assert switch._botctl("resume") == "" and switch.status() == switch.DOWN
     switch._run("botctl alert unsilence")
