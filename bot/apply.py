@@ -94,8 +94,7 @@ def _flatten_leaving(args: argparse.Namespace, config: Config) -> list[str]:
             return halts
         asyncio.run(Clock().sleep(0.1))
     raise RefusedError(
-        f"{'; '.join(left.values())} still; halted, not removed: botctl resume --strategy NAME"
-    )
+        f"{'; '.join(left.values())} still; halted, not removed: botctl resume --strategy NAME")
 
 
 def _close_leaving(config: Config, name: str) -> None:
@@ -106,8 +105,7 @@ def _close_leaving(config: Config, name: str) -> None:
     if answered is None or not answered.is_done:
         raise RefusedError(
             f"{name} is not flat: {answered.text if answered else 'no answer from the executor'}; "
-            f"halted, not removed. Undo: botctl resume --strategy {name}"
-        )
+            f"halted, not removed. Undo: botctl resume --strategy {name}")
 
 
 def apply(path: Path, new_path: Path, books: Callable[[], Books], *, heir: str = "") -> dict[str, Any]:
@@ -126,8 +124,7 @@ def apply(path: Path, new_path: Path, books: Callable[[], Books], *, heir: str =
             raise RefusedError(
                 f"{held}: it is not removed, and its symbol gets no other owner. Nothing was changed: "
                 f"wait until it is flat, close it with --flatten, or name its heir with --adopt "
-                f"(strategy.{heir or 'NAME'}.symbols must list it)"
-            )
+                f"(strategy.{heir or 'NAME'}.symbols must list it)")
         if new_path.resolve() != path.resolve():
             part = path.with_suffix(".part")
             part.write_bytes(new_path.read_bytes())
@@ -159,8 +156,7 @@ def _check_possible(path: Path, new_path: Path, new: Config) -> None:
         if not os.access(next(p for p in (place, *place.parents) if p.exists()), os.W_OK):
             raise RefusedError(
                 f"{place}: you may not write there; nothing was changed. On a host: sudo botctl config apply "
-                "FILE, and the same in the inventory, or the next deploy takes it back"
-            )
+                "FILE, and the same in the inventory, or the next deploy takes it back")
 
 
 def _lacking(config: Config) -> list[str]:

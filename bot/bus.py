@@ -36,8 +36,7 @@ class _Socket:
             zmq.HEARTBEAT_TIMEOUT: bus.zmtp_timeout_ms,
             zmq.HEARTBEAT_TTL: bus.zmtp_timeout_ms,
             zmq.RECONNECT_IVL: 50,  # ms; a restarted peer is found at once
-            zmq.RECONNECT_IVL_MAX: 1_000,
-        }
+            zmq.RECONNECT_IVL_MAX: 1_000}
         for option, value in options.items():
             self._socket.setsockopt(option, value)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -32,7 +32,6 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     why: str
     time_ns: int
 
-
     def is_late(self, now_ns: int) -> bool:
         """Return whether it waited too long, or comes from a clock that went wrong."""
         return abs(now_ns - self.time_ns) > WAIT_S_MAX * 1e9

@@ -21,8 +21,7 @@ LIMITS_LEAST = Decimal("0.001")
 LIMITS_MOST = {
     **dict.fromkeys(("order_notional_max", "position_notional_max", "exposure_notional_max", "day_loss_max"),
                     10**9),
-    "leverage_max": 125, "price_collar_pct": 50, "mark_jump_pct_max": 50, "liquidation_distance_pct_min": 99,
-}
+    "leverage_max": 125, "price_collar_pct": 50, "mark_jump_pct_max": 50, "liquidation_distance_pct_min": 99}
 
 
 def load(path: Path) -> Config:

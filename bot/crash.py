@@ -17,8 +17,7 @@ POINTS = (
     "sender.answer_recorded", "sender.cancel_first_byte", "sender.cancel_answered", "keeper.before_commit",
     "keeper.committed", "keeper.reported", "reconciler.fill_recorded", "reconciler.compared",
     # Paper exchange: a command from its arrival to its answer and its stream event.
-    "paper.before_commit", "paper.committed", "paper.told", "paper.before_answer",
-)
+    "paper.before_commit", "paper.committed", "paper.told", "paper.before_answer")
 PLAN = os.environ.get("TRADEHOST_CRASH", "")
 
 

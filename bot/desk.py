@@ -100,8 +100,7 @@ class Desk:
                 return Answered(
                     False,
                     f"not flat yet: {', '.join(left)} (orders {orders or 'none'}); it stays "
-                    "halted. Again: the same command; everything, in any case: botctl flatten",
-                )
+                    "halted. Again: the same command; everything, in any case: botctl flatten")
             await self._clock.sleep(FLATTEN_TURN_S)
 
     def _is_flat(self, symbol: str, who: str) -> bool:

@@ -41,8 +41,7 @@ def _signal(event: Any) -> str:
         f"{'':28}decided on Tick {signal.tick_run}/{signal.tick_seq} at {signal.tick_price}, exchange time "
         f"{clock_text(signal.tick_exchange_ns)}, received {clock_text(signal.tick_receive_ns)};\n"
         f"{'':28}created {clock_text(signal.created_ns)}, valid until {clock_text(signal.expires_ns)}, "
-        f"position version {signal.position_version}"
-    )
+        f"position version {signal.position_version}")
 
 
 def _intent(event: Any) -> str:
@@ -95,5 +94,4 @@ _TELL = {
     "restored": lambda e: (f"restored by {e.who} from {e.backup}, which lacks what happened since "
                            f"{clock_text(e.lacks_since_ns)}" if e.backup else f"begun empty by {e.who}"),
     "reconciled": lambda e: f"compared with the exchange ({e.trigger}): "
-                            f"{'; '.join(e.differences) or 'no difference'}",
-}
+                            f"{'; '.join(e.differences) or 'no difference'}"}

@@ -72,8 +72,7 @@ class Flattener:
                 for symbol, position in positions.items():
                     await self._close(symbol, position.qty)
                 orders = (
-                    await self._sweep(bool(positions)) if turn % ORDERS_TURNS == 0 or not positions else 1
-                )
+                    await self._sweep(bool(positions)) if turn % ORDERS_TURNS == 0 or not positions else 1)
                 zeros, turn = 0 if positions or orders else zeros + 1, turn + 1
                 await self._clock.sleep(LOOK_S if positions else ZERO_S)
         finally:
@@ -83,8 +82,7 @@ class Flattener:
         self._tell(
             f"flat after {(self._clock.mono_ns() - began_ns) / 1e9:.1f} s: the exchange says no "
             + (f"other position than {left}: not listed any more, close it in the exchange's app" if left
-               else "position and no order") + "; trading stays halted until botctl resume"
-        )
+               else "position and no order") + "; trading stays halted until botctl resume")
         return not left
 
     async def cancel_entries(self) -> list[str]:
@@ -143,8 +141,7 @@ class Flattener:
             self._tell("halted")
         except OSError as error:
             self._tell(
-                f"the halt cannot be written ({error}); going on: halt again before the executor starts"
-            )
+                f"the halt cannot be written ({error}); going on: halt again before the executor starts")
 
     async def _seize(self) -> int | None:
         # Nobody who holds this lock may go on sending; who thaws later finds itself killed.

@@ -252,8 +252,7 @@ class TickProducer:
             "histories_fetched": self.snapshots.fetches,
             "rate": self._exchange.budget.usage,
             "subscriptions_refused": self.snapshots.refused,
-            "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000 if self._is_loaded else None,
-        }
+            "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000 if self._is_loaded else None}
 
     def _in(self, condition: str) -> tuple[str, ...]:
         return tuple(symbol for symbol, found in self._conditions.items() if found == condition)

@@ -72,8 +72,7 @@ EVENTS = {
     "finding": "health found something wrong: which rule, which process, the limit and the value",
     "finding_ended": "a finding is gone; how long it lasted",
     "alert_undelivered": "the receiver of what cannot wait did not take it; it is tried again",
-    "killed": "a process was ended by force, to be started again; why",
-}
+    "killed": "a process was ended by force, to be started again; why"}
 MONEY = frozenset((
     "signal", "signal_sent", "signal_outcome", "outcome", "order_answered", "cancel_answered", "order_absent",
     "order_missed", "fill", "halted", "resumed", "commanded", "adopted", "position_unprotected",

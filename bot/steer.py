@@ -57,8 +57,7 @@ def _set_halt(args: argparse.Namespace, state_path: Path, scope: str) -> int:
     show(f"HALTED {scope} by {halt.who}: {halt.why}{was}")
     show(
         "No entry and no reducing order leaves any more; stops stay at the exchange. To go on: botctl resume"
-        + ("" if scope == "all" else f" --{scope.split(':')[0]} {scope.split(':', 1)[1]}")
-    )
+        + ("" if scope == "all" else f" --{scope.split(':')[0]} {scope.split(':', 1)[1]}"))
     return EXIT_OK
 
 
@@ -124,8 +123,7 @@ def flatten(args: argparse.Namespace) -> int:
         if not _is_up(config, "executor"):
             raise RefusedError(
                 f"the executor does not run, and flattening {scope} goes through it; botctl halt "
-                f"--{scope.replace(':', ' ', 1)} holds it, botctl flatten closes everything"
-            )
+                f"--{scope.replace(':', ' ', 1)} holds it, botctl flatten closes everything")
         HaltFiles(config.path("halt")).set(scope, who=getpass.getuser(), why=f"flatten: {args.reason}",
                                            clock=Clock())
         return command(args, config)

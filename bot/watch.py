@@ -28,8 +28,7 @@ RULES = {
     "host_memory_low": "the host has less memory than host_memory_mb_min",
     "backup_failed": "the last backup was not made, or a kept one is not what it was",
     "backup_old": "the newest good backup is older than backup.age_h_max, or there is none",
-    "clock_offset": "the host's clock differs from the exchange's by more than clock_offset_ms_max",
-}
+    "clock_offset": "the host's clock differs from the exchange's by more than clock_offset_ms_max"}
 MB = 1_000_000
 PAUSE_NS = 5_000_000_000  # a second between two looks is meant; so long means we were frozen ourselves
 SAMPLE_NS, SAMPLES = 10_000_000_000, 360  # one each 10 s, for an hour

@@ -6,15 +6,7 @@ from decimal import Decimal
 import msgspec
 
 from bot.errors import WireError
-from bot.model import (
-    VERSION,
-    Heartbeat,
-    Message,
-    ReportMessage,
-    Tick,
-    TickMessage,
-    TradingSignal,
-)
+from bot.model import VERSION, Heartbeat, Message, ReportMessage, Tick, TickMessage, TradingSignal
 
 MESSAGE_BYTES_MAX = 262_144  # a Snapshot of 1,500 candles takes 90 kB
 _encoder = msgspec.msgpack.Encoder()
