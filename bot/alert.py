@@ -61,7 +61,7 @@ def urgent(beats: dict[str, dict[str, Any]], halts: Iterable[Halt], findings: It
     return found
 
 
-def ask(url: str, body: Any = None, *, method: str = "") -> bytes:
+def ask(url: str, body: Any = None, *, method: str = "", timeout_s: float = ASK_S) -> bytes:
     """POST as JSON, GET without a body; return the answer, cut where it is too long.
 
     Raises OSError; its text never holds the URL.
@@ -73,7 +73,7 @@ def ask(url: str, body: Any = None, *, method: str = "") -> bytes:
     is_here = request.host.split(":")[0] in ("127.0.0.1", "localhost")
     handlers = [urllib.request.ProxyHandler({})] if is_here else []
     try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=ASK_S) as answer:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
             return answer.read(ANSWER_BYTES_MAX)
     except urllib.error.HTTPError as error:
         said = b""
@@ -98,9 +98,16 @@ class Teller:
         self._is_due = asyncio.Event()
         self.counts = {"sent": 0, "failed": 0, "dropped": 0}
 
-    def see(self, found: dict[Name, str]) -> None:
-        """Take in what is urgent just now."""
+    def see(self, found: dict[Name, str], *, knows_positions: bool = True) -> None:
+        """Take in what is urgent just now.
+
+        knows_positions: an executor that has just started, or waits for the disk, says nothing of its
+        symbols; what was told last stays so.
+        """
         now_ns = self._clock.mono_ns()
+        if not knows_positions:
+            found = {name: text for name, (_, text) in self._told.items() if name[0] == "PositionUnprotected"
+                     } | found
         for name, text in found.items():
             if name not in self._told or now_ns - self._told[name][0] >= AGAIN_NS:
                 self._told[name] = now_ns, text

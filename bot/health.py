@@ -52,7 +52,8 @@ async def main(daemon: Daemon) -> None:
             if abs(offset_ms) > rules.clock_offset_ms_max:
                 watch.find("clock_offset", name, f"{offset_ms} ms, limit {rules.clock_offset_ms_max}")
         watch.tell()
-        teller.see(urgent(beats, halts.list(), watch.status()["findings"], daemon.clock.mono_ns(), since_ns))
+        teller.see(urgent(beats, halts.list(), watch.status()["findings"], daemon.clock.mono_ns(), since_ns),
+                   knows_positions="symbols" in beats.get("executor", {}))
         if programs:  # a supervisord that does not answer starts nobody again: systemd is to end it
             probe.feed_watchdog()
 

@@ -36,7 +36,9 @@ class Protector:
                  intend: Callable[..., Order], fence_ns: int) -> None:
         self._config, self._clock, self._log = config, clock, log
         self._keeper, self._intend, self._fence_ns = keeper, intend, fence_ns
-        self._unprotected_ns: dict[str, int] = {}  # symbol -> monotonic time since when
+        self._unprotected_ns = {  # symbol -> monotonic time since when; what the last run left lacks it still
+            symbol: clock.mono_ns() - max(0, clock.wall_ns() - book.unprotected_ns)
+            for symbol, book in keeper.books.symbols.items() if book.unprotected_ns}
         self._canceled_ns: dict[str, dict[str, int]] = {}  # symbol -> order -> when its cancel was last sent
 
     def act(self, symbol: str, state: str, *, is_read: bool) -> tuple[list[Order], list[Order]]:
@@ -68,16 +70,14 @@ class Protector:
 
     def _count(self, book: SymbolBook) -> None:
         # In the journal too: an executor that dies again and again must not begin anew each time.
-        symbol, wall_ns = book.symbol, self._clock.wall_ns()
+        symbol = book.symbol
         if is_protected(book):
             self._unprotected_ns.pop(symbol, None)
             if book.unprotected_ns:
                 self._keeper.record(Unprotected(symbol=symbol, since_ns=0))
         elif symbol not in self._unprotected_ns:
-            age_ns = max(0, wall_ns - book.unprotected_ns) if book.unprotected_ns else 0
-            self._unprotected_ns[symbol] = self._clock.mono_ns() - age_ns
-            if not book.unprotected_ns:
-                self._keeper.record(Unprotected(symbol=symbol, since_ns=wall_ns))
+            self._unprotected_ns[symbol] = self._clock.mono_ns()
+            self._keeper.record(Unprotected(symbol=symbol, since_ns=self._clock.wall_ns()))
 
     def unprotected_s(self, symbol: str) -> float:
         """Return for how long the symbol's position has lacked the stop it should have."""

@@ -64,6 +64,19 @@ def test_rules_and_dashboards_with_their_metrics_ask_for_what_the_code_tells():
         assert asked and asked <= told_metrics() | recorded, f"{path}: {asked - told_metrics() - recorded}"
 
 
+# To look at by hand, or told better by what a rule or a panel asks: none of them says that money is at risk.
+UNWATCHED = {"bot_build_info", "bot_log_lines_suppressed_total", "bot_ticks_received_total",
+             "bot_signals_total", "bot_signals_acknowledged_total", "bot_signals_denied_total",
+             "bot_process_open_fds", "bot_process_memory_growth_bytes_per_second", "bot_process_threads",
+             "bot_process_kills_total", "bot_backup_age_seconds", "bot_backup_kept", "bot_backup_size_bytes"}
+
+
+def test_metrics_but_those_to_look_at_are_asked_for_by_a_rule_or_a_panel():
+    texts = "".join(p.read_text() for p in (RULES / "alerts.yml", RULES / "recording.yml", *DASHBOARDS))
+    asked = set(re.findall(r"\bbot_\w+", texts))
+    assert {m.name for m in TABLE if not {m.name, f"{m.name}_bucket"} & asked} == UNWATCHED
+
+
 def test_alerts_with_their_unit_tests_have_one_that_fires_and_one_that_is_silent():
     checks = "".join((RULES / name).read_text() for name in UNIT_TESTS)
     for name in alerts():

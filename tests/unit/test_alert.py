@@ -111,6 +111,19 @@ def test_teller_tells_once_then_each_hour_and_when_it_is_over(tmp_path):
     assert world.teller.counts == {"sent": 3, "failed": 0, "dropped": 0}
 
 
+def test_teller_keeps_a_position_unprotected_while_a_new_executor_has_not_told(tmp_path):
+    world = World(tmp_path)
+    world.teller.see({("PositionUnprotected", "BTC"): "lacks it", ("TradingHalted", "all"): "HALTED"})
+    world.teller.see({}, knows_positions=False)
+    assert world.work() == ["ALERT PositionUnprotected: PAPER: lacks it",
+                            "ALERT TradingHalted: PAPER: HALTED", "OVER TradingHalted: PAPER: HALTED"]
+    world.clock.step(AGAIN_NS / S)
+    world.teller.see({}, knows_positions=False)
+    assert world.work()[3:] == ["ALERT PositionUnprotected: PAPER: lacks it"], "told again each hour"
+    world.teller.see({})
+    assert world.work()[4:] == ["OVER PositionUnprotected: PAPER: lacks it"]
+
+
 def test_teller_whose_receiver_fails_tries_again_and_keeps_the_secret(tmp_path):
     world = World(tmp_path)
     world.failures = 3

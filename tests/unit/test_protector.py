@@ -150,6 +150,7 @@ def test_seconds_without_a_stop_go_on_through_restarts_and_end_with_the_stop(ben
         bench.answer("lose")
         bench.clock.step(1)
         bench.restart()
+        assert bench.protector.unprotected_s(BTC) >= 1, "what health is told before anything is compared"
     assert bench.act() == (["close sell 10"], [])
     bench.fill("10", "sell", cause="close")
     bench.act()
