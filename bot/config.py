@@ -302,7 +302,7 @@ class HealthConfig(Table, kw_only=True, frozen=True):
         str, Meta(description="file of mode 0400 or 0600, below state_dir: the URL of a webhook that health "
                   "tells what cannot wait, without Prometheus; without the file nobody")] = "alert.url"
     alertmanager_url: Annotated[
-        str, Meta(description="where `botctl alert` finds the Alertmanager",
+        str, Meta(description="where `botctl alert` and the status page find the Alertmanager",
                   pattern=r"^http://(127\.0\.0\.1|localhost):\d+$")] = "http://127.0.0.1:9093"
     page_port: Annotated[
         int, Meta(ge=0, le=65_535, description="the status page, on loopback; 0: none. From elsewhere: "

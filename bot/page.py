@@ -24,6 +24,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
               for h in status["halted"]]
     lines += [f"LOCKED {symbol} {cause}: {text}" for symbol, locks in status["locked_symbols"].items()
               for cause, text in locks.items()]
+    lines += [f"UNPROTECTED {row['symbol']} for {row['unprotected_s']:.0f} s: stop {row['stop']}"
+              for row in status["positions"] if row["unprotected_s"] is not None]
     if status["journal_error"]:
         lines.append(f"journal: {status['journal_error']}")
     lines += [f"{f['rule']} {f['subject']}: {f['text']} (for {f['age_s']} s)" for f in status["findings"]]
@@ -31,7 +33,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     return [*lines, "",
             *table_lines(status["processes"], ("name", "pid", "state", "uptime_s", "heartbeat_age_ms",
                                                "memory_mb", "cpu_pct")), "",
-            *table_lines(status["positions"], ("symbol", "qty", "entry_price", "stop_loss", "take_profit",
+            *table_lines(status["positions"], ("symbol", "qty", "entry_price", "stop", "take_profit",
                                                "realized_pnl", "strategy"), "no position yet"), "",
             "  ".join(f"{name} {value}" for name, value in counters.items()),
             *_backup_lines(status["backup"])]
@@ -50,6 +52,16 @@ def fit(lines: list[str], columns: int, rows: int, last: str) -> str:
     shown = [visible(line)[:columns - 1] for line in shown]
     # Home, each line cleared to its end, the rest of the screen too: no flicker, nothing left behind.
     return "\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in shown) + "\x1b[J" + last[:columns - 1]
+
+
+def stop_text(plan: Decimal | None, at: list[Decimal | None], *, lacks: bool) -> str | None:
+    """Return a stop as it rests at the exchange, and as it is planned where that is not the same."""
+    if plan is None and not at:
+        return None
+    said = "none planned" if plan is None else _cell(plan)
+    if lacks or not at:
+        return f"{said} ({'NOT FOR ALL OF IT' if at else 'NOT AT THE EXCHANGE'})"
+    return said if plan in at else f"{said} ({', '.join(map(_cell, at))} rests)"
 
 
 def _cell(value: Any) -> str:

@@ -16,7 +16,9 @@ from bot.events import SignalClosed, SignalReceived
 from bot.explain import clock_text
 from bot.halt import HaltFiles
 from bot.journal import JournalReader
+from bot.page import stop_text
 from bot.programs import names
+from bot.protection import as_held, is_protected
 
 BEAT_BYTES_MAX = 1_000_000  # the longest, health's with a hundred findings, has some 30,000
 COUNTERS = ("ticks", "ticks_lost", "signals", "orders", "fills")
@@ -86,8 +88,7 @@ def process_rows(config: Config, beats: dict[str, dict[str, Any]], clock: Clock)
         if beat is None or not _exists(beat["pid"]):
             rows.append(
                 {"name": name, "pid": None, "state": "DOWN", "uptime_s": None, "heartbeat_age_ms": None,
-                 "memory_mb": None, "cpu_pct": None}
-            )
+                 "memory_mb": None, "cpu_pct": None})
             continue
         age_ms = (clock.mono_ns() - beat["mono_ns"]) // 1_000_000
         state = "UP" if 0 <= age_ms <= config.bus.silence_ms else "SILENT"
@@ -123,7 +124,7 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
         "processes": processes,
         "counters": {name: executor.get("counters", {}).get(name, 0) for name in COUNTERS},
         "outcomes": books.outcomes,
-        "positions": [position_row(book, config) for book in symbols],
+        "positions": [position_row(book, config, clock.wall_ns()) for book in symbols],
         "open_orders": sum(len(b.live_orders()) for b in symbols),
         "unknown_orders": sum(len(b.unknown()) for b in symbols),
         "locked_symbols": {b.symbol: b.locks for b in symbols if b.locks},
@@ -133,8 +134,7 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
         "findings": findings(beats, processes),
         "wallet_balance": books.wallet_balance,
         "journal_error": journal_error,
-        "config": config.fingerprint(),
-    }
+        "config": config.fingerprint()}
 
 
 def findings(beats: dict[str, dict[str, Any]], processes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -150,16 +150,22 @@ def findings(beats: dict[str, dict[str, Any]], processes: list[dict[str, Any]]) 
     return found
 
 
-def position_row(book: SymbolBook, config: Config) -> dict[str, Any]:
-    """Return one symbol's position with its exits."""
+def position_row(book: SymbolBook, config: Config, now_ns: int) -> dict[str, Any]:
+    """Return one symbol's position with its exits: stop_loss as planned, stop as it rests, in words.
+
+    unprotected_s: since when it lacks the stop it should have; None when it does not.
+    """
+    stops = [o for o in book.orders.values()
+             if o.request.type == "stop" and o.state in ("ACCEPTED", "PARTIALLY_FILLED")]
+    plan, at = book.stop_loss if book.position_qty else None, [o.request.trigger_price for o in stops]
+    lacks, since_ns = not is_protected(as_held(book)), book.unprotected_ns or now_ns
     return {
         "symbol": book.symbol, "strategy": config.owner_of(book.symbol), "qty": book.position_qty,
-        "entry_price": book.entry_price, "stop_loss": book.stop_loss if book.position_qty else None,
+        "entry_price": book.entry_price, "stop_loss": plan, "stop": stop_text(plan, at, lacks=lacks),
         "take_profit": book.take_profit if book.position_qty else None, "version": book.version,
         "realized_pnl": book.realized_pnl, "fees": book.fees,
-        "stops_resting": [o.id for o in book.orders.values()
-                          if o.request.type == "stop" and o.state in ("ACCEPTED", "PARTIALLY_FILLED")],
-    }
+        "stops_resting": [o.id for o in stops], "stops_at": at,
+        "unprotected_s": max(0, now_ns - since_ns) / 1e9 if lacks else None}
 
 
 def order_rows(books: Books, *, is_all: bool = False) -> list[dict[str, Any]]:

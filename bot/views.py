@@ -129,10 +129,11 @@ def list_signals(args: argparse.Namespace, config: Config) -> int:
 
 def list_positions(args: argparse.Namespace, config: Config) -> int:
     """Print the positions with their exits."""
-    rows = [position_row(book, config) for book in open_reader(config).books().symbols.values()]
+    books, now_ns = open_reader(config).books(), Clock().wall_ns()
+    rows = [position_row(book, config, now_ns) for book in books.symbols.values()]
     if args.json:
         return print_json(rows, True)
-    _table(rows, ("symbol", "strategy", "qty", "entry_price", "stop_loss", "take_profit", "version",
+    _table(rows, ("symbol", "strategy", "qty", "entry_price", "stop", "take_profit", "version",
                   "realized_pnl", "fees"), "no position yet")
     return EXIT_OK
 

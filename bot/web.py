@@ -7,15 +7,16 @@ the journal is read at most once a second. It answers to loopback names only (DN
 import asyncio
 import html
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import mistune
 import msgspec
 from aiohttp import web
 
+from bot.alert import ask
 from bot.bus import ZmqSubscriber
 from bot.clock import Clock
 from bot.config import Config
@@ -30,13 +31,19 @@ from bot.wire import decode_tick, snapshot_topic
 STATIC = Path(__file__).with_name("static")
 RUNBOOK = Path(__file__).resolve().parents[1] / "RUNBOOK.md"
 FRESH_NS = 900_000_000  # a page asks each second; however many are open, the journal is read once for all
-UNPROTECTED_S = 2  # as the alert has it: a stop is placed sooner
+UNPROTECTED_S, NEAR_PCT, LOSS_RATIO, COMPARED_S = 2, 10, 0.7, 100  # as the alerts have them
+ASK_S = 1.0  # of the Alertmanager, which is on this host
 CANDLES, FILLS, COMPARISONS, ROWS = 500, 500, 2_000, 20
 NAMES = {"127.0.0.1", "localhost", "[::1]"}
 HEADERS = {"Content-Security-Policy":  # the chart library writes style attributes
            "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'",
            "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
            "Referrer-Policy": "no-referrer"}
+class Ringing(TypedDict):
+    """An alert as the Alertmanager holds it."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str]
 
 
 class StatusPage:
@@ -73,10 +80,10 @@ class StatusPage:
         status, beats = gather(self._config, self._clock), read_beats(self._config)
         open_pnl = sum((self._open_pnl(row, status["prices"]) for row in status["positions"]), Decimal(0))
         told = {} if status["state"] == "DOWN" else beats.get("executor", {}).get("symbols", {})
-        symbols = {symbol: told.get(symbol, {}) for symbol in self._config.symbols()}
+        symbols, ringing = {s: told.get(s, {}) for s in self._config.symbols()}, self._ringing()
         found: dict[str, Any] = {
-            "time_ns": self._clock.wall_ns(), "status": status, "alerts": alerts(status, symbols),
-            "symbols": symbols,
+            "time_ns": self._clock.wall_ns(), "status": status, "symbols": symbols,
+            "alerts": alerts(status, beats, ringing or ()), "has_alertmanager": ringing is not None,
             "levels": {symbol: levels for beat in beats.values()
                        for symbol, levels in beat.get("levels", {}).items()},
             **money(status["wallet_balance"], open_pnl),
@@ -142,6 +149,13 @@ class StatusPage:
         size = snapshot.instrument.contract_size if snapshot else Decimal(1)
         return position["qty"] * (Decimal(repr(mark)) - position["entry_price"]) * size
 
+    def _ringing(self) -> list[Ringing] | None:
+        try:
+            raw = ask(f"{self._config.health.alertmanager_url}/api/v2/alerts", timeout_s=ASK_S)
+            return msgspec.json.decode(raw, type=list[Ringing])
+        except (OSError, msgspec.MsgspecError):
+            return None  # none runs here, or it is out of order: the page says so
+
     def _reader(self) -> JournalReader | None:
         try:
             return JournalReader(self._config.path(self._config.journal.path))
@@ -162,17 +176,21 @@ ALERT_OF = {
     "process_restarting": "ProcessCrashing", "memory_growing": "ProcessOverloaded",
     "cpu_busy": "ProcessOverloaded", "descriptors_high": "ProcessOverloaded", "disk_low": "HostShort",
     "host_memory_low": "HostShort", "clock_offset": "ClockOffset", "backup_old": "BackupOld",
-    "backup_failed": "BackupBad",
-}
+    "backup_failed": "BackupBad"}
 
 
-def alerts(status: dict[str, Any], symbols: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+def alerts(status: dict[str, Any], beats: dict[str, dict[str, Any]],
+           ringing: Iterable[Ringing] = ()) -> list[dict[str, str]]:
     """Return what a person should look at, the worst first, by the names of alerts and runbook sections.
 
-    symbols: what the executor's beat tells of each.
+    ringing: what the Alertmanager holds; what is not seen here is told in its words.
     """
-    found = [("PositionUnprotected", symbol, f"it lacks its stop for {told['unprotected_s']:.0f} s")
-             for symbol, told in symbols.items() if told.get("unprotected_s", 0) >= UNPROTECTED_S]
+    executor = beats.get("executor", {})
+    lacks_s = {symbol: told.get("unprotected_s", 0) for symbol, told in executor.get("symbols", {}).items()}
+    for row in status["positions"]:  # the journal knows it also of an executor that has not told yet
+        lacks_s[row["symbol"]] = max(lacks_s.get(row["symbol"], 0), row["unprotected_s"] or 0)
+    found = [("PositionUnprotected", symbol, f"it lacks its stop for {lacks:.0f} s")
+             for symbol, lacks in lacks_s.items() if lacks >= UNPROTECTED_S]
     found += [("TradingHalted" if h["scope"] == "all" else "SymbolHalted", h["scope"],
                f"by {h['who']}: {h['why']}") for h in status["halted"]]
     if status["state"] == "DOWN":
@@ -181,6 +199,10 @@ def alerts(status: dict[str, Any], symbols: dict[str, dict[str, Any]]) -> list[d
         found.append(("ExecutorDown", "journal", status["journal_error"]))
     found += [("SymbolLocked", symbol, f"{cause}: {text}")
               for symbol, locks in status["locked_symbols"].items() for cause, text in locks.items()]
+    if status["state"] != "DOWN":  # what it told of money last is not what is now
+        found += _money(executor)
+    if beats.get("guard", {}).get("flattening"):
+        found.append(("Flattened", "", "guard closes everything just now"))
     if status["unknown_orders"]:
         found.append(("OrderUnknown", "", f"{status['unknown_orders']} orders without an outcome"))
     found += [("FeedStale", symbol, "its data makes no progress") for symbol in status["stale"]]
@@ -189,9 +211,29 @@ def alerts(status: dict[str, Any], symbols: dict[str, dict[str, Any]]) -> list[d
               for f in status["findings"] if (f["rule"], f["subject"]) != ("process_down", "executor")]
     if status["state"] == "REDUCING":
         found.append(("TradingReduced", "", status["state_reason"]))
+    seen = {name for name, _, _ in found} | {"Watchdog"}  # that one rings always
+    found += [(name, labels.get("symbol") or labels.get("process", ""), a["annotations"].get("summary", ""))
+              for a in ringing if (name := (labels := a["labels"]).get("alertname", "?")) not in seen]
     told = {(name, subject): text for name, subject, text in reversed(found)}  # of two, the first counts
     return [{"name": name, "subject": subject, "text": text, "href": f"runbook#{name.lower()}"}
             for (name, subject), text in reversed(told.items())]
+
+
+def _money(executor: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for symbol, told in executor.get("symbols", {}).items():
+        pct = told.get("liquidation_distance_pct")
+        if pct is not None and float(pct) < NEAR_PCT:
+            yield "LiquidationNear", symbol, f"{float(pct):.1f} % from liquidation"
+    loss = float(executor.get("day_loss_ratio") or 0)
+    if loss >= LOSS_RATIO:
+        yield ("DayLossLimit" if loss >= 1 else "DayLossNear"), "", f"{loss:.0%} of day_loss_max is lost"
+    if executor.get("canary_red"):
+        yield "StopsRefused", "", f"no stop is proven to pass: {executor.get('canary') or 'not tried yet'}"
+    age_s = (executor.get("reconcile_age_ms") or 0) / 1e3
+    if age_s > COMPARED_S or executor.get("state") == "RECONCILING":
+        yield "NotReconciled", "", f"the last comparison was {age_s:.0f} s ago" if age_s else "none so far"
+    if executor.get("differences"):
+        yield "BooksDiffer", "", f"{executor['differences']} differences between books and exchange"
 
 
 def runbook_page() -> str:

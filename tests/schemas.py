@@ -62,11 +62,14 @@ class Position(Strict):
     qty: Decimal
     entry_price: Decimal | None
     stop_loss: Decimal | None
+    stop: str | None
     take_profit: Decimal | None
     version: int
     realized_pnl: Decimal
     fees: Decimal
     stops_resting: list[str]
+    stops_at: list[Decimal]
+    unprotected_s: Number | None
 
 
 class Finding(Strict):

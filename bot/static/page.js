@@ -56,13 +56,14 @@ function showHead() {
   document.title = `${state} ${status?.mode ?? ""} tradehost`;
 }
 
-function showAlerts(alerts) {
+function showAlerts(alerts, isWhole) {
   const list = $("alerts");
-  const text = JSON.stringify(alerts);
+  const text = JSON.stringify([alerts, isWhole]);
   if (list.dataset.text === text) return;  // a screen reader reads it once
   list.dataset.text = text;
   list.replaceChildren();
-  if (!alerts.length) put(list, "li", "nothing is wrong");
+  if (!alerts.length) put(list, "li", `nothing is wrong${isWhole ? ""
+    : "; no Alertmanager answers, so this is what the processes themselves tell"}`);
   for (const alert of alerts) {
     const item = put(list, "li", null, { class: "wrong" });
     put(item, "b", `${alert.name} ${alert.subject}`.trim());
@@ -92,7 +93,7 @@ function isLive({ processes, stale }, symbol) {
 function showState() {
   const { status, symbols, levels, orders, signals } = page.state;
   showHead();
-  showAlerts(page.state.alerts);
+  showAlerts(page.state.alerts, page.state.has_alertmanager);
   showSymbols(Object.keys(symbols));
   const position = status.positions.find((p) => p.symbol === page.symbol);
   const price = status.prices[page.symbol] ?? {};
@@ -103,12 +104,12 @@ function showState() {
     `${page.symbol} ${own.state ?? ""}`.trim(), `last ${price.last ?? "-"}${price.last && !isLive(status, page.symbol) ? " (old)" : ""}`, `mark ${price.mark ?? "-"}`,
     `resistance ${above ?? "-"}`, `support ${below ?? "-"}`,
     position && number(position.qty) ? `position ${position.qty} at ${position.entry_price}` : "no position",
-    position?.stop_loss ? `stop ${position.stop_loss}` : "", position?.take_profit ? `take-profit ${position.take_profit}` : "",
+    position?.stop ? `stop ${position.stop}` : "", position?.take_profit ? `take-profit ${position.take_profit}` : "",
   ].filter(Boolean).join("; ");
   $("equity-text").textContent = `wallet ${page.state.wallet}; open profit and loss ${page.state.unrealized}; `
     + `equity ${page.state.equity} ${page.state.currency}`;
-  fill("positions", ["symbol", "qty", "entry_price", "stop_loss", "take_profit", "realized_pnl", "fees", "strategy"],
-    status.positions, "no position yet");
+  fill("positions", ["symbol", "qty", "entry_price", "stop", "take_profit", "realized_pnl", "fees", "strategy"],
+    status.positions, "no position yet", (row) => row.unprotected_s !== null);
   fill("orders", ["time", "symbol", "leg", "state", "side", "qty", "filled_qty", "trigger_price", "client_order_id"],
     orders, "no open order", (row) => row.state === "UNKNOWN");
   fill("signals", ["time", "outcome", "symbol", "target_qty", "filled_qty", "why", "decided_because"],
@@ -203,10 +204,11 @@ function drawState() {
       axisLabelVisible: title !== "" });
   }
   if (position && number(position.qty)) {
-    for (const [key, name, tint] of [["entry_price", "entry", "soft"], ["stop_loss", "stop", "stop"],
-                                     ["take_profit", "take-profit", "profit"]]) {
-      if (position[key] !== null) wanted.set(`${name} ${position[key]}`,
-        { price: number(position[key]), color: colour(tint), lineStyle: 0, title: name });
+    for (const [prices, name, tint] of [[[position.entry_price], "entry", "soft"],
+                                        [position.stops_at, "stop", "stop"],  // where they rest, not where planned
+                                        [[position.take_profit], "take-profit", "profit"]]) {
+      for (const price of prices) if (price !== null) wanted.set(`${name} ${price}`,
+        { price: number(price), color: colour(tint), lineStyle: 0, title: name });
     }
   }
   for (const [key, line] of charts.lines) {

@@ -39,12 +39,15 @@ REFUSED = {"status": 400, "code": -4120, "text": "Order type not supported for t
 
 
 @contextmanager
-def stops_are_refused_at_an_entry(it: Night) -> Iterator[None]:
+def stops_are_refused_at_an_entry(it: Night) -> Iterator[float]:
     it.flat()
     with it.answers("POST /fapi/v1/algoOrder", **REFUSED):
         it.mode("hold")
         wait_until(lambda: it.appliance.exchange_position() != 0, 30)
-        yield
+        began = time.time()
+        wait_until(lambda: it.type("botctl status") == 0 and f"UNPROTECTED {BTC}" in it.said, 5, 0.1)
+        assert "(NOT AT THE EXCHANGE)" in it.said
+        yield began
 
 
 @contextmanager
@@ -489,6 +492,7 @@ def play(it: Night, alert: str, drill: Drill) -> str:
     it.wait_running(60)
     recovered_s = seconds_since(began) - detected_s
     type_all(it, page.typed_after("Verify"), drill, (0,))
+    assert "NOT AT THE EXCHANGE" not in it.said and "UNPROTECTED" not in it.said, it.said
     assert not it.run.status()["halted"]
     (it.flat if drill.group == "poor" else it.hold)()
     it.assert_balanced()

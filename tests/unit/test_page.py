@@ -9,7 +9,10 @@ STATUS = {
     "halted": [{"scope": "all", "who": "health", "why": "a loop", "since_ns": 1_700_000_000_000_000_000}],
     "processes": [{"name": "executor", "pid": 7, "state": "UP", "uptime_s": 1.5, "heartbeat_age_ms": 3,
                    "memory_mb": None, "cpu_pct": None}],
-    "counters": {"ticks": 5}, "positions": [], "open_orders": 1, "unknown_orders": 0, "journal_error": "torn",
+    "counters": {"ticks": 5}, "positions": [
+        {"symbol": "ETH", "stop": "90 (NOT AT THE EXCHANGE)", "unprotected_s": 3.2},
+        {"symbol": "BTC", "stop": "90", "unprotected_s": None}],
+    "open_orders": 1, "unknown_orders": 0, "journal_error": "torn",
     "locked_symbols": {"BTC/USDT:USDT": {"books_differ": "0.1 against 0"}},
     "findings": [{"rule": "cpu_busy", "subject": "gateway", "text": "99 %", "age_s": 4}], "backup": None,
 }
@@ -23,11 +26,12 @@ def test_table_with_rows_aligns_them_and_shows_what_is_not_there():
 
 def test_status_page_with_troubles_begins_with_them():
     lines = status_lines(STATUS)
-    assert lines[:5] == [
+    assert lines[:6] == [
         "PAPER  HALTED  health: a loop", "HALTED all by health since 2023-11-14 22:13:20: a loop",
-        "LOCKED BTC/USDT:USDT books_differ: 0.1 against 0", "journal: torn",
+        "LOCKED BTC/USDT:USDT books_differ: 0.1 against 0",
+        "UNPROTECTED ETH for 3 s: stop 90 (NOT AT THE EXCHANGE)", "journal: torn",
         "cpu_busy gateway: 99 % (for 4 s)"]
-    assert lines[-1] == "ticks 5  open_orders 1  unknown_orders 0" and "no position yet" in lines
+    assert lines[-1] == "ticks 5  open_orders 1  unknown_orders 0" and "stop_loss" not in str(lines)
 
 
 def test_fit_with_more_than_the_screen_holds_cuts_it_and_says_so():

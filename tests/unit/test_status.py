@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from bot.config_file import load
-from bot.status import BEAT_BYTES_MAX, read_beats
+from bot.events import Unprotected
+from bot.status import BEAT_BYTES_MAX, position_row, read_beats
+from tests.factory import BTC, NOW, SECOND, changed, holding, intended
 from tests.harness import write_config
 
 NAME = "strategy-levels"
@@ -49,3 +51,30 @@ def test_beat_that_is_a_pipe_or_a_link_holds_nobody_up(config, tmp_path):
     (tmp_path / "elsewhere").write_bytes(msgspec.json.encode(GOOD))
     path.symlink_to(tmp_path / "elsewhere")
     assert read_beats(config) == {}
+
+
+def stop_at(price: str, qty: str = "1", *, is_answered: bool = True, name: str = "x"):
+    made = intended(name, qty, "sell", leg="stop", trigger=price)
+    return [made, changed(name, "accept")] if is_answered else [made]
+
+
+@pytest.mark.parametrize(("events", "text", "is_protected"), [
+    ([], "90 (NOT AT THE EXCHANGE)", False),
+    (stop_at("90", is_answered=False), "90 (NOT AT THE EXCHANGE)", False),
+    (stop_at("90.0"), "90", True),
+    (stop_at("88.50"), "90 (88.5 rests)", True),  # on its way to the new one
+    (stop_at("90", "0.4"), "90 (NOT FOR ALL OF IT)", False),
+    ([*stop_at("90", name="x"), *stop_at("88", name="y")], "90", True),
+])
+def test_stop_is_shown_as_it_rests_at_the_exchange_not_as_planned(config, events, text, is_protected):
+    book = holding("1", *events, Unprotected(symbol=BTC, since_ns=NOW), stop="90.0").book(BTC)
+    row = position_row(book, config, NOW + 3 * SECOND)
+    assert (row["stop"], row["unprotected_s"]) == (text, None if is_protected else 3.0)
+    assert row["stops_at"] == [o.request.trigger_price for o in book.orders.values() if o.state == "ACCEPTED"]
+
+
+def test_stop_without_a_plan_is_none_and_one_that_was_left_behind_is_told(config):
+    assert position_row(holding("1").book(BTC), config, NOW)["stop"] is None
+    assert position_row(holding("0", stop="90").book(BTC), config, NOW)["stop"] is None
+    left = position_row(holding("1", *stop_at("90")).book(BTC), config, NOW)
+    assert (left["stop"], left["unprotected_s"]) == ("none planned (90 rests)", None)

@@ -14,11 +14,13 @@ from bot.config_file import load
 from bot.model import Candle, Instrument, Snapshot
 from bot.watch import RULES
 from bot.wire import encode
-from tests.harness import free_port, write_config
+from tests.harness import ROOT, free_port, write_config
 from tests.runbook import anchor, sections
 
 STATUS = {"halted": [], "state": "RUNNING", "state_reason": "", "journal_error": "", "locked_symbols": {},
-          "unknown_orders": 0, "stale": [], "findings": []}
+          "unknown_orders": 0, "stale": [], "findings": [], "positions": []}
+SHIPPED = dict(re.findall(r"- alert: (\w+).*?severity: (\w+)",
+                             (ROOT / "ops" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"), re.S))
 LINKS = {f"runbook#{anchor(section.name)}" for section in sections()}
 
 
@@ -130,7 +132,7 @@ def test_state_with_an_executor_that_is_gone_says_nothing_of_its_last_beat(tmp_p
     state = page.state()
     assert (state["status"]["state"] == "RUNNING") is is_there
     assert bool(state["symbols"]["BTC/USDT:USDT"]) is is_there
-    assert any(alert["name"] == "PositionUnprotected" for alert in state["alerts"]) is is_there
+    assert any(alert["name"] == "PositionUnprotected" for alert in state["alerts"]), "nobody said otherwise"
 
 
 def test_candles_with_a_snapshot_are_told_and_asked_for_once(tmp_path):
@@ -179,9 +181,76 @@ def test_alerts_with_each_trouble_name_it_once(change, name, subject):
 def test_alerts_with_a_position_without_its_stop_begin_with_it():
     halted = {"halted": [{"scope": "all", "who": "op", "why": "lunch", "since_ns": 1}]}
     symbols = {"B": {"unprotected_s": 3.4}, "C": {"unprotected_s": 0.1}, "D": {}}
-    found = web.alerts(STATUS | halted, symbols)
+    found = web.alerts(STATUS | halted, {"executor": {"symbols": symbols}})
     assert [(a["name"], a["subject"]) for a in found] == [("PositionUnprotected", "B"),
                                                           ("TradingHalted", "all")]
+    status = STATUS | {"positions": [{"symbol": "B", "unprotected_s": 4.0},
+                                     {"symbol": "C", "unprotected_s": None}]}
+    for beats in ({}, {"executor": {"state": "REDUCING"}}):  # a new executor that has not told yet
+        found = web.alerts(status, beats)
+        assert [(a["name"], a["subject"]) for a in found] == [("PositionUnprotected", "B")]
+
+
+def finds(rule: str, subject: str) -> dict:
+    return {"findings": [{"rule": rule, "subject": subject, "text": "", "age_s": 1}]}
+
+
+CAUSES = {  # of each critical alert, without an Alertmanager: what status says, what the beats say
+    "PositionUnprotected": ({}, {"executor": {"symbols": {"B": {"unprotected_s": 2.1}}}}),
+    "TradingHalted": ({"halted": [{"scope": "all", "who": "op", "why": "lunch", "since_ns": 1}]}, {}),
+    "DayLossLimit": ({}, {"executor": {"day_loss_ratio": "1.02"}}),
+    "LiquidationNear": ({}, {"executor": {"symbols": {"B": {"liquidation_distance_pct": "9.9"}}}}),
+    "OrderUnknown": ({"unknown_orders": 1}, {}),
+    "SymbolLocked": ({"locked_symbols": {"B": {"books_differ": "1 of 2"}}}, {}),
+    "StopsRefused": ({}, {"executor": {"canary_red": 1, "canary": "-4120"}}),
+    "ExecutorDown": ({"state": "DOWN"}, {}),
+    "Flattened": ({}, {"guard": {"flattening": True}}),
+    "NotReconciled": ({}, {"executor": {"reconcile_age_ms": 100_001}}),
+    "FeedStale": ({"stale": ["B"]}, {}),
+    "ProcessDown": (finds("process_down", "gateway"), {}),
+    "HostShort": (finds("disk_low", "host"), {}),
+    "BackupBad": (finds("backup_failed", "host"), {}),
+}
+# A count, which only somebody who remembers sees go up; an outbox that is not empty for moments all day long.
+ALERTMANAGER_ALONE = {"DeadManFired", "SignalsUnacknowledged"}
+
+
+def test_alerts_with_each_critical_one_have_a_line_without_an_alertmanager_too():
+    critical = {name for name, severity in SHIPPED.items() if severity == "critical"}
+    assert critical == CAUSES.keys() | ALERTMANAGER_ALONE
+    for name, (change, beats) in CAUSES.items():
+        assert [a["name"] for a in web.alerts(STATUS | change, beats)] == [name]
+    quiet = {"reconcile_age_ms": 99_000, "day_loss_ratio": "0.69", "canary_red": 0, "differences": 0,
+             "symbols": {"B": {"liquidation_distance_pct": "10", "unprotected_s": 0.0}}}
+    assert web.alerts(STATUS, {"executor": quiet}) == []
+    found = web.alerts(STATUS, {"executor": {"day_loss_ratio": 0.7, "differences": 2}})
+    assert [a["name"] for a in found] == ["DayLossNear", "BooksDiffer"]
+
+
+def test_alerts_with_an_alertmanager_name_each_that_rings_once():
+    ringing = [{"labels": {"alertname": name, "symbol": "B"}, "annotations": {"summary": "its words"}}
+               for name in SHIPPED]
+    change, beats = CAUSES["OrderUnknown"]
+    found = web.alerts(STATUS | change, beats, ringing)
+    assert sorted(a["name"] for a in found) == sorted(SHIPPED.keys() - {"Watchdog"})
+    assert [a["text"] for a in found if a["name"] == "OrderUnknown"] == ["1 orders without an outcome"]
+    assert next(a for a in found if a["name"] == "SignalsDenied")["text"] == "its words"
+    assert {a["href"] for a in found} <= LINKS
+
+
+@pytest.mark.parametrize("raw", [b'[{"labels": {"alertname": "TicksLost"}, "annotations": {"summary": "5"}}]',
+                                 b"junk", None])
+def test_state_asks_the_alertmanager_and_says_whether_it_answered(tmp_path, monkeypatch, raw):
+    def ask(url: str, **_) -> bytes:
+        assert url == "http://127.0.0.1:9093/api/v2/alerts"
+        if raw is None:
+            raise OSError("refused")
+        return raw
+    monkeypatch.setattr(web, "ask", ask)
+    state = page_of(tmp_path).state()
+    is_heard = raw is not None and raw != b"junk"
+    assert state["has_alertmanager"] is is_heard
+    assert ("TicksLost" in [a["name"] for a in state["alerts"]]) is is_heard
 
 
 def test_rules_of_health_with_the_alerts_they_lead_to_have_a_section():
