@@ -9,15 +9,7 @@ from bot.bookkeeper import CAUSE_OF_LEG, Bookkeeper
 from bot.crash import point
 from bot.events import ExitsSet, FillCause, OrderIntended
 from bot.log import Log
-from bot.orders import (
-    CANARY_PREFIX,
-    GUARD_PREFIX,
-    PREFIX,
-    ExchangeFill,
-    Order,
-    OrderRequest,
-    OrderStatus,
-)
+from bot.orders import CANARY_PREFIX, GUARD_PREFIX, PREFIX, ExchangeFill, Order, OrderRequest, OrderStatus
 
 NOT_OF_THE_BOOKS = (GUARD_PREFIX, CANARY_PREFIX)  # ours, and no intent of the journal's
 # Client order ids the exchange itself makes (exchange-facts 1.1) -> cause of the lock, cause of the fill.
