@@ -305,11 +305,13 @@ HASTY = {"stuck_ms": 1_000, "page_port": 0}
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("loss", ["hung", "dead"])
+@pytest.mark.parametrize("loss", ["hung", "hung with the gateway dead", "dead"])
 def test_dead_man_with_the_executor_gone_cancels_entries_and_stops_stay(tmp_path, loss):
     with holding(tmp_path, guard=GUARD, health=HASTY) as (appliance, _):
         entry = rest_an_entry(appliance)
-        appliance.processes["executor"].send_signal(signal.SIGSTOP if loss == "hung" else signal.SIGKILL)
+        if "gateway" in loss:
+            appliance.kill("gateway")
+        appliance.processes["executor"].send_signal(signal.SIGSTOP if "hung" in loss else signal.SIGKILL)
         began = time.monotonic()
         wait_until(lambda: not appliance.ask("GET", "/fapi/v1/openOrders"), 60)
         print(f"dead-man's switch, executor {loss}: entries gone after {time.monotonic() - began:.1f} s")
