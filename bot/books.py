@@ -40,6 +40,7 @@ SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the ord
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
 DAY_NS = 86_400_000_000_000  # a UTC day
 LAYOUT = 5  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
+FLATTENED = "flattened"  # a lock: its target is zero, whatever an order of before may fill yet
 NAMES_KEPT = 8  # strategies remembered per symbol: the owner, former ones, and strangers
 
 
@@ -56,8 +57,13 @@ class OpenSignal(msgspec.Struct, kw_only=True):
 
     @property
     def age_name(self) -> tuple[int, int, int]:
-        """Return what sorts signals, the newest last."""
+        """Return what `is_newer` compares."""
         return self.signal.created_ns, self.signal.run, self.signal.seq
+
+
+def is_newer(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
+    """Return whether one age_name is newer: within a run the numbers say so, whatever the clock did."""
+    return one[2] > other[2] if one[1] == other[1] else one > other
 
 
 class SymbolBook(msgspec.Struct, kw_only=True):
@@ -188,7 +194,8 @@ def _signal_received(books: Books, event: SignalReceived) -> None:
     if signal.created_ns > event.received_ns + CLOCK_SLACK_NS:
         return  # from the future: it will be denied, and must not outrank what comes after it
     # By strategy: a stranger's signal, which will be denied, must not outrank the owner's.
-    book.newest[signal.strategy] = max(opened.age_name, book.newest.get(signal.strategy, opened.age_name))
+    if is_newer(opened.age_name, book.newest.get(signal.strategy, (0, 0, 0))):
+        book.newest[signal.strategy] = opened.age_name
     if len(book.newest) > NAMES_KEPT:
         del book.newest[min(book.newest, key=lambda name: book.newest[name])]
 
@@ -331,7 +338,10 @@ def _unprotected(books: Books, event: Unprotected) -> None:
 
 
 def _locked(books: Books, event: SymbolLocked) -> None:
-    books._own(event.symbol).locks[event.cause] = event.evidence
+    book = books._own(event.symbol)
+    book.locks[event.cause] = event.evidence
+    if event.cause == FLATTENED:
+        book.target_qty = ZERO
 
 
 def _unlocked(books: Books, event: SymbolUnlocked) -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import msgspec
 
-from bot.books import OpenSignal, SymbolBook
+from bot.books import OpenSignal, SymbolBook, is_newer
 from bot.config import LimitsConfig
 from bot.exposure import Exposure
 from bot.limits import MAY_PASS, Denial, Prices, check_entry, check_prices, check_sender, check_signal
@@ -125,12 +125,14 @@ def endings(book: SymbolBook, context: Context) -> list[CloseSignal]:
             ended.append(_deny(signal, denial))
         else:
             waiting.append(signal)
-    newest = max((s.age_name for s in waiting), default=(0, 0, 0))
+    by_run = {s.signal.run: s.age_name for s in sorted(waiting, key=lambda s: s.signal.seq)}
+    newest = max(by_run.values(), default=(0, 0, 0))
     known = book.newest.get(context.owner or "", newest)
-    if known[0] <= context.now_ns + CLOCK_SLACK_NS:  # else this host's clock stepped back since
-        newest = max(newest, known)
+    has_stepped_back = known[0] > context.now_ns + CLOCK_SLACK_NS  # this host's clock, since
+    if is_newer(known, newest) and (known[1] == newest[1] or not has_stepped_back):
+        newest = known
     for signal in waiting:
-        if signal.age_name < newest:
+        if signal.age_name != newest:
             ended.append(CloseSignal(signal, "superseded", "a newer signal for this symbol was received"))
         elif context.now_ns >= signal.signal.expires_ns and not _outlasts_entry(signal, book):
             age_ms = (context.now_ns - signal.signal.created_ns) // 1_000_000
@@ -143,7 +145,7 @@ def _outlasts_entry(signal: OpenSignal, book: SymbolBook) -> bool:
     # An entry that has no end yet may still fill: a newer target that wants less is in force until then.
     entry = next((s for s in book.signals if s.orders and book.orders[s.orders[-1]].leg == "open"), None)
     target = signal.signal.target_qty
-    return (entry is not None and target.is_finite() and signal.age_name > entry.age_name
+    return (entry is not None and target.is_finite() and is_newer(signal.age_name, entry.age_name)
             and _reduce_qty(entry.signal.target_qty, target) > 0)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from bot.bookkeeper import Bookkeeper
+from bot.books import FLATTENED
 from bot.clock import Clock
 from bot.commands import LATE, Answered, Command, CommandFiles
 from bot.config import Config
@@ -15,7 +16,7 @@ from bot.orders import TABLE, Order
 from bot.reconciler import Reconciler
 
 # Locks that an operator's adoption takes away; the others end when the exchange shows that they may.
-ADOPTABLE = ("books_differ", "foreign_fill", "liquidation", "adl", "settlement", "late_fill")
+ADOPTABLE = ("books_differ", "foreign_fill", "liquidation", "adl", "settlement", "late_fill", FLATTENED)
 
 FLATTEN_NS, FLATTEN_TURN_S = 15_000_000_000, 0.2  # botctl waits 20 s for an answer
 FLATTEN_AGAIN_NS = 3_000_000_000  # before a close whose end nobody knows is sent again
@@ -45,6 +46,9 @@ class Desk:
             self._log.warning("commanded", verb=command.verb, symbol=command.symbol, who=command.who,
                               why=command.why, is_done=answered.is_done, answer=answered.text)
             self._files.answer(command, answered)
+        for symbol, book in list(self._keeper.books.symbols.items()):
+            if FLATTENED in book.locks and symbol in self._reconciler.read:
+                self._is_flat(symbol)
 
     async def _do(self, command: Command) -> Answered:
         self._keeper.record(Commanded(id=command.id, verb=command.verb, symbol=command.symbol,
@@ -90,29 +94,35 @@ class Desk:
             return Answered(False, f"the exchange does not list {', '.join(unlisted)}: close it in its app")
         if not symbols or not (command.strategy or command.symbol):
             return Answered(False, "the executor flattens one strategy or symbol; everything is guard's")
+        evidence = f"flatten by {command.who}: what is held, or fills yet, is closed"
+        for symbol in symbols:
+            self._keeper.lock(symbol, FLATTENED, evidence)
+        self._keeper.commit()
         while True:
-            left = [s for s in symbols if not self._is_flat(s, command.who)]
+            left = [s for s in symbols if not self._is_flat(s)]
             if not left:
                 held = ", ".join(symbols)
                 return Answered(True, f"flat: {held}; it stays halted until botctl resume")
             if self._clock.mono_ns() - began_ns > FLATTEN_NS:
                 orders = ", ".join(o.id for s in left for o in self._keeper.books.book(s).working())
-                return Answered(
-                    False,
-                    f"not flat yet: {', '.join(left)} (orders {orders or 'none'}); it stays "
-                    "halted. Again: the same command; everything, in any case: botctl flatten")
+                return Answered(False, f"not flat yet: {', '.join(left)} (orders {orders or 'none'}); it "
+                                "stays halted; what arrives is closed. All, in any case: botctl flatten")
             await self._clock.sleep(FLATTEN_TURN_S)
 
-    def _is_flat(self, symbol: str, who: str) -> bool:
-        book = self._keeper.books.book(symbol)
+    def _is_flat(self, symbol: str) -> bool:
+        book, now_ns = self._keeper.books.book(symbol), self._clock.wall_ns()
         if any(o.state != "UNKNOWN" for o in book.working()):
             return False  # its fills, a moment away, decide how much there is to close
-        lately_ns = self._clock.wall_ns() - FLATTEN_AGAIN_NS
-        if any(o.leg == "flatten" and o.intended_ns > lately_ns for o in book.working()):
-            return False  # reduce-only, it may be sent again, yet not without end
         if book.position_qty:
-            self._close(symbol, who)
-        return not book.position_qty
+            # Reduce-only, it may be sent again, yet not without end.
+            if not any(o.leg == "flatten" and not (o.is_settled and o.filled_qty)
+                       and 0 <= now_ns - o.intended_ns < FLATTEN_AGAIN_NS for o in book.orders.values()):
+                self._close(symbol, book.locks[FLATTENED])
+        elif not any(o.leg == "open" for o in book.working()):  # one that is unknown may fill yet
+            self._keeper.unlock(symbol, FLATTENED, "nothing is held")
+            self._keeper.commit()
+            return True
+        return False
 
     async def _adopt(self, command: Command) -> Answered:
         symbol, books = command.symbol, self._keeper.books
@@ -122,7 +132,7 @@ class Desk:
         declared = [o.id for o in unknown if o.state == "ABSENT"]
         before = books.book(symbol).position_qty
         there = (await self._exchange.positions()).get(symbol)
-        cursor = await self._reconciler.fetch_fills(symbol)  # what is ours is booked as a fill, never adopted
+        cursor = await self._reconciler.fetch_fills(symbol, is_adopted=True)  # ours are booked as fills
         book = books.book(symbol)
         moving = [o.id for o in book.live_orders() if not o.request.is_conditional
                   or o.is_in_flight or o.id in self._reconciler.sending]

@@ -8,6 +8,7 @@ locks its symbol and is shown.
 import asyncio
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from math import inf
 from typing import Any
 
 from bot.bookkeeper import Bookkeeper
@@ -36,6 +37,7 @@ DEAD_KEY = -1125  # "This listenKey does not exist": the private stream says not
 # not told for this long proves that the stream is lossy or frozen, whatever its socket says.
 STREAM_LATE_NS = 5_000_000_000
 HEALTHY_NS = 60_000_000_000  # a stream that lived this long is no part of a series of failures
+LISTED_NS = 180_000_000_000  # after so long the lists show that an order at rest was triggered
 RETRY_S = 1.0  # after a failed reconciliation; weight about 50 of 2,400 a minute
 FRAME_BYTES_MAX = 1_048_576
 CLOCK_SLACK_NS = 5_000_000_000  # fetch a little more past than needed; fills are booked once anyway
@@ -223,10 +225,10 @@ class Reconciler:
         self._wake()
         return differences
 
-    async def fetch_fills(self, symbol: str) -> int:
+    async def fetch_fills(self, symbol: str, *, is_adopted: bool = False) -> int:
         """Book every fill of the symbol that is not in the books; return the last trade's id.
 
-        What was read before the last comparison is not read again. Raises ExchangeError.
+        What was read before is not read again; is_adopted: nor what is nobody's. Raises ExchangeError.
         """
         book = self._books.book(symbol)
         if not self.contract.is_listed(symbol):
@@ -247,10 +249,14 @@ class Reconciler:
                     and self._stream is not None and fill.exchange_ns > self._stream_since_ns):
                 self._untold[symbol, fill.trade_id] = fill.exchange_ns
         self._keeper.commit()
-        nobodys = [int(fill.trade_id) for fill in fills
-                   if not self._keeper.journal.has("fill", f"{symbol}#{fill.trade_id}")]
-        if nobodys and any(o.is_in_flight or o.executed_qty > o.filled_qty for o in book.orders.values()):
-            return min(nobodys) - 1  # the list of orders may lag: one may be that order's, and is read again
+        # The lists of orders may lag: a fill that is nobody's may be one of these orders', and is read again.
+        awaited = any(o.is_in_flight or o.executed_qty > o.filled_qty for o in book.orders.values())
+        late_ns = self._exchange.server_ns() - LISTED_NS if any(
+            o.request.is_conditional for o in book.live_orders()) else inf
+        nobodys = [int(fill.trade_id) for fill in fills if (awaited or fill.exchange_ns > late_ns)
+                   and not self._keeper.journal.has("fill", f"{symbol}#{fill.trade_id}")]
+        if nobodys and not is_adopted:
+            return min(nobodys) - 1
         return max([book.last_trade_id, *(int(fill.trade_id) for fill in fills)])
 
     async def chase(self) -> None:
@@ -306,21 +312,22 @@ class Reconciler:
                               span_s=round(span_s, 1))
 
     async def declare_absent(self, order: Order, who: str) -> None:
-        """Take the operator's word that an unknown order never existed, unless the exchange shows it."""
-        request = order.request
-        if (self._is_fenced(order) and await self._is_nowhere(order) and await self._exchange.order(
+        """Take the operator's word that it never was, unless a list (for LISTED_NS: a position) denies."""
+        request, is_word = order.request, self._is_fenced(order, LISTED_NS)
+        if (self._is_fenced(order) and await self._is_nowhere(order, is_word) and await self._exchange.order(
                 request.symbol, order.id, is_conditional=request.is_conditional) is None):
             self._keeper.change(order, "absent", text=f"declared absent by {who}; in no list")
 
-    def _is_fenced(self, order: Order) -> bool:
+    def _is_fenced(self, order: Order, more_ns: int = 0) -> bool:
         # The exchange would refuse it now if it came for the first time.
         fence_ns = self.fences.get(order.id)
         if fence_ns is None:  # sent by an earlier epoch: it left before this process began
             window_ms = self._config.exchange.recv_window_ms
             fence_ns = self.fences[order.id] = self._exchange.server_ns() + window_ms * 1_000_000
-        return self._exchange.server_ns() > fence_ns + self._config.executor.fence_margin_ms * 1_000_000
+        margin_ns = self._config.executor.fence_margin_ms * 1_000_000
+        return self._exchange.server_ns() > fence_ns + margin_ns + more_ns
 
-    async def _is_nowhere(self, order: Order) -> bool:
+    async def _is_nowhere(self, order: Order, is_word: bool = False) -> bool:
         # By the exchange's clock, or by this host's where that is the earlier: it may have stepped since.
         symbol, filled_qty = order.request.symbol, order.filled_qty
         start_ns = order.intended_ns + min(0, self._exchange.clock_offset_ns) - CLOCK_SLACK_NS
@@ -330,7 +337,7 @@ class Reconciler:
             return False
         await self.fetch_fills(symbol)
         is_equal = (await self._positions()).get(symbol, Decimal(0)) == self._books.book(symbol).position_qty
-        return is_equal and order.filled_qty == filled_qty
+        return (is_equal or is_word) and order.filled_qty == filled_qty
 
     async def _positions(self) -> dict[str, Decimal]:
         self.told = await self._exchange.positions()
@@ -397,7 +404,11 @@ class Reconciler:
             self._unlock(symbol, "orphan", "it has a strategy, or nothing is left")
         for look in (1, 2):
             held, ours = positions.get(symbol, Decimal(0)), self._books.book(symbol).position_qty
-            if held == ours or self._books.book(symbol).working():
+            working = self._books.book(symbol).working()
+            leaves = [o.signed_leaves_qty for o in working]
+            # What moves is looked at when it has ended, and what unknown orders explain when they are known.
+            if any(o.state != "UNKNOWN" for o in working) or (
+                    sum(q for q in leaves if q < 0) <= held - ours <= sum(q for q in leaves if q > 0)):
                 if held == ours:
                     self._unlock(symbol, "books_differ", f"both say {ours}")
                 return []

@@ -481,6 +481,9 @@ def test_unsettled_order_with_many_newer_ones_is_never_forgotten():
 def test_newest_with_signals_out_of_sequence_is_the_one_made_last():
     books = folded(received(signal(seq=2, now_ns=NOW)), received(signal(seq=1, now_ns=NOW - 5)))
     assert books.book(BTC).newest == {"levels": (NOW, 7, 2)}
+    books.apply(received(signal(seq=3, now_ns=NOW - 5)))  # its host's clock stepped back
+    books.apply(received(signal(run=6, now_ns=NOW - 9)))
+    assert books.book(BTC).newest == {"levels": (NOW - 5, 7, 3)}
 
 
 def test_newest_with_signal_from_the_future_is_not_moved():

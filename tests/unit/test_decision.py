@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bot.books import Books
+from bot.books import Books, is_newer
 from bot.decision import (
     REDUCE_ATTEMPTS_MAX,
     REDUCE_WAIT_NS,
@@ -574,16 +574,29 @@ def test_signal_with_an_order_is_never_superseded(table):
 
 
 def test_signals_that_came_together_lead_to_one_order_of_the_newest(table):
-    names = [table.send(target, created_ns=NOW - age) for target, age in (("3", 5), ("4", 0), ("5", 9))]
+    names = [table.send(target, seq=seq) for target, seq in (("3", 5), ("4", 7), ("5", 6))]
     assert table.act()[-1] == "open buy 4"
     assert [table.outcomes.get(n) for n in names] == ["superseded", None, "superseded"]
 
 
-def test_older_signal_that_comes_after_a_newer_one_is_superseded(table):
-    table.send("0")  # done at once: the position is there
+@pytest.mark.parametrize("older", [{"seq": 4}, {"run": 6, "created_ns": NOW - 1}])
+def test_older_signal_that_comes_after_a_newer_one_is_superseded(table, older):
+    table.send("0", seq=5)  # done at once: the position is there
     assert table.act() == ["done the position is already there"]
-    table.send("2", created_ns=NOW - 1)
+    table.send("2", **older)
     assert table.first_word() == "superseded"
+
+
+@pytest.mark.parametrize(("back_s", "passed_s"), [(0.5, 0.2), (60, 59.9), (60, 0.2)])
+@pytest.mark.parametrize("waits", [False, True])
+def test_exit_after_this_hosts_clock_stepped_back_is_no_older_signal(back_s, passed_s, waits):
+    table = at("2")
+    table.send("2", stop_loss=D(90))
+    if not waits:
+        table.act()
+    table.now += int((passed_s - back_s) * SECOND)
+    table.send("0")
+    assert table.act()[-1] == "reduce sell 2"
 
 
 @pytest.mark.parametrize(("older", "newer"), [((7, 1), (7, 2)), ((7, 9), (8, 1))])
@@ -953,7 +966,7 @@ class Play(RuleBasedStateMachine):
             o.leg == "open" or (is_exit and o.leg == "reduce" and self.is_fenced(o, table.now)))
             for o in table.book.working())
         assert all(
-            s.age_name <= step.signal.age_name or s.signal.strategy != "levels" or s.orders
+            not is_newer(s.age_name, step.signal.age_name) or s.signal.strategy != "levels" or s.orders
             for s in table.book.signals
         )
         assert step.signal.signal.strategy == "levels" and step.qty > 0 and target.is_finite()

@@ -8,15 +8,16 @@ import pytest
 
 from bot.bookkeeper import Bookkeeper
 from bot.config import AccountConfig
+from bot.desk import Desk
 from bot.errors import ExchangeError
 from bot.events import Adopted, ExitsSet, Restored
 from bot.journal import Journal
 from bot.log import Log
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
-from bot.reconciler import MISSES_MIN, Reconciler
+from bot.reconciler import LISTED_NS, MISSES_MIN, Reconciler
 from bot.rows import AccountSettings, ListenKeyExpired, SymbolSettings
 from bot.stream import StreamClosed
-from tests.factory import BTC, ETH, NOW, SECOND, D, HandClock, instrument, signal
+from tests.factory import BTC, ETH, NOW, SECOND, D, HandClock, filled, instrument, intended, signal
 
 ABSENT_AFTER_S, WINDOW_MS, MARGIN_MS = 20, 5_000, 5_000
 NAME = "th-e-1-open"
@@ -117,7 +118,8 @@ class Bench:
         return self.trades
 
     async def positions(self):
-        return {BTC: SimpleNamespace(symbol=BTC, qty=self.held, unrealized_pnl=D(0), liquidation_price=None)}
+        return {BTC: SimpleNamespace(symbol=BTC, qty=self.held, unrealized_pnl=D(0), liquidation_price=None,
+                                     entry_price=D(100))}
 
     async def income(self, start_ns):
         return dict(self.listed)
@@ -237,6 +239,111 @@ def test_declare_absent_with_a_sign_of_the_order_does_nothing(bench, spoil):
     spoil(bench)
     asyncio.run(bench.it.declare_absent(order, "op"))
     assert order.state == "UNKNOWN"
+    bench.clock.step(LISTED_NS / SECOND)
+    asyncio.run(bench.it.declare_absent(order, "op"))
+    assert (order.state == "ABSENT") == (bench.held == 2), "a person's trade is no sign of it then"
+
+
+def desk_of(bench, **changes):
+    config = SimpleNamespace(strategy={"levels": SimpleNamespace(symbols=(BTC,))})
+    return Desk(config, bench.clock, Log("x", bench.clock), **({
+        "files": SimpleNamespace(waiting=lambda: ([], [])), "exchange": bench, "keeper": bench.keeper,
+        "reconciler": bench.it, "dropped": None, "close": None, "cancel": None} | changes))
+
+
+OF_OP = SimpleNamespace(symbol=BTC, strategy="", who="op", why="by hand")
+
+
+@pytest.mark.parametrize("code", [0, -1007])
+def test_unknown_order_and_a_manual_trade_in_one_symbol_are_told_apart_and_adopted(bench, code):
+    bench.keeper.record(filled("", "3", "buy", trade="t0"))
+    order, desk = bench.unknown_order(code=code), desk_of(bench)  # buys 2
+    bench.clock.until = bench.clock.wall + 10**6 * SECOND
+    book = bench.keeper.books.book(BTC)
+    for held in (3, 4, 5):
+        bench.held = D(held)
+        assert asyncio.run(bench.it.reconcile("test")) == [] and not book.locks, "it may explain that"
+    bench.held = D(0)  # a person closed the 3
+    told, = asyncio.run(bench.it.reconcile("test"))
+    assert "says 0, our fills and adoptions say 3" in told and list(book.locks) == ["books_differ"]
+    assert not asyncio.run(desk._adopt(OF_OP)).is_done
+    bench.clock.step(FENCE_S + LISTED_NS / SECOND + 1)
+    answered = asyncio.run(desk._adopt(OF_OP))
+    assert answered.is_done and "adopted -3" in answered.text and order.id in answered.text
+    assert (order.state, book.position_qty, book.locks) == ("ABSENT", 0, {})
+
+
+@pytest.mark.parametrize("end", ["filled", "absent"])
+def test_flatten_beside_an_unknown_entry_is_not_flat_and_closes_what_it_filled(bench, end):
+    order, closed = bench.unknown_order(), []
+    desk = desk_of(bench, close=lambda symbol, who: closed.append((symbol, who)))
+    bench.clock.until = bench.clock.wall + 10**6 * SECOND
+    answered = asyncio.run(desk._flatten(OF_OP))
+    assert not answered.is_done and order.id in answered.text
+    book = bench.keeper.books.book(BTC)
+    assert (book.target_qty, list(book.locks), closed) == (0, ["flattened"], [])
+    bench.keeper = Bookkeeper(bench.journal, bench.keeper.books, bench.clock, lambda report: None, bench.halt)
+    if end == "absent":
+        bench.keeper.change(order, "absent")
+    else:
+        bench.it.recorder.book(fill(), NAME)
+    asyncio.run(desk.work())
+    assert not closed, "the position is not read yet"
+    bench.it.read.add(BTC)
+    asyncio.run(desk.work())
+    assert bool(closed) == (end == "filled") == bool(book.locks) and book.target_qty == 0
+    if end == "filled":
+        bench.keeper.record(intended("f1", "2", "sell", leg="flatten", now_ns=bench.clock.wall))
+        bench.keeper.change(book.orders["f1"], "reject")
+        asyncio.run(desk.work())
+        assert len(closed) == 1, "not again at once"
+        bench.clock.step(3)
+        asyncio.run(desk.work())
+        assert len(closed) == 2 and "op" in closed[0][1]
+        bench.keeper.record(filled("", "2", "sell", trade="t9"))
+        asyncio.run(desk.work())
+        assert not book.locks and len(closed) == 2
+
+
+@pytest.mark.parametrize("passed_s", [30, 200])
+def test_fill_of_our_own_stop_is_booked_though_both_lists_lag(bench, passed_s):
+    bench.keeper.record(filled("", "2", "buy", trade="0"))
+    stop = bench.stop()
+    rests = {"is_conditional": True, "exchange_order_id": "5000", "side": "sell"}
+    bench.keeper.change(stop, "accept", status=status(**rests))
+    bench.open, bench.held, bench.clock.until = [status(**rests)], D(0), bench.clock.wall + 10**6 * SECOND
+    bench.trades = [fill(name="", trade="41", exchange_order_id="77", side="sell")]
+    bench.trades[0] = msgspec.structs.replace(bench.trades[0], exchange_ns=bench.clock.wall)
+
+    async def fills_since(symbol, from_trade_id=0, **since):
+        return [t for t in bench.trades if int(t.trade_id) >= from_trade_id]
+    bench.fills_since = fills_since
+    asyncio.run(bench.it.reconcile("private stream up"))
+    book = bench.keeper.books.book(BTC)
+    assert book.position_qty == 2 and "foreign_fill" in book.locks, "nobody knows whose it is"
+    bench.clock.step(passed_s)
+    asyncio.run(bench.it.reconcile("timer"))
+    assert (book.last_trade_id == 41) == (passed_s > 180), "one day it is taken for another's"
+    bench.open, bench.past = [], [status(exchange_order_id="77")]
+    bench.found = status(triggered_id="77", event="complete", executed_qty=D(2), **rests)
+    asyncio.run(bench.it.reconcile("timer"))
+    if passed_s < 180:
+        assert (book.position_qty, book.locks, stop.is_settled) == (0, {}, True)
+
+
+def test_fill_of_somebody_else_that_is_adopted_beside_a_stop_does_not_come_again(bench):
+    bench.keeper.record(filled("", "2", "buy", trade="0"))
+    rests = {"is_conditional": True, "exchange_order_id": "5000", "side": "sell"}
+    bench.keeper.change(bench.stop(), "accept", status=status(**rests))
+    bench.open, bench.held, bench.clock.until = [status(**rests)], D(1), bench.clock.wall + 10**6 * SECOND
+    bench.trades = [msgspec.structs.replace(fill(name="web_1", qty=D(1), trade="41", side="sell"),
+                                            exchange_ns=bench.clock.wall)]
+    asyncio.run(bench.it.reconcile("test"))
+    book = bench.keeper.books.book(BTC)
+    assert sorted(book.locks) == ["books_differ", "foreign_fill"]
+    assert asyncio.run(desk_of(bench)._adopt(OF_OP)).is_done
+    asyncio.run(bench.it.reconcile("test"))
+    assert (book.position_qty, book.locks, book.last_trade_id) == (1, {}, 41)
 
 
 def test_unknown_order_of_an_earlier_epoch_is_fenced_from_the_start_on(bench):
