@@ -7,26 +7,16 @@ journal, and reported only after the commit that made it durable.
 from collections.abc import Callable
 from decimal import Decimal
 
+from bot import events
 from bot.books import Books
 from bot.clock import Clock
 from bot.crash import point
 from bot.errors import IllegalTransition, InvariantError
-from bot.events import (
-    FillBooked,
-    FillCause,
-    JournalEvent,
-    OrderChanged,
-    OrderIntended,
-    SignalClosed,
-    SignalReceived,
-    SymbolLocked,
-    SymbolUnlocked,
-)
 from bot.journal import Journal
 from bot.model import Ack, FillReport, OrderReport, Outcome, Report, SignalOutcome, TradingSignal, signal_id
 from bot.orders import TABLE, ExchangeFill, Leg, Order, OrderRequest, OrderStatus
 
-CAUSE_OF_LEG: dict[str, FillCause] = {
+CAUSE_OF_LEG: dict[str, events.FillCause] = {
     "open": "signal", "reduce": "signal", "stop": "stop", "take_profit": "take_profit",
     "close": "close", "flatten": "operator"}
 
@@ -42,7 +32,7 @@ class Bookkeeper:
         self._is_dirty = False
         self.touched: set[str] = set()  # symbols changed since the executor last looked
 
-    def record(self, event: JournalEvent, symbol: str = "") -> None:
+    def record(self, event: events.JournalEvent, symbol: str = "") -> None:
         """Apply and append. What the books refuse halts trading, and then ends the process."""
         try:
             self.books.apply(event)
@@ -85,19 +75,19 @@ class Bookkeeper:
 
     def receive(self, signal: TradingSignal) -> None:
         """Take in a signal that is not known yet; the commit acknowledges it."""
-        self.record(SignalReceived(signal=signal, received_ns=self._clock.wall_ns()), signal.symbol)
+        self.record(events.SignalReceived(signal=signal, received_ns=self._clock.wall_ns()), signal.symbol)
 
     def close_signal(self, name: str, symbol: str, outcome: Outcome, reason: str,
                      filled_qty: Decimal) -> None:
         """Give a signal its one outcome."""
-        self.record(SignalClosed(signal=name, symbol=symbol, outcome=outcome, reason=reason,
+        self.record(events.SignalClosed(signal=name, symbol=symbol, outcome=outcome, reason=reason,
                                  filled_qty=filled_qty), symbol)
 
     def intend(self, request: OrderRequest, *, strategy: str, signal: str, leg: Leg,
                checks: dict[str, str]) -> Order:
         """Record that an order will be sent; commit before sending it."""
         book = self.books.book(request.symbol)
-        self.record(OrderIntended(
+        self.record(events.OrderIntended(
             request=request, epoch=self.books.epoch, strategy=strategy, signal=signal, leg=leg,
             position_qty=book.position_qty, checks=checks, intended_ns=self._clock.wall_ns()), request.symbol)
         return self.books.symbols[request.symbol].orders[request.client_order_id]
@@ -111,7 +101,7 @@ class Bookkeeper:
         """
         if event not in TABLE[order.state] or order.id not in self.books.book(order.request.symbol).orders:
             return False
-        change = OrderChanged(
+        change = events.OrderChanged(
             client_order_id=order.id, signal=order.signal, event=event, code=code, text=text,
             exchange_order_id=status.exchange_order_id if status else "",
             triggered_id=status.triggered_id if status else "",
@@ -133,10 +123,10 @@ class Bookkeeper:
         event = "accept" if status.event in ("fill", "complete") else status.event
         return self.change(order, event, status=status)
 
-    def book_fill(self, fill: ExchangeFill, order: Order | None, cause: FillCause) -> bool:
+    def book_fill(self, fill: ExchangeFill, order: Order | None, cause: events.FillCause) -> bool:
         """Book an execution once; return whether it was new."""
         client_order_id = order.id if order else fill.client_order_id
-        event = FillBooked(
+        event = events.FillBooked(
             symbol=fill.symbol, trade_id=fill.trade_id, client_order_id=client_order_id,
             exchange_order_id=fill.exchange_order_id, signal=order.signal if order else "", cause=cause,
             side=fill.side, qty=fill.qty, price=fill.price, fee=fill.fee, fee_currency=fill.fee_currency,
@@ -150,27 +140,27 @@ class Bookkeeper:
         """Lock the symbol for a cause; return whether it was not locked for it before."""
         if cause in self.books.book(symbol).locks:
             return False
-        self.record(SymbolLocked(symbol=symbol, cause=cause, evidence=evidence), symbol)
+        self.record(events.SymbolLocked(symbol=symbol, cause=cause, evidence=evidence), symbol)
         return True
 
     def unlock(self, symbol: str, cause: str, evidence: str) -> bool:
         """Take one cause of a lock away; return whether it was there."""
         if cause not in self.books.book(symbol).locks:
             return False
-        self.record(SymbolUnlocked(symbol=symbol, cause=cause, evidence=evidence), symbol)
+        self.record(events.SymbolUnlocked(symbol=symbol, cause=cause, evidence=evidence), symbol)
         return True
 
-    def _report(self, event: JournalEvent) -> Report | None:
-        if isinstance(event, SignalReceived):
+    def _report(self, event: events.JournalEvent) -> Report | None:
+        if isinstance(event, events.SignalReceived):
             return Ack(strategy=event.signal.strategy, run=event.signal.run, seq=event.signal.seq)
-        if isinstance(event, SignalClosed):
+        if isinstance(event, events.SignalClosed):
             return self._outcome(event)
-        if isinstance(event, OrderIntended):
+        if isinstance(event, events.OrderIntended):
             return self._order(self.books.symbols[event.request.symbol].orders[event.key])
-        if isinstance(event, OrderChanged):
+        if isinstance(event, events.OrderChanged):
             return next((self._order(b.orders[event.key]) for b in self.books.symbols.values()
                          if event.key in b.orders), None)
-        if isinstance(event, FillBooked):
+        if isinstance(event, events.FillBooked):
             order = self.books.find_order(event.symbol, client_order_id=event.client_order_id)
             return FillReport(
                 strategy=order.strategy if order else "", symbol=event.symbol,

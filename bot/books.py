@@ -10,27 +10,8 @@ from typing import Any
 
 import msgspec
 
+from bot import events
 from bot.errors import InvariantError
-from bot.events import (
-    Adopted,
-    Commanded,
-    ExitsSet,
-    FillBooked,
-    Halted,
-    JournalEvent,
-    OrderAnswered,
-    OrderChanged,
-    OrderIntended,
-    Reconciled,
-    Restored,
-    Resumed,
-    SignalClosed,
-    SignalReceived,
-    Started,
-    SymbolLocked,
-    SymbolUnlocked,
-    Unprotected,
-)
 from bot.model import TradingSignal, signal_id
 from bot.orders import Order, next_state
 
@@ -162,7 +143,7 @@ class Books(msgspec.Struct, kw_only=True):
                 o.triggered_id if o.request.is_conditional else o.exchange_order_id)), None)
         return None
 
-    def apply(self, event: JournalEvent) -> None:
+    def apply(self, event: events.JournalEvent) -> None:
         """Fold one event in. Raises IllegalTransition or InvariantError, and then nothing changed."""
         _APPLY[type(event)](self, event)
 
@@ -179,11 +160,11 @@ class Books(msgspec.Struct, kw_only=True):
         return self.symbols.setdefault(symbol, SymbolBook(symbol=symbol))
 
 
-def _started(books: Books, event: Started) -> None:
+def _started(books: Books, event: events.Started) -> None:
     books.epoch = event.epoch
 
 
-def _signal_received(books: Books, event: SignalReceived) -> None:
+def _signal_received(books: Books, event: events.SignalReceived) -> None:
     signal = event.signal
     opened = OpenSignal(signal=signal)
     if any(s.signal.seq == signal.seq and s.id == opened.id for s in books.book(signal.symbol).signals):
@@ -200,7 +181,7 @@ def _signal_received(books: Books, event: SignalReceived) -> None:
         del book.newest[min(book.newest, key=lambda name: book.newest[name])]
 
 
-def _signal_closed(books: Books, event: SignalClosed) -> None:
+def _signal_closed(books: Books, event: events.SignalClosed) -> None:
     book = books.book(event.symbol)
     at = next((at for at, signal in enumerate(book.signals) if signal.id == event.signal), None)
     if at is None:
@@ -214,7 +195,7 @@ def _signal_closed(books: Books, event: SignalClosed) -> None:
     books.outcomes[event.outcome] = books.outcomes.get(event.outcome, 0) + 1
 
 
-def _order_intended(books: Books, event: OrderIntended) -> None:
+def _order_intended(books: Books, event: events.OrderIntended) -> None:
     book, request, name = books.book(event.request.symbol), event.request, event.request.client_order_id
     if name in book.orders:
         raise InvariantError(f"order {name} was intended twice")
@@ -246,7 +227,7 @@ def _forget_settled(book: SymbolBook, now_ns: int) -> None:
         del book.orders[old]
 
 
-def _order_changed(books: Books, event: OrderChanged) -> None:
+def _order_changed(books: Books, event: events.OrderChanged) -> None:
     order = next((b.orders[event.client_order_id] for b in books.symbols.values()
                   if event.client_order_id in b.orders), None)
     if order is None:
@@ -261,7 +242,7 @@ def _order_changed(books: Books, event: OrderChanged) -> None:
     order.text = event.text or order.text
 
 
-def _fill_booked(books: Books, event: FillBooked) -> None:
+def _fill_booked(books: Books, event: events.FillBooked) -> None:
     book = books.book(event.symbol)
     if not (event.qty.is_finite() and event.qty > 0 and event.price.is_finite() and event.price > 0
             and event.fee.is_finite() and event.realized_pnl.is_finite()):
@@ -288,7 +269,7 @@ def _fill_booked(books: Books, event: FillBooked) -> None:
     books.fills += 1
 
 
-def _fill_order(order: Order, book: SymbolBook, event: FillBooked, signed_qty: Decimal) -> None:
+def _fill_order(order: Order, book: SymbolBook, event: events.FillBooked, signed_qty: Decimal) -> None:
     filled = order.filled_qty + event.qty
     if event.side != order.request.side:
         raise InvariantError(f"order {order.id} is a {order.request.side}, fill {event.key} a {event.side}")
@@ -327,36 +308,36 @@ def _forget_exits(book: SymbolBook) -> None:
     book.exits_signal = ""
 
 
-def _exits_set(books: Books, event: ExitsSet) -> None:
+def _exits_set(books: Books, event: events.ExitsSet) -> None:
     book = books._own(event.symbol)
     book.stop_loss, book.take_profit = event.stop_loss, event.take_profit
     book.exits_signal = event.signal
 
 
-def _unprotected(books: Books, event: Unprotected) -> None:
+def _unprotected(books: Books, event: events.Unprotected) -> None:
     books._own(event.symbol).unprotected_ns = event.since_ns
 
 
-def _locked(books: Books, event: SymbolLocked) -> None:
+def _locked(books: Books, event: events.SymbolLocked) -> None:
     book = books._own(event.symbol)
     book.locks[event.cause] = event.evidence
     if event.cause == FLATTENED:
         book.target_qty = ZERO
 
 
-def _unlocked(books: Books, event: SymbolUnlocked) -> None:
+def _unlocked(books: Books, event: events.SymbolUnlocked) -> None:
     books._own(event.symbol).locks.pop(event.cause, None)
 
 
-def _halted(books: Books, event: Halted) -> None:
+def _halted(books: Books, event: events.Halted) -> None:
     books.halts[event.scope] = f"{event.who}: {event.why}"
 
 
-def _resumed(books: Books, event: Resumed) -> None:
+def _resumed(books: Books, event: events.Resumed) -> None:
     books.halts.pop(event.scope, None)
 
 
-def _reconciled(books: Books, event: Reconciled) -> None:
+def _reconciled(books: Books, event: events.Reconciled) -> None:
     if event.exchange_ns:
         _turn_day(books, event)
     books.wallet_balance, books.wallet_ns = event.wallet_balance, event.exchange_ns
@@ -375,7 +356,7 @@ def _reconciled(books: Books, event: Reconciled) -> None:
         book.last_trade_id = max(book.last_trade_id, cursor)
 
 
-def _turn_day(books: Books, event: Reconciled) -> None:
+def _turn_day(books: Books, event: events.Reconciled) -> None:
     # What happened between the last comparison of a day and the first of the next counts for the next;
     # after more than a day nobody can tell whose loss it was.
     number, day = event.exchange_ns // DAY_NS, books.day
@@ -388,18 +369,18 @@ def _turn_day(books: Books, event: Reconciled) -> None:
     books.day = DayBook(number=number, since_ns=event.exchange_ns, equity=equity)
 
 
-def _told(books: Books, event: Commanded | OrderAnswered) -> None:
+def _told(books: Books, event: events.Commanded | events.OrderAnswered) -> None:
     pass  # for the record; what it leads to are events of their own
 
 
-def _restored(books: Books, event: Restored) -> None:
+def _restored(books: Books, event: events.Restored) -> None:
     books.lacks_since_ns, books.restored_ns = event.lacks_since_ns, event.restored_ns
     for book in books.symbols.values():
         book.version += 1  # whatever was decided before was decided on another truth
         book.target_qty = None  # likewise: nothing is closed for exceeding it
 
 
-def _adopted(books: Books, event: Adopted) -> None:
+def _adopted(books: Books, event: events.Adopted) -> None:
     book = books.book(event.symbol)
     if not event.qty.is_finite() or book.working():
         raise InvariantError(f"{event.symbol}: {event.qty} cannot be adopted; orders at work: "
@@ -417,9 +398,10 @@ def _adopted(books: Books, event: Adopted) -> None:
 
 
 _APPLY: dict[type, Callable[[Books, Any], None]] = {
-    Started: _started, SignalReceived: _signal_received, SignalClosed: _signal_closed,
-    OrderIntended: _order_intended, OrderChanged: _order_changed, FillBooked: _fill_booked,
-    ExitsSet: _exits_set, SymbolLocked: _locked, SymbolUnlocked: _unlocked, Halted: _halted,
-    Resumed: _resumed, Reconciled: _reconciled, Commanded: _told, Adopted: _adopted,
-    OrderAnswered: _told, Unprotected: _unprotected, Restored: _restored,
+    events.Started: _started, events.SignalReceived: _signal_received, events.SignalClosed: _signal_closed,
+    events.OrderIntended: _order_intended, events.OrderChanged: _order_changed,
+    events.FillBooked: _fill_booked, events.ExitsSet: _exits_set, events.SymbolLocked: _locked,
+    events.SymbolUnlocked: _unlocked, events.Halted: _halted, events.Resumed: _resumed,
+    events.Reconciled: _reconciled, events.Commanded: _told, events.Adopted: _adopted,
+    events.OrderAnswered: _told, events.Unprotected: _unprotected, events.Restored: _restored,
 }

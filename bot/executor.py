@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from decimal import Decimal
 from typing import Any, get_args
 
-from bot import __version__
+from bot import __version__, wire
 from bot.bookkeeper import Bookkeeper
 from bot.books import Books, SymbolBook
 from bot.bus import ZmqPublisher, ZmqPuller, ZmqSubscriber, signal_endpoint
@@ -42,15 +42,6 @@ from bot.status import read_beats, read_usage
 from bot.stream import open_stream
 from bot.targets import TokenBucket
 from bot.trading_state import TradingState
-from bot.wire import (
-    HEARTBEAT_TOPIC,
-    LossCounter,
-    decode_signal,
-    decode_tick,
-    encode,
-    report_topic,
-    tick_topic,
-)
 
 SEIZED_S = 0.5  # between looks at whether a flatten has let go
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
@@ -71,7 +62,7 @@ class OrderExecutor:
                  spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
         self._config, self._clock, self._log, self._run = config, clock, log, run_id
         self._exchange, self._halts, self._publish, self._spawn = exchange, halts, publish, spawn
-        self.losses = LossCounter()
+        self.losses = wire.LossCounter()
         self.dropped = Tally("message_dropped", log, clock)
         self.denied: Counter[str] = Counter()  # signals of this run, by the rule that said no
         self.books = books
@@ -110,7 +101,7 @@ class OrderExecutor:
         """Take raw signals in. strategy: whose endpoint they came from, when each has its own."""
         for raw in batch:
             try:
-                signal = decode_signal(raw)
+                signal = wire.decode_signal(raw)
                 if strategy is not None and signal.strategy != strategy:
                     raise WireError("impostor", f"{strategy} sent a signal as {signal.strategy}")
             except WireError as error:
@@ -150,7 +141,7 @@ class OrderExecutor:
         """Take market data in: the prices that limits look at, and the exact count of losses."""
         for _, raw in batch:
             try:
-                message = decode_tick(raw)
+                message = wire.decode_tick(raw)
             except WireError as error:
                 self.dropped.add(error.reason, channel="ticks", text=str(error)[:TEXT_MAX])
                 continue
@@ -296,7 +287,7 @@ class OrderExecutor:
             self._log.warning("resumed", scope=scope)
 
     def _report(self, report: Report) -> None:
-        self._publish(report_topic(report.strategy), encode(report))
+        self._publish(wire.report_topic(report.strategy), wire.encode(report))
 
     def report_positions(self) -> None:
         """Publish the snapshot of every symbol of every strategy."""
@@ -315,7 +306,7 @@ class OrderExecutor:
 
     def beat(self) -> None:
         """Publish the heartbeat of the reports channel."""
-        self._publish(HEARTBEAT_TOPIC, encode(Heartbeat(
+        self._publish(wire.HEARTBEAT_TOPIC, wire.encode(Heartbeat(
             publisher="executor", run=self._run, time_ns=self._clock.wall_ns(), last_seq={},
             clock_offset_ns=self._exchange.clock_offset_ns)))
 
@@ -400,7 +391,7 @@ async def main(daemon: Daemon) -> None:
 
 def _open_sockets(daemon: Daemon, executor: OrderExecutor) -> dict[str, ZmqPuller | ZmqSubscriber]:
     config, bus = daemon.config, daemon.config.bus
-    ticks = ZmqSubscriber(bus.ticks, bus, [HEARTBEAT_TOPIC, *(tick_topic(s) for s in config.symbols())])
+    ticks = ZmqSubscriber(bus.ticks, bus, [wire.HEARTBEAT_TOPIC, *map(wire.tick_topic, config.symbols())])
     sockets: dict[str, ZmqPuller | ZmqSubscriber] = {bus.ticks.endpoint: ticks}
 
     def open_new() -> None:
@@ -414,7 +405,7 @@ def _open_sockets(daemon: Daemon, executor: OrderExecutor) -> dict[str, ZmqPulle
     def reread() -> None:
         open_new()  # first: when it fails nothing has changed
         for symbol in set(config.symbols()) - executor.subscribed:
-            ticks.subscribe(tick_topic(symbol))
+            ticks.subscribe(wire.tick_topic(symbol))
         executor.subscribed |= set(config.symbols())
         executor.reconciler.request("the configuration was read again")
 
