@@ -71,11 +71,9 @@ class Store:
         self._db.execute("COMMIT")
 
     def keep(self, name: str, value: Any) -> None:
-        """Write one value of the state table."""
         self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, msgspec.json.encode(value)))
 
     def kept(self, name: str, type_: type[T], default: T) -> T:
-        """Return one value of the state table."""
         found = self._db.execute("SELECT body FROM state WHERE name = ?", (name,)).fetchone()
         return msgspec.json.decode(found[0], type=type_) if found else default
 
@@ -91,7 +89,6 @@ class Store:
         return found[::-1] if order else found
 
     def trade_ids(self) -> dict[str, int]:
-        """Return the highest booked trade id per symbol."""
         return dict(self._db.execute("SELECT symbol, max(id) FROM row WHERE kind = 'fill' GROUP BY symbol"))
 
     def _put(self, kind: str, row: Order | Fill | Income, *, name: str = "", ref: int = 0,
@@ -127,7 +124,6 @@ class Engine:
         self.commit()
 
     def now_ms(self) -> int:
-        """Return the exchange's time."""
         return self.clock.wall_ns() // 1_000_000 + self.offset_ms
 
     def feed(self, symbol: str) -> Feed:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bot.paper_model import ZERO, Contract, Levels, Side
+from bot.paper_model import ZERO, Contract, Levels, Side, table
 
 Event = dict[str, Any]  # the JSON of a stream's frame
 Depth = dict[Decimal, Decimal]  # price -> quantity
@@ -31,14 +31,9 @@ TRADES_KEPT = 2_000  # the exchange hands out 1,000; a burst fits twice
 LADDER_LEVELS = 50  # of a synthetic book, per side; 1.00 apart near 60,000, so about 0.08 % deep
 LEVEL_NOTIONAL = 150_000  # of its thickest level, USDT; the fourth power makes 1.5 million a side
 QTY_MS = 3_000  # a resting quantity of a synthetic book is drawn anew this often
-INTERVALS = {  # minutes
-    "1m": 1, "3m": 3, "5m": 5, "15m": 15, "30m": 30, "1h": 60, "2h": 120, "4h": 240, "6h": 360, "8h": 480,
-    "12h": 720, "1d": 1_440, "3d": 4_320, "1w": 10_080, "1M": 43_200}
+INTERVALS = table("intervals", dict[str, int])  # minutes
 
-# The 24 h ticker's fields in frames, and which are in which kind of frame.
-TICKER = {"p": "priceChange", "P": "priceChangePercent", "w": "weightedAvgPrice", "c": "lastPrice",
-          "Q": "lastQty", "o": "openPrice", "h": "highPrice", "l": "lowPrice", "v": "volume",
-          "q": "quoteVolume", "O": "openTime", "C": "closeTime", "F": "firstId", "L": "lastId", "n": "count"}
+TICKER = table("letters", dict[str, dict[str, str]])["ticker"]  # the 24 h ticker's fields in frames
 TICKERS = {"ticker": ("24hrTicker", tuple(TICKER)), "miniTicker": ("24hrMiniTicker", tuple("cohlvq"))}
 PARTS = {f"depth{count}@100ms": count for count in (5, 10, 20)}  # of the book, from the best on
 STREAMS = {"bookTicker": "bookTicker", "depthUpdate": "depth@100ms"}  # of a recorded book
@@ -204,7 +199,6 @@ class Feed:
         return Book(sides[0][:limit], sides[1][:limit], self.update_id)
 
     def shown(self, limit: int) -> tuple[list[list[str]], list[list[str]], int]:
-        """Return the book as text: bids, asks, id."""
         bids, asks, update_id = self.book(limit)
         return ([self.contract.level(*pair) for pair in bids], [self.contract.level(*pair) for pair in asks],
                 update_id)

@@ -57,7 +57,7 @@ class Ledger:
     def set_leverage(self, name: str, symbol: str, leverage: int) -> None:
         account, before = self.accounts[name], self.leverage(name, symbol)
         notional = abs(self.held(name).get(symbol, ZERO))
-        refuse_if((not 1 <= leverage <= model.BRACKETS[0][1], -4028, leverage))
+        refuse_if((not 1 <= leverage <= model.BRACKETS[0].leverage, -4028, leverage))
         more = notional / leverage - notional / before
         refuse_if((notional > model.notional_max(leverage), -2027),
                   (leverage < before and more > self.available(name), -2028))
@@ -82,7 +82,6 @@ class Ledger:
         return self.accounts[name].wallet + unrealized - bound - resting
 
     def maintained(self, name: str) -> Decimal:
-        """Return the maintenance margin of all positions, at marks."""
         return sum(map(model.maintenance, self.held(name).values()), ZERO)
 
     def is_due_for_liquidation(self, name: str) -> bool:
@@ -92,7 +91,7 @@ class Ledger:
     def liquidation_price(self, name: str, symbol: str) -> Decimal:
         """Return the mark of a symbol at which its account is due for liquidation."""
         qty, mark = self.position(name, symbol).qty, self.mark(symbol)
-        relief = qty - abs(qty) * model.bracket(qty * mark)[2]
+        relief = qty - abs(qty) * model.bracket(qty * mark).ratio
         return max(ZERO, mark - self._spare(name) / relief) if qty else ZERO
 
     def _spare(self, name: str) -> Decimal:
@@ -124,7 +123,6 @@ class Ledger:
         return order
 
     def cancel(self, order: Order) -> None:
-        """Cancel what is open, of either kind."""
         self._become(order, "CANCELED")
 
     def cancel_all(self, name: str, symbol: str | None, kinds: Iterable[str] = ("order", "algo")) -> None:

@@ -1,65 +1,43 @@
 """The nouns of the paper exchange's books: rules, orders, fills, positions, accounts, events. Pure."""
 
+import tomllib
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 Side = Literal["BUY", "SELL"]
 Levels = list[tuple[Decimal, Decimal]]  # (price, qty), best first
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=86_400_000)]
 Filters = dict[str, dict[str, str]]  # of a listing, by filterType
 
 ZERO = Decimal(0)
 MONEY = Decimal("0.00000001")  # fees and profits are booked to eight places, half up
-NOTIONAL_MIN = {"BTCUSDT": "100", "ETHUSDT": "20"}  # the exchange's own; elsewhere 5
 OPEN = ("NEW", "PARTIALLY_FILLED", "TRIGGERING", "TRIGGERED")
-# Notional cap, leverage, maintenance ratio, cum: the recorded BTCUSDT brackets, for all symbols.
-BRACKETS = [(Decimal(cap), leverage, Decimal(ratio), Decimal(cum)) for cap, leverage, ratio, cum in (
-    (300_000, 150, "0.004", 0), (800_000, 100, "0.005", 300), (3_000_000, 75, "0.0065", 1_500),
-    (12_000_000, 50, "0.01", 12_000), (70_000_000, 25, "0.02", 132_000),
-    (100_000_000, 20, "0.025", 482_000), (230_000_000, 10, "0.05", 2_982_000),
-    (480_000_000, 5, "0.1", 14_482_000), (600_000_000, 4, "0.125", 26_482_000),
-    (800_000_000, 3, "0.15", 41_482_000), (1_200_000_000, 2, "0.25", 121_482_000),
-    (1_800_000_000, 1, "0.5", 421_482_000))]
+T = TypeVar("T")
+_TABLES = tomllib.loads(Path(__file__).with_name("paper.toml").read_text(encoding="utf-8"))
 
-# The exchange's refusals, as it words them.
-TEXTS = {
-    -1003: "Too many requests; current limit of IP({}) is {} requests per minute. Please use the websocket "
-           "for live updates to avoid polling the API.",
-    -1015: "Too many new orders; current limit is {} orders per {}.",
-    -1021: "Timestamp for this request is outside of the recvWindow.",
-    -1022: "Signature for this request is not valid.", -1120: "Invalid interval.", -1121: "Invalid symbol.",
-    -1100: "Illegal characters found in parameter '{}'; legal range is '{}'.",
-    -1102: "Mandatory parameter '{}' was not sent, was empty/null, or malformed.",
-    -1106: "Parameter '{}' sent when not required.", -1125: "This listenKey does not exist.",
-    -1111: "Precision is over the maximum defined for this asset.", -1115: "Invalid timeInForce.",
-    -1116: "Invalid orderType.", -1117: "Invalid side.", -1130: "Data sent for parameter '{}' is not valid.",
-    -1131: "recvWindow must be less than 60000", -2011: "Unknown order sent.",
-    -2013: "Order does not exist.", -2014: "API-key format invalid.",
-    -2015: "Invalid API-key, IP, or permissions for action", -2019: "Margin is insufficient.",
-    -2021: "Order would immediately trigger.", -2022: "ReduceOnly Order is rejected.",
-    -2025: "Reach max open order limit.", -4001: "Price less than 0.", -4002: "Price greater than max price.",
-    -2027: "Exceeded the maximum allowable position at current leverage.",
-    -2028: "Leverage is smaller than permitted: insufficient margin balance.",
-    -4003: "Quantity less than or equal to zero.", -4004: "Quantity less than min quantity.",
-    -4005: "Quantity greater than max quantity.", -4013: "Price less than min price.",
-    -4014: "Price not increased by tick size.", -4016: "Limit price can't be higher than {}.",
-    -4024: "Limit price can't be lower than {}.", -4028: "Leverage {} is not valid",
-    -4045: "Reach max stop order limit.", -4046: "No need to change margin type.",
-    -4047: "Margin type cannot be changed if there exists open orders.",
-    -4048: "Margin type cannot be changed if there exists position.",
-    -4059: "No need to change position side.", -4082: "Invalid number of batch place orders.",
-    -4061: "Order's position side does not match user's setting.",
-    -4068: "Position side cannot be changed if there exists position.",
-    -4108: "Symbol is on delivering or delivered or settling or closed or pre-trading.",
-    -4116: "ClientOrderId is duplicated.",
-    -4120: "Order type not supported for this endpoint. Please use the Algo Order API endpoints instead.",
-    -4130: "An open stop or take profit order with GTE and closePosition in the direction is existing.",
-    -4164: "Order's notional must be no smaller than {} (unless you choose reduce only).",
-    -5000: "Path {}, Method {} is invalid",
-    -5022: "Due to the order could not be executed as maker, the Post Only order will be rejected. The order "
-           "will not be recorded in the order history"}
-STATUSES = {-1003: 429, -1015: 429, -2014: 401, -2015: 401, -5000: 404}  # of HTTP; all others 400
+
+def table(name: str, type_: type[T]) -> T:
+    """Return a table of paper.toml. Raises msgspec.ValidationError: it is not of that type."""
+    return msgspec.convert(_TABLES[name], type_, str_keys=True)
+
+
+class Bracket(NamedTuple):
+    """The leverage of a position up to a notional, and its maintenance margin: notional * ratio - cum."""
+
+    notional_max: Decimal
+    leverage: int
+    ratio: Decimal
+    cum: Decimal
+
+
+BRACKETS = table("brackets", list[Bracket])
+TEXTS, STATUSES = table("refusals", dict[int, str]), table("statuses", dict[int, int])
+LISTING, FILTERS = table("listing", dict[str, Any]), table("filters", dict[str, dict[str, Any]])
+NOTIONAL_MIN = table("notional_min", dict[str, str])
 
 
 class Refused(Exception):
@@ -80,24 +58,21 @@ def refuse_if(*rules: tuple[Any, ...]) -> None:
 
 
 def money(value: Decimal) -> Decimal:
-    """Round to the eight places money is booked in."""
     return value.quantize(MONEY, ROUND_HALF_UP)
 
 
-def bracket(notional: Decimal) -> tuple[Decimal, int, Decimal, Decimal]:
-    """Return the bracket that a position is in."""
-    return next((row for row in BRACKETS if abs(notional) <= row[0]), BRACKETS[-1])
+def bracket(notional: Decimal) -> Bracket:
+    return next((row for row in BRACKETS if abs(notional) <= row.notional_max), BRACKETS[-1])
 
 
 def maintenance(notional: Decimal) -> Decimal:
-    """Return the maintenance margin of a position."""
-    _, _, ratio, cum = bracket(notional)
-    return abs(notional) * ratio - cum
+    row = bracket(notional)
+    return abs(notional) * row.ratio - row.cum
 
 
 def notional_max(leverage: int) -> Decimal:
     """Return the largest position a leverage allows."""
-    return next(cap for cap, most, *_ in reversed(BRACKETS) if leverage <= most)
+    return next(row.notional_max for row in reversed(BRACKETS) if leverage <= row.leverage)
 
 
 class Contract:
@@ -145,25 +120,16 @@ class Contract:
         price_places, qty_places = (len(f"{n}".partition(".")[2]) for n in self._increments)
         tick, step = map(str, self._increments)
         lot, most = {"minQty": step, "stepSize": step}, 10_000 * 10 ** (3 - min(3, qty_places))
-        filters: dict[str, dict[str, Any]] = {
-            "PRICE_FILTER": {"minPrice": tick, "maxPrice": "10000000", "tickSize": tick},
-            "LOT_SIZE": {"maxQty": str(most), **lot}, "MARKET_LOT_SIZE": {"maxQty": str(most // 5), **lot},
-            "MAX_NUM_ORDERS": {"limit": 200}, "MAX_NUM_ALGO_ORDERS": {"limit": 10},
-            "MIN_NOTIONAL": {"notional": NOTIONAL_MIN.get(self.symbol, "5")},
-            "PERCENT_PRICE": {"multiplierUp": "1.0500", "multiplierDown": "0.9500", "multiplierDecimal": "4"}}
-        return {
-            "symbol": self.symbol, "pair": self.symbol, "contractType": "PERPETUAL", "status": self.status,
-            "deliveryDate": 4133404800000, "onboardDate": 1569398400000, "maintMarginPercent": "2.5000",
-            "requiredMarginPercent": "5.0000", "baseAsset": self.symbol.removesuffix("USDT"),
-            "quoteAsset": "USDT", "marginAsset": "USDT", "pricePrecision": price_places,
-            "quantityPrecision": qty_places, "baseAssetPrecision": 8, "quotePrecision": 8,
-            "underlyingType": "COIN", "underlyingSubType": [], "triggerProtect": "0.0500",
-            "liquidationFee": "0.012500", "marketTakeBound": "0.05", "maxMoveOrderLimit": 10000,
-            "filters": [{"filterType": kind, **row, **self._filters.get(kind, {})}
-                        for kind, row in filters.items()],
-            "orderTypes": ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET",
-                           "TRAILING_STOP_MARKET"],
-            "timeInForce": ["GTC", "IOC", "FOK", "GTX", "GTD"]}
+        own: Filters = {
+            "PRICE_FILTER": {"minPrice": tick, "tickSize": tick}, "LOT_SIZE": {"maxQty": str(most), **lot},
+            "MARKET_LOT_SIZE": {"maxQty": str(most // 5), **lot},
+            "MIN_NOTIONAL": {"notional": NOTIONAL_MIN.get(self.symbol, "5")}}
+        return LISTING | {
+            "symbol": self.symbol, "pair": self.symbol, "status": self.status,
+            "baseAsset": self.symbol.removesuffix("USDT"), "pricePrecision": price_places,
+            "quantityPrecision": qty_places,
+            "filters": [{"filterType": kind, **row, **own.get(kind, {}), **self._filters.get(kind, {})}
+                        for kind, row in FILTERS.items()]}
 
 
 class Row(msgspec.Struct, kw_only=True):

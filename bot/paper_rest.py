@@ -1,4 +1,4 @@
-"""The paper exchange's REST interface and websocket order API: routes, signatures, time windows, weights.
+"""The paper exchange's REST interface and websocket order API: endpoints, signatures, time windows, weights.
 
 Plain values in and out, no socket. What cannot be parsed is a refusal too, never an error of the server.
 """
@@ -6,36 +6,322 @@ Plain values in and out, no socket. What cannot be parsed is a refusal too, neve
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from copy import copy
+from decimal import Decimal
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec.structs import replace
 
-from bot import paper_shapes as shapes
-from bot.paper_endpoints import Request, plain
 from bot.paper_engine import Engine
-from bot.paper_model import Refused, refuse_if
-from bot.paper_shapes import Json
+from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed
+from bot.paper_model import BRACKETS, ZERO, Order, Refused, refuse_if, table
+from bot.paper_shapes import SAME, Json, account_json, lettered, position_json, row_json
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
 PATIENCE = 10  # requests answered 429 in one minute before the address is banned, for this long:
 BAN_MS = 120_000
-Handler = Callable[[Request], Any]
+SOME_DAY_MS = 1 << 50
+NAMES = {"order": ("orderId", "origClientOrderId"), "algo": ("algoId", "clientAlgoId")}
+VALUES: dict[str, Callable[[str], Any]] = {
+    "number": Decimal, "text": str, "integer": int, "flag": lambda value: value.lower() == "true"}
 Answer = tuple[int, bytes, dict[str, str]]  # status, body, headers
+# name -> what it may look like, the code of the refusal, and what is made of it.
+PARAMETERS = table("parameters", dict[str, tuple[str, int, str]])
+INTEGER = "-?[0-9]{1,18}", -1102, "integer"
 
 
-class Route(NamedTuple):
-    """One endpoint. security: none, key, signed; orders: what it counts in the 10 s counter.
+class Request:
+    """The parameters of one request, whose it is, and what each endpoint makes of it. All raise Refused."""
 
-    weight: a number, (with a symbol, without), or by `limit` {up to: weight}.
-    """
+    def __init__(self, engine: Engine, address: str, values: Iterable[tuple[str, str]]) -> None:
+        self.engine, self.ledger, self.address = engine, engine.ledger, address
+        self.account, self.received_ms, self.values = "", engine.now_ms(), dict(values)
+        self.seen_ms = engine.now_ms() - engine.lag_ms  # up to when orders and fills show in queries
 
-    security: str
-    handler: Handler
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a parameter's value, the default when it was not sent."""
+        if not (value := self.values.get(name)):
+            return default
+        pattern, code, kind = PARAMETERS.get(name, INTEGER)
+        refuse_if((not re.fullmatch(pattern, value, re.ASCII), code, name, pattern),
+                  (name in ("symbol", "pair") and value not in self.ledger.contracts, -1121))
+        return VALUES[kind](value)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a parameter that must be sent."""
+        refuse_if(((value := self.get(name)) is None, -1102, name))
+        return value
+
+    def feed(self, name: str = "symbol") -> Feed:
+        return self.engine.feed(self[name])
+
+    def limit(self, default: int, most: int) -> int:
+        refuse_if((not 0 < self.get("limit", default) <= most, -1130, "limit"))
+        return int(self.get("limit", default))
+
+    def symbols(self) -> list[str]:
+        """Return the symbol that was sent, or else all."""
+        return [self["symbol"]] if self.values.get("symbol") else list(self.ledger.contracts)
+
+    # The market
+
+    def time(self) -> Json:
+        return {"serverTime": self.engine.now_ms()}
+
+    def exchange_info(self) -> Json:
+        return SAME["exchange_info"] | self.time() | {
+            "rateLimits": self.engine.limits.listing(), "symbols": [
+                c.listing() for c in self.ledger.contracts.values() if c.status != "CLOSE"]}
+
+    def depth(self) -> Json:
+        (bids, asks, id_), now_ms = self.feed().shown(self.limit(500, 1_000)), self.engine.now_ms()
+        return {"lastUpdateId": id_, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
+
+    def trades(self) -> list[Json]:
+        return self.feed().recent(self.limit(500, 1_000))
+
+    def agg_trades(self) -> list[Json]:
+        return [lettered("agg_trade", row) for row in self.trades()]
+
+    def klines(self, name: str) -> list[Any]:
+        return self.feed(name).klines(self["interval"], self.limit(500, 1_500), self.get("startTime"),
+                                      self.get("endTime"))
+
+    def premium_index(self, symbol: str) -> Json:
+        feed = self.engine.feed(symbol)
+        mark, index, rate = (f"{value:.8f}" for value in (feed.mark(), feed.index(), FUNDING_RATE))
+        return {"symbol": symbol, "markPrice": mark, "indexPrice": index, "estimatedSettlePrice": index,
+                "lastFundingRate": rate, "interestRate": rate, "nextFundingTime": feed.funding_ms(),
+                "time": self.engine.now_ms()}
+
+    def funding_rates(self) -> list[Json]:
+        feed, symbol = self.feed(), self["symbol"]
+        return [{"symbol": symbol, "fundingRate": f"{FUNDING_RATE:.8f}", "markPrice": f"{feed.mark():.8f}",
+                 "fundingTime": feed.funding_ms() - back * FUNDING_MS, "rateType": "Regular"}
+                for back in range(self.limit(100, 1_000), 0, -1)]
+
+    def book_ticker(self, symbol: str) -> Json:
+        *sides, update_id = self.engine.feed(symbol).shown(1)
+        (bid, bid_qty), (ask, ask_qty) = (side[0] if side else ("0", "0") for side in sides)
+        return {"symbol": symbol, "bidPrice": bid, "bidQty": bid_qty, "askPrice": ask, "askQty": ask_qty,
+                "time": self.engine.now_ms(), "lastUpdateId": update_id}
+
+    def ticker(self, symbol: str) -> Json:
+        return self.engine.feed(symbol).ticker()
+
+    def price(self, symbol: str) -> Json:
+        last = self.engine.feed(symbol).last()
+        return {"symbol": symbol, "price": f"{last:f}", "time": self.engine.now_ms()}
+
+    def open_interest(self) -> Json:
+        return {"symbol": self["symbol"], "openInterest": "0.000", "time": self.engine.now_ms()}
+
+    # The account
+
+    def account_of(self, version: int) -> Json:
+        return account_json(self.ledger, self.account, version)
+
+    def balance(self) -> list[Json]:
+        return [SAME["balance"] | lettered("balance", asset) for asset in self.account_of(3)["assets"]]
+
+    def account_config(self) -> Json:
+        return SAME["account"] | self.mode()
+
+    def order_limits(self) -> list[Json]:
+        return self.engine.limits.listing()[1:]
+
+    def brackets(self, symbol: str) -> Json:
+        floors = [0, *(int(row.notional_max) for row in BRACKETS)]
+        return {"symbol": symbol, "brackets": [
+            {"bracket": number, "initialLeverage": row.leverage, "notionalCap": int(row.notional_max),
+             "notionalFloor": floors[number - 1], "maintMarginRatio": float(row.ratio), "cum": float(row.cum)}
+            for number, row in enumerate(BRACKETS, 1)]}
+
+    def position(self, symbol: str) -> Json:
+        return position_json(self.ledger, self.account, symbol)
+
+    def positions(self, version: int) -> list[Json]:
+        return [self.position(symbol) for symbol in self.symbols()
+                if version == 2 or self.ledger.position(self.account, symbol).qty
+                or self.ledger.mine(self.account, "order", symbol)]
+
+    def mode(self) -> Json:
+        return {"dualSidePosition": self.ledger.accounts[self.account].is_hedged}
+
+    def symbol_config(self, symbol: str) -> Json:
+        row = self.position(symbol)
+        return {"symbol": symbol, "marginType": "CROSSED", "isAutoAddMargin": False,
+                "leverage": int(row["leverage"]), "maxNotionalValue": row["maxNotionalValue"]}
+
+    def set_mode(self) -> Json:
+        account, wanted = self.ledger.accounts[self.account], self["dualSidePosition"]
+        refuse_if((wanted == account.is_hedged, -4059), (self.ledger.held(self.account), -4068))
+        account.is_hedged = wanted
+        self.engine.store.keep("accounts", self.ledger.accounts)
+        return {"code": 200, "msg": "success"}
+
+    def set_leverage(self) -> Json:
+        self.ledger.set_leverage(self.account, self["symbol"], self["leverage"])
+        return {"symbol": self["symbol"], "leverage": self["leverage"],
+                "maxNotionalValue": self.position(self["symbol"])["maxNotionalValue"]}
+
+    def set_margin_type(self) -> Json:
+        is_crossed, is_held = self["marginType"] == "CROSSED", self["symbol"] in self.ledger.held(self.account)
+        raise Refused(-4046 if is_crossed else -4048 if is_held else -4047)  # cross only here
+
+    def commission(self) -> Json:
+        return {"symbol": self["symbol"], "makerCommissionRate": str(self.ledger.maker_fee),
+                "takerCommissionRate": str(self.ledger.taker_fee), "rpiCommissionRate": "0"}
+
+    def history(self, kind: str) -> list[Json]:
+        """Return what the store keeps, by the filters the request has."""
+        is_income = kind == "income"
+        tests = {"symbol =": self.get("symbol") if is_income else self["symbol"],
+                 "name =": self.get("incomeType") if is_income else None,
+                 "ref =": self.get("orderId") if kind == "fill" else None,
+                 "id >=": self.get({"order": "orderId", "algo": "algoId"}.get(kind, "fromId")),
+                 "time_ms >=": self.get("startTime"),
+                 "time_ms <=": min(self.get("endTime", SOME_DAY_MS), self.seen_ms)}
+        limit = self.limit(100 if is_income else 500, 1_000)
+        rows = [row_json(row, self.ledger)
+                for row in self.engine.store.find(kind, self.account, tests, limit)]
+        if kind == "order":  # only here
+            rows = [{**row, "pair": row["symbol"], "cumBase": row["executedQty"]} for row in rows]
+        return rows
+
+    def listen_key(self) -> Json:
+        return {"listenKey": self.engine.listen_key(self.account)}
+
+    def keep_listen_key(self) -> Json:
+        key = self.engine.listen_keys.get(self.account, ("", 0))[0]
+        refuse_if((not self.engine.account_of(key), -1125))
+        return self.listen_key()
+
+    def drop_listen_key(self) -> Json:
+        self.engine.drop_listen_key(self.account)
+        return {}
+
+    # Orders
+
+    def new_order(self) -> Json:
+        symbol, is_limit = self["symbol"], self["type"] == "LIMIT"
+        refuse_if((self["type"] not in ("LIMIT", "MARKET"), -4120),
+                  (not is_limit and self.get("price"), -1106, "price"))
+        self.get("positionSide")
+        wants_result = self.get("newOrderRespType") == "RESULT"
+        shown = row_json(self.engine.place(Order(
+            account=self.account, symbol=symbol, side=self["side"], type=self["type"], qty=self["quantity"],
+            tif=self["timeInForce"] if is_limit else self.get("timeInForce", "GTC"),
+            price=self["price"] if is_limit else ZERO, reduce_only=self.get("reduceOnly", False),
+            client_id=self.get("newClientOrderId") or self.engine.clock.token(22))), self.ledger)
+        del shown["time"]
+        return shown if wants_result else shown | {
+            "status": "NEW", "executedQty": "0", "cumQty": "0", "cumQuote": "0", "avgPrice": "0.00"}
+
+    def new_algo(self) -> Json:
+        symbol, closes, _ = self["symbol"], self.get("closePosition", False), self["algoType"]
+        refuse_if((self["type"] not in ("STOP_MARKET", "TAKE_PROFIT_MARKET"), -1116),
+                  *((closes and self.get(name), -1106, name) for name in ("quantity", "reduceOnly")))
+        self.get("positionSide")
+        return row_json(self.engine.place(Order(
+            kind="algo", account=self.account, symbol=symbol, side=self["side"], type=self["type"],
+            trigger=self["triggerPrice"], qty=ZERO if closes else self["quantity"],
+            tif=self.get("timeInForce", "GTC"), reduce_only=self.get("reduceOnly", False),
+            close_position=closes, working_type=self.get("workingType", "CONTRACT_PRICE"),
+            client_id=self.get("clientAlgoId") or self.engine.clock.token(22))), self.ledger)
+
+    def named(self, kind: str, seen_ms: int = SOME_DAY_MS) -> Order | None:
+        """Return the newest order with the id or else the client id that the request names."""
+        (id_, id_name), (client_id, client_name) = ((self.get(name), name) for name in NAMES[kind])
+        if id_ is None and client_id is None:
+            raise Refused(-1102, text=f"Param '{client_name}' or '{id_name}' must be sent, but both were "
+                                      "empty/null!")
+        found: list[Order] = self.engine.store.find(kind, self.account, {
+            "symbol =": self["symbol"] if kind == "order" else None, "id =": id_,
+            "name =": client_id if id_ is None else None, "time_ms <=": seen_ms}, 1)
+        return found[0] if found else None
+
+    def query(self, kind: str) -> Json:
+        if (order := self.named(kind, self.seen_ms)) is None:
+            raise Refused(-2013)
+        return row_json(order, self.ledger)
+
+    def query_open(self, kind: str) -> Json:
+        row = self.query(kind)
+        refuse_if((row["orderId"] not in self.ledger.open, -2013))
+        return row
+
+    def list_open(self, kind: str) -> list[Json]:
+        return [row_json(order, self.ledger) for symbol in self.symbols()
+                for order in self.ledger.mine(self.account, kind, symbol)
+                if order.time_ms <= self.seen_ms]
+
+    def cancel(self, kind: str) -> Json:
+        stored = self.named(kind)
+        if stored is None or (order := self.ledger.open.get(stored.id)) is None:
+            raise Refused(-2011)
+        self.ledger.cancel(order)
+        if kind == "algo":
+            return {"algoId": order.id, "clientAlgoId": order.client_id, "code": "200", "msg": "success"}
+        return row_json(order, self.ledger)
+
+    def cancel_all(self, kind: str) -> Json:
+        self.ledger.cancel_all(self.account, self["symbol"], (kind,))
+        return {"code": 200, "msg": "The operation of cancel all open order is done."}
+
+    def batch(self, action: Callable[["Request"], Any], wishes: list[Json]) -> list[Json]:
+        """Answer each of a few requests for itself."""
+        answers = []
+        for wish in wishes:
+            one = copy(self)
+            one.values = {name: plain(value) for name, value in wish.items()}
+            try:
+                answers.append(action(one))
+            except Refused as refusal:
+                answers.append(refusal.body)
+        return answers
+
+    def listed(self, name: str, type_: Any, most: int) -> Any:
+        """Return a parameter that is a JSON list; ccxt writes its name in small letters."""
+        text = self.values.get(name) or self.values.get(name.lower()) or "[]"
+        try:
+            found = msgspec.json.decode(text, type=type_)
+        except msgspec.MsgspecError:
+            raise Refused(-1130, name) from None
+        refuse_if((len(found) > most, -4082))
+        return found
+
+    def new_orders(self) -> list[Json]:
+        wishes = self.listed("batchOrders", list[dict[str, str | int | float | bool]], 5)
+        return self.batch(Request.new_order, wishes)
+
+    def cancel_orders(self) -> list[Json]:
+        wishes = [{"symbol": self["symbol"], key: value} for name, key, type_ in (
+            ("orderIdList", "orderId", list[int]), ("origClientOrderIdList", "origClientOrderId", list[str]))
+            for value in self.listed(name, type_, 10)]
+        return self.batch(lambda one: one.cancel("order"), wishes)
+
+    def count_down(self) -> Json:
+        refuse_if((self["countdownTime"] < 0, -1130, "countdownTime"))
+        self.engine.count_down(self.account, self["symbol"], self["countdownTime"])
+        return {"symbol": self["symbol"], "countdownTime": str(self["countdownTime"])}
+
+
+class Route(msgspec.Struct, forbid_unknown_fields=True):
+    """One endpoint; paper.toml says what the fields mean. security: none, key, signed."""
+
+    do: str = ""
+    each: str = ""
+    every: str = ""
+    says: Any = None
+    of: Any = None
     weight: int | tuple[int, int] | dict[int, int] = 1
     orders: int = 0
+    ws: list[str] = []
+    security: str = "none"
 
     def weight_of(self, request: Request) -> int:
         if isinstance(self.weight, tuple):
@@ -45,95 +331,24 @@ class Route(NamedTuple):
             return next((weight for most, weight in self.weight.items() if limit <= most), 0)
         return self.weight
 
-
-def each(row: Callable[[Request, str], Json], *, is_list: bool = False) -> Handler:
-    """Make an endpoint of a row: one symbol's row, or without a symbol (or is_list) the list of all."""
-    def endpoint(request: Request) -> Any:
-        rows = [row(request, symbol) for symbol in request.symbols()]
-        return rows[0] if request.get("symbol") and not is_list else rows
-    return endpoint
-
-
-def fixed(value: Any) -> Handler:
-    """Make an endpoint that always says the same."""
-    return lambda request: value
+    def answer(self, request: Request) -> Any:
+        if self.do:
+            function = getattr(request, self.do)
+            return function(self.of) if self.of else function()
+        if not (row := self.each or self.every):
+            return self.says
+        rows = [getattr(request, row)(symbol) for symbol in request.symbols()]
+        return rows[0] if self.each and request.get("symbol") else rows
 
 
-R, BY_LIMIT = Request, {99: 1, 499: 2, 1_000: 5, 1_500: 10}  # weights of candles
-RIGHTS = {"ipRestrict": True, "createTime": 0, "enableReading": True, "enableFutures": True} | dict.fromkeys((
-    "enableWithdrawals", "enableInternalTransfer", "permitsUniversalTransfer", "enableSpotAndMarginTrading",
-    "enableMargin", "enableVanillaOptions", "enablePortfolioMarginTrading"), False)
-PUBLIC: dict[str, tuple[Any, ...]] = {  # endpoint -> handler, weight (1), orders
-    "GET v1/ping": (fixed({}),), "GET v1/time": (lambda r: {"serverTime": r.engine.now_ms()},),
-    "GET v1/exchangeInfo": (R.exchange_info,), "GET v1/depth": (R.depth, {50: 2, 100: 5, 500: 10, 1_000: 20}),
-    "GET v1/trades": (R.trades, 5), "GET v1/historicalTrades": (R.trades, 20),
-    "GET v1/aggTrades": (R.agg_trades, 20),
-    **{f"GET v1/{name}": (partial(R.klines, name=key), BY_LIMIT) for name, key in (
-        ("klines", "symbol"), ("continuousKlines", "pair"), ("markPriceKlines", "symbol"),
-        ("indexPriceKlines", "pair"))},
-    "GET v1/ticker/24hr": (each(lambda r, symbol: r.engine.feed(symbol).ticker()), (1, 40)),
-    "GET v1/premiumIndex": (each(R.premium_index), (1, 10)),
-    "GET v1/fundingRate": (R.funding_rates, 0), "GET v1/fundingInfo": (fixed([]), 0),
-    **{f"GET v{version}/ticker/price": (each(lambda r, symbol: {
-        "symbol": symbol, "price": f"{r.engine.feed(symbol).last():f}", "time": r.engine.now_ms()}), (1, 2))
-       for version in (1, 2)},
-    "GET v1/ticker/bookTicker": (each(R.book_ticker), (2, 5)),
-    "GET v1/openInterest": (lambda r: {"symbol": r["symbol"], "openInterest": "0.000",
-                                       "time": r.engine.now_ms()},)}
-KEYED: dict[str, tuple[Any, ...]] = {
-    "POST v1/listenKey": (R.listen_key,), "PUT v1/listenKey": (partial(R.listen_key, is_kept=True),),
-    "DELETE v1/listenKey": (lambda r: r.engine.drop_listen_key(r.account) or {},)}
-SIGNED: dict[str, tuple[Any, ...]] = {
-    "GET v2/account": (lambda r: shapes.account_json(r.ledger, r.account, 2), 5),
-    "GET v3/account": (lambda r: shapes.account_json(r.ledger, r.account, 3), 5),
-    **{f"GET v{version}/balance": (lambda r: shapes.balance_json(r.ledger, r.account), 5)
-       for version in (2, 3)},
-    **{f"GET v{version}/positionRisk": (partial(R.positions, version=version), 5) for version in (2, 3)},
-    "GET v1/accountConfig": (lambda r: shapes.ACCOUNT | r.mode(), 5),
-    "GET v1/symbolConfig": (each(R.symbol_config, is_list=True), 5),
-    "GET v1/positionSide/dual": (R.mode, 30), "POST v1/positionSide/dual": (R.set_dual,),
-    "GET v1/multiAssetsMargin": (fixed({"multiAssetsMargin": False}), 30),
-    "GET v1/leverageBracket": (each(lambda r, symbol: shapes.brackets_json(symbol), is_list=True),),
-    "POST v1/leverage": (R.set_leverage,), "POST v1/marginType": (R.set_margin_type,),
-    "GET v1/commissionRate": (R.commission, 20),
-    "GET v1/rateLimit/order": (lambda r: r.engine.limits.listing()[1:],),
-    "GET v1/income": (partial(R.history, kind="income", limit=100), 30),
-    "GET v1/userTrades": (partial(R.history, kind="fill"), 5),
-    "GET v1/openOrder": (partial(R.query, kind="order", is_open=True),),
-    "POST v1/order": (R.new_order, 0, 1), "POST v1/algoOrder": (R.new_algo, 0, 1),
-    "POST v1/batchOrders": (R.new_orders, 0, 5), "DELETE v1/batchOrders": (R.cancel_orders,),
-    "POST v1/countdownCancelAll": (R.count_down, 10)}
-for kind, one, opened, all_of, every in (("order", "order", "openOrders", "allOpenOrders", "allOrders"),
-                                         ("algo", "algoOrder", "openAlgoOrders", "algoOpenOrders",
-                                          "allAlgoOrders")):
-    SIGNED |= {
-        f"GET v1/{one}": (partial(R.query, kind=kind),), f"DELETE v1/{one}": (partial(R.cancel, kind=kind),),
-        f"GET v1/{opened}": (partial(R.list_open, kind=kind), (1, 40)),
-        f"DELETE v1/{all_of}": (partial(R.cancel_all, kind=kind),),
-        f"GET v1/{every}": (partial(R.history, kind=kind), 5)}
-ROUTES = {
-    **{name.replace(" ", " /fapi/"): Route(security, *row) for security, table in (
-        ("none", PUBLIC), ("key", KEYED), ("signed", SIGNED)) for name, row in table.items()},
-    "GET /sapi/v1/account/apiRestrictions": Route("signed", fixed(RIGHTS)),
-    # What ccxt asks of the spot side when it loads markets with a key.
-    "GET /sapi/v1/capital/config/getall": Route("signed", fixed([]), 10),
-    "GET /sapi/v1/margin/allPairs": Route("key", fixed([])),
-    "GET /sapi/v1/margin/isolated/allPairs": Route("signed", fixed([]), 10)}
-# Websocket method -> endpoint; its parameters are the endpoint's, and apiKey.
-WS_METHODS = {
-    "ping": "GET v1/ping", "time": "GET v1/time", "depth": "GET v1/depth",
-    "ticker.price": "GET v2/ticker/price", "ticker.book": "GET v1/ticker/bookTicker",
-    "order.place": "POST v1/order", "order.status": "GET v1/order", "order.cancel": "DELETE v1/order",
-    "algoOrder.place": "POST v1/algoOrder", "algoOrder.cancel": "DELETE v1/algoOrder",
-    **{f"{prefix}account.{name}": f"GET v{version}/{path}" for prefix, version in (("", 2), ("v2/", 3))
-       for name, path in (("position", "positionRisk"), ("balance", "balance"), ("status", "account"))},
-    "userDataStream.start": "POST v1/listenKey", "userDataStream.ping": "PUT v1/listenKey",
-    "userDataStream.stop": "DELETE v1/listenKey"}
+# By "METHOD path", and their names by those of the websocket order API.
+ROUTES = {name: replace(route, security=security)
+          for security, routes in table("routes", dict[str, dict[str, Route]]).items()
+          for name, route in routes.items()}
+WS_METHODS = {method: name for name, route in ROUTES.items() for method in route.ws}
 
 
 class WsRequest(msgspec.Struct):
-    """A message of the websocket order API."""
-
     method: str
     id: str | int | None = None
     params: dict[str, Any] = {}
@@ -162,8 +377,8 @@ class Rest:
         request = Request(self.engine, address, ((name, plain(value)) for name, value in wish.params.items()))
         signed = "&".join(f"{name}={value}" for name, value in sorted(request.values.items())
                           if name != "signature")
-        route = WS_METHODS.get(wish.method, wish.method).replace(" ", " /fapi/")
-        status, value, headers = self._serve(route, request, signed, request.values.get("apiKey", ""))
+        name = WS_METHODS.get(wish.method, wish.method)
+        status, value, headers = self._serve(name, request, signed, request.values.get("apiKey", ""))
         return msgspec.json.encode({
             "id": wish.id, "status": status, "result" if status == 200 else "error": value, "rateLimits": [
                 {**self.engine.limits.listing()[0], "count": int(headers.get("X-MBX-USED-WEIGHT-1M", 0))}]})
@@ -182,7 +397,7 @@ class Rest:
             if route.orders:
                 self._count_orders(request.account, route.orders, headers)
             self.engine.wake()
-            value = route.handler(request)
+            value = route.answer(request)
             self.engine.commit()
             return 200, value, headers
         except Refused as refusal:
@@ -227,3 +442,8 @@ def _check_signature(request: Request, secret: str, signed: str) -> None:
               (received_ms - time_ms > window_ms, -1021))
     if time_ms >= received_ms + AHEAD_MS_MAX:
         raise Refused(-1021, text="Timestamp for this request was 1000ms ahead of the server's time.")
+
+
+def plain(value: Any) -> str:
+    """Return a JSON value as the client had it in what it signed."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

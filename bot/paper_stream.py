@@ -7,16 +7,15 @@ the real exchange) when the market is live; raw playback waits for it instead.
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import WSMsgType, web
 
 from bot.paper_engine import Engine
-from bot.paper_faults import StreamFault
 from bot.paper_feed import ON_DEMAND, Frame
 from bot.paper_market import canonical_stream
-from bot.paper_model import Event
+from bot.paper_model import Count, Event, Milliseconds
 from bot.paper_shapes import event_json
 
 LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
@@ -27,6 +26,15 @@ STREAMS_MAX = 200  # per connection
 MESSAGE_BYTES_MAX = 65_536  # of a client's message
 BUFFER_BYTES = 262_144  # raw playback waits while more than this is unsent
 BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent (a minute of a busy market) is cut
+
+
+class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
+    """A fault of the open websockets that carry a stream: match is "btcusdt@trade" or "user:NAME"."""
+
+    match: str
+    do: Literal["gap", "reorder", "freeze", "half_open", "close", "expire", "age"]
+    count: Count = 1
+    duration_ms: Milliseconds = 0
 
 
 class Connection:
@@ -58,7 +66,6 @@ class Connection:
             self.out.append(message)
 
     def flush(self) -> None:
-        """Hand over what was collected, in one write."""
         if self.out and not (self.transport.is_closing() or self.ws.closed):
             self.transport.write(b"".join(self.out))
         self.out.clear()

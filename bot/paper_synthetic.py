@@ -157,7 +157,6 @@ class Synthetic:
         self.symbols = {name: Symbol(name, seed) for name in names}
 
     def feeds(self, start_ms: int, plan: Callable[[str, int, int], Bar | None]) -> dict[str, Feed]:
-        """Return a feed for each symbol."""
         return {name: Feed(symbol.contract, start_ms, partial(plan, name), symbol.middle)
                 for name, symbol in self.symbols.items()}
 

@@ -312,7 +312,7 @@ def test_docs_with_every_example_does_what_it_shows(paper):
     page = (ROOT / "docs/paper.md").read_text()
     lines = re.findall(r"^    (GET|POST|DELETE) (/paper/\S+)(?: (.*))?$", page, re.MULTILINE)
     told = {path for _, path, _ in lines}
-    source = (ROOT / "bot/paper_faults.py").read_text()
+    source = "".join((ROOT / "bot" / name).read_text() for name in ("paper.py", "paper_stream.py"))
     assert told == set(re.findall(r'"(?:GET|POST|DELETE) (/paper/\w+)"', source)), "each has an example"
     kinds = {json.loads(body)["do"] for _, path, body in lines if body and '"do"' in body}
     named = "".join(re.findall(r"do: Literal\[(.*?)\]", source, re.DOTALL))

@@ -1,0 +1,55 @@
+"""The paper exchange's tables: nothing in them that nobody reads, and everything that is read in them."""
+
+import tomllib
+from configparser import ConfigParser
+
+import pytest
+
+from bot.paper_model import BRACKETS
+from bot.paper_rest import PARAMETERS, ROUTES, VALUES, Request
+from bot.paper_shapes import LETTERS, SAME
+from tests.harness import ROOT
+
+TABLES = tomllib.loads((ROOT / "bot/paper.toml").read_text(encoding="utf-8"))
+
+
+def test_tables_with_their_readers_are_all_read_and_shipped():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bot").glob("paper*.py"))
+    assert [name for name in TABLES if f'table("{name}"' not in sources] == []
+    assert [name for name in SAME if f'SAME["{name}"]' not in sources] == []
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "paper.toml" in setup["options.package_data"]["bot"], "or no wheel has it"
+
+
+@pytest.mark.parametrize(("name", "route"), ROUTES.items())
+def test_route_with_its_words_names_one_function_and_a_weight(name, route):
+    method, path = name.split(" ")
+    assert method in ("GET", "POST", "PUT", "DELETE")
+    assert path.startswith(("/fapi/v", "/sapi/v"))
+    assert route.security in ("none", "key", "signed")
+    words = [word for word in (route.do, route.each, route.every) if word]
+    assert len(words) == (route.says is None), "one of do, each, every, says"
+    assert all(callable(getattr(Request, word)) for word in words)
+    assert route.of is None or route.do
+
+
+def test_names_of_the_websocket_order_api_mean_one_endpoint_each():
+    names = [name for route in ROUTES.values() for name in route.ws]
+    assert len(names) == len(set(names)) == 19
+
+
+def test_parameters_with_their_kinds_can_be_made():
+    assert {kind for _, _, kind in PARAMETERS.values()} | {"integer"} == set(VALUES)
+
+
+def test_brackets_with_rising_notional_allow_less_and_join_without_a_step():
+    for below, above in zip(BRACKETS, BRACKETS[1:]):
+        assert below.notional_max < above.notional_max
+        assert below.leverage > above.leverage
+        assert above.cum == below.cum + below.notional_max * (above.ratio - below.ratio)
+
+
+def test_letters_of_the_user_stream_name_each_field_once():
+    for kind in ("order", "algo", "position", "ticker"):
+        assert len(set(LETTERS[kind].values())) == len(LETTERS[kind])
