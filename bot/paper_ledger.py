@@ -57,7 +57,7 @@ class Ledger:
     def set_leverage(self, name: str, symbol: str, leverage: int) -> None:
         account, before = self.accounts[name], self.leverage(name, symbol)
         notional = abs(self.held(name).get(symbol, ZERO))
-        refuse_if((not 1 <= leverage <= model.BRACKETS[0].leverage, -4028, leverage))
+        refuse_if((not 1 <= leverage <= model.BRACKETS[0].initial_leverage, -4028, leverage))
         more = notional / leverage - notional / before
         refuse_if((notional > model.notional_max(leverage), -2027),
                   (leverage < before and more > self.available(name), -2028))
@@ -91,7 +91,7 @@ class Ledger:
     def liquidation_price(self, name: str, symbol: str) -> Decimal:
         """Return the mark of a symbol at which its account is due for liquidation."""
         qty, mark = self.position(name, symbol).qty, self.mark(symbol)
-        relief = qty - abs(qty) * model.bracket(qty * mark).ratio
+        relief = qty - abs(qty) * model.bracket(qty * mark).maint_margin_ratio
         return max(ZERO, mark - self._spare(name) / relief) if qty else ZERO
 
     def _spare(self, name: str) -> Decimal:

@@ -3,7 +3,7 @@
 import tomllib
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -25,12 +25,12 @@ def table(name: str, type_: type[T]) -> T:
     return msgspec.convert(_TABLES[name], type_, str_keys=True)
 
 
-class Bracket(NamedTuple):
+class Bracket(msgspec.Struct, rename="camel"):
     """The leverage of a position up to a notional, and its maintenance margin: notional * ratio - cum."""
 
-    notional_max: Decimal
-    leverage: int
-    ratio: Decimal
+    notional_cap: Decimal
+    initial_leverage: int
+    maint_margin_ratio: Decimal
     cum: Decimal
 
 
@@ -62,17 +62,17 @@ def money(value: Decimal) -> Decimal:
 
 
 def bracket(notional: Decimal) -> Bracket:
-    return next((row for row in BRACKETS if abs(notional) <= row.notional_max), BRACKETS[-1])
+    return next((row for row in BRACKETS if abs(notional) <= row.notional_cap), BRACKETS[-1])
 
 
 def maintenance(notional: Decimal) -> Decimal:
     row = bracket(notional)
-    return abs(notional) * row.ratio - row.cum
+    return abs(notional) * row.maint_margin_ratio - row.cum
 
 
 def notional_max(leverage: int) -> Decimal:
     """Return the largest position a leverage allows."""
-    return next(row.notional_max for row in reversed(BRACKETS) if leverage <= row.leverage)
+    return next(row.notional_cap for row in reversed(BRACKETS) if leverage <= row.initial_leverage)
 
 
 class Contract:

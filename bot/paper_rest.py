@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from bot.paper_engine import Engine
 from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed
-from bot.paper_model import BRACKETS, ZERO, Order, Refused, refuse_if, table
+from bot.paper_model import ZERO, Order, Refused, refuse_if, table
 from bot.paper_shapes import SAME, Json, account_json, lettered, position_json, row_json
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
@@ -134,11 +134,7 @@ class Request:
         return self.engine.limits.listing()[1:]
 
     def brackets(self, symbol: str) -> Json:
-        floors = [0, *(int(row.notional_max) for row in BRACKETS)]
-        return {"symbol": symbol, "brackets": [
-            {"bracket": number, "initialLeverage": row.leverage, "notionalCap": int(row.notional_max),
-             "notionalFloor": floors[number - 1], "maintMarginRatio": float(row.ratio), "cum": float(row.cum)}
-            for number, row in enumerate(BRACKETS, 1)]}
+        return {"symbol": symbol, "brackets": table("brackets", list[Json])}
 
     def position(self, symbol: str) -> Json:
         return position_json(self.ledger, self.account, symbol)
@@ -169,8 +165,8 @@ class Request:
                 "maxNotionalValue": self.position(self["symbol"])["maxNotionalValue"]}
 
     def set_margin_type(self) -> Json:
-        is_crossed, is_held = self["marginType"] == "CROSSED", self["symbol"] in self.ledger.held(self.account)
-        raise Refused(-4046 if is_crossed else -4048 if is_held else -4047)  # cross only here
+        wanted, symbol, held = self["marginType"], self["symbol"], self.ledger.held(self.account)
+        raise Refused(-4046 if wanted == "CROSSED" else -4048 if symbol in held else -4047)  # cross only here
 
     def commission(self) -> Json:
         return {"symbol": self["symbol"], "makerCommissionRate": str(self.ledger.maker_fee),

@@ -45,9 +45,10 @@ def test_parameters_with_their_kinds_can_be_made():
 
 def test_brackets_with_rising_notional_allow_less_and_join_without_a_step():
     for below, above in zip(BRACKETS, BRACKETS[1:]):
-        assert below.notional_max < above.notional_max
-        assert below.leverage > above.leverage
-        assert above.cum == below.cum + below.notional_max * (above.ratio - below.ratio)
+        assert below.notional_cap < above.notional_cap
+        assert below.initial_leverage > above.initial_leverage
+        more = above.maint_margin_ratio - below.maint_margin_ratio
+        assert above.cum == below.cum + below.notional_cap * more
 
 
 def test_letters_of_the_user_stream_name_each_field_once():
