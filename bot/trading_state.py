@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from bot import __version__
-from bot.books import Books
+from bot.books import FLATTENED, Books
 from bot.clock import Clock
 from bot.config import Config
 from bot.exchange import Exchange
@@ -171,7 +171,7 @@ class TradingState:
         book = self._books.book(symbol)
         return {"state": self.of_symbol(symbol)[0], "position_qty": book.position_qty,
                 "liquidation_distance_pct": self._liquidation_distance_pct(symbol),
-                "unknown_orders": len(book.unknown()), "locks": len(book.locks)}
+                "unknown_orders": len(book.unknown()), "locks": len(book.locks.keys() - {FLATTENED})}
 
     def money(self) -> dict[str, Any]:
         """Return what the executor's beat tells of the account."""

@@ -14,7 +14,7 @@ from bot import executor
 from bot.bus import ZmqPusher, signal_endpoint
 from bot.config_file import load
 from bot.daemon import Daemon
-from bot.events import ExitsSet, Started
+from bot.events import ExitsSet, Started, SymbolLocked
 from bot.executor import OrderExecutor
 from bot.journal import Journal
 from bot.log import Log, Tally
@@ -174,6 +174,14 @@ def test_trading_state_of_an_executor_that_ends_lets_protection_pass_and_nothing
     it.is_ending, it._halts = True, SimpleNamespace(list=list, covering=lambda **_: None)
     it._config, it._books = SimpleNamespace(owner_of=lambda symbol: "levels"), folded()
     assert it.of_symbol(BTC)[0] == "RECONCILING"
+
+
+@pytest.mark.parametrize(("causes", "count"), [(["flattened"], 0), (["flattened", "orphan"], 1)])
+def test_flatten_that_is_in_force_rings_no_alert_for_its_lock(causes, count):
+    it = TradingState.__new__(TradingState)
+    it._books = folded(*(SymbolLocked(symbol=BTC, cause=cause, evidence="") for cause in causes))
+    it.of_symbol, it._liquidation_distance_pct = lambda symbol: ("LOCKED", ""), lambda symbol: None
+    assert it.told_of(BTC)["locks"] == count
 
 
 CHILD = """
