@@ -19,6 +19,7 @@ ZERO = Decimal(0)
 SETTLED_ORDERS_KEPT = 50  # per symbol, for late fills; older ones are found in the journal
 SETTLED_KEPT_NS = 60_000_000_000  # and all of the last minute, in which the order rate is counted
 CLOCK_SLACK_NS = 1_000_000_000  # a signal made later than this after now comes from a wrong clock
+LAG_NS = 5_000_000_000  # a position's answer may lag; what comparisons so far apart say alike does not
 DAY_NS = 86_400_000_000_000  # a UTC day
 LAYOUT = 5  # of what is folded; one more with each field, and each way to fold: other checkpoints say less
 FLATTENED = "flattened"  # a lock: its target is zero, whatever an order of before may fill yet
@@ -68,6 +69,15 @@ class SymbolBook(msgspec.Struct, kw_only=True):
     newest: dict[str, tuple[int, int, int]] = {}  # strategy -> created_ns, run, seq of its newest signal
     target_qty: Decimal | None = None  # in force: of what acted, or was there already, last
     apart_qty: Decimal = ZERO  # what the exchange held beyond position_qty when books_differ was seen last
+    apart_ns: int = 0  # for how long the comparisons have said the same of it
+
+    @property
+    def held_qty(self) -> Decimal:
+        """Return the position, no larger than the exchange's where the last comparison saw them differ."""
+        ours, there = self.position_qty, self.position_qty + self.apart_qty
+        if "books_differ" not in self.locks:
+            return ours
+        return min(ours, there, key=abs) if ours * there > 0 else ZERO
 
     def live_orders(self) -> list[Order]:
         """Return the orders from which something is still expected."""
@@ -142,6 +152,11 @@ class Books(msgspec.Struct, kw_only=True):
             return next((o for o in orders.values() if exchange_order_id == (
                 o.triggered_id if o.request.is_conditional else o.exchange_order_id)), None)
         return None
+
+    def compare_in_s(self, every_s: float) -> float:
+        """Return when to compare again: soon while a difference may come of an answer that lags."""
+        is_new = any("books_differ" in b.locks and b.apart_ns < LAG_NS for b in self.symbols.values())
+        return min(every_s, LAG_NS / 1e9) if is_new else every_s
 
     def apply(self, event: events.JournalEvent) -> None:
         """Fold one event in. Raises IllegalTransition or InvariantError, and then nothing changed."""
@@ -262,6 +277,8 @@ def _fill_booked(books: Books, event: events.FillBooked) -> None:
     if event.cause != "signal":
         book.version += 1
         _want_no_more(book)
+    if book.apart_qty * signed_qty > 0 and event.exchange_ns <= books.wallet_ns:
+        book.apart_qty -= min(book.apart_qty, signed_qty, key=abs)  # the comparison saw it, we did not
     earned = event.realized_pnl - event.settle_fee
     books.earned += earned
     if books.wallet_ns and event.exchange_ns > books.wallet_ns:
@@ -340,6 +357,7 @@ def _resumed(books: Books, event: events.Resumed) -> None:
 def _reconciled(books: Books, event: events.Reconciled) -> None:
     if event.exchange_ns:
         _turn_day(books, event)
+    span_ns = event.exchange_ns - books.wallet_ns
     books.wallet_balance, books.wallet_ns = event.wallet_balance, event.exchange_ns
     books.since_wallet = [(ns, pnl) for ns, pnl in books.since_wallet if ns > event.exchange_ns]
     books.equity = event.wallet_balance + event.unrealized_pnl
@@ -350,7 +368,9 @@ def _reconciled(books: Books, event: events.Reconciled) -> None:
     books.lacks_since_ns = books.restored_ns = 0
     for book in books.symbols.values():
         there = event.positions.get(book.symbol, ZERO) if "books_differ" in book.locks else book.position_qty
-        book.apart_qty = there - book.position_qty
+        apart_qty = there - book.position_qty
+        book.apart_ns = book.apart_ns + span_ns if apart_qty and apart_qty == book.apart_qty else 0
+        book.apart_qty = apart_qty
     for symbol, cursor in event.cursors.items():
         book = books._own(symbol)
         book.last_trade_id = max(book.last_trade_id, cursor)

@@ -72,7 +72,6 @@ def next_step(book: SymbolBook, context: Context) -> Step | None:
     """Return what to do next in this symbol, None when there is nothing or something is awaited."""
     if not book.signals:
         return None
-    book = as_held(book)
     waiting = [s for s in book.signals if not s.orders]
     if ended := endings(book, context):
         return ended[0]
@@ -200,11 +199,13 @@ def _reduce_qty(held: Decimal, target: Decimal) -> Decimal:
     return abs(held) if (held > 0) != (target > 0) else abs(held) - abs(target)
 
 
-def _reduce(signal: OpenSignal, book: SymbolBook, context: Context) -> Step:
+def _reduce(signal: OpenSignal, book: SymbolBook, context: Context) -> Step | None:
     denial = _state_denial("reduce", context)
     if denial is not None:
         return _deny(signal, denial)
-    qty = _reduce_qty(book.position_qty, signal.signal.target_qty)
+    qty = _reduce_qty(as_held(book).position_qty, signal.signal.target_qty)
+    if qty == 0:
+        return None  # what the books hold is not there, or is not told yet: it waits for the two to agree
     if context.instrument is not None and qty > context.instrument.qty_max:
         qty = context.instrument.qty_max  # of one order; the signal stays in force for the rest
     keeps_side = (signal.signal.target_qty > 0) == (book.position_qty > 0) and signal.signal.target_qty != 0

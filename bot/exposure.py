@@ -63,8 +63,8 @@ def equity(books: Books, told: Mapping[str, ExchangePosition], mark_of: MarkOf,
     total = books.wallet_balance + sum((pnl for _, pnl in books.since_wallet), ZERO)
     for symbol, book in books.symbols.items():
         price = price_of(symbol, told, mark_of)
-        if book.position_qty and book.entry_price is not None and price is not None:
-            total += book.position_qty * _size(symbol, instruments) * (price - book.entry_price)
+        if book.held_qty and book.entry_price is not None and price is not None:
+            total += book.held_qty * _size(symbol, instruments) * (price - book.entry_price)
     return total
 
 

@@ -30,10 +30,7 @@ ORDER_CODES: tuple[tuple[OrderKind, frozenset[int]], ...] = (
                             -4120, -4131, -4164, -5021, -5022, -5028})),
 )
 CANCEL_CODES: tuple[tuple[CancelKind, frozenset[int]], ...] = (
-    ("gone", frozenset({-2011, -2013})),
-    ("not_executed", ORDER_CODES[0][1]),
-    ("rejected", ORDER_CODES[2][1]),
-)
+    ("gone", frozenset({-2011, -2013})), ("not_executed", ORDER_CODES[0][1]), ("rejected", ORDER_CODES[2][1]))
 # Refused by the limiter in front of the exchange, whatever the body says (error-code page, 429 and 418).
 LIMITER_STATUS = frozenset({418, 429})
 # Without Retry-After or a ban's end: the minute of the weight counter, the least ban (exchange-facts 1.1).

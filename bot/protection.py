@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import msgspec
 
-from bot.books import SymbolBook
+from bot.books import LAG_NS, SymbolBook
 from bot.orders import CLOSED, IN_FLIGHT, Order, OrderType, Side
 
 WOULD_TRIGGER_NOW = -2021  # "Order would immediately trigger": the stop's price is passed already
@@ -35,13 +35,12 @@ class Steps(msgspec.Struct, frozen=True):
 def as_held(book: SymbolBook) -> SymbolBook:
     """Return the book with no larger a position than the exchange holds, while the two are known to differ.
 
-    What a person closed or opened there is not ours to protect or to close. It is the same book otherwise.
+    What a person closed or opened there is not ours to protect or to close. It is the same book otherwise:
+    a reduce-only order for what is not there does no harm, a position without its stop does.
     """
-    ours, there = book.position_qty, book.position_qty + book.apart_qty
-    held = min(ours, there, key=abs) if ours * there > 0 else Decimal(0)
-    if "books_differ" not in book.locks or held == ours:
+    if book.apart_ns < LAG_NS or book.held_qty == book.position_qty:
         return book
-    return msgspec.structs.replace(book, position_qty=held)
+    return msgspec.structs.replace(book, position_qty=book.held_qty)
 
 
 def wanted_exits(book: SymbolBook) -> tuple[Exit, ...]:
@@ -55,25 +54,27 @@ def wanted_exits(book: SymbolBook) -> tuple[Exit, ...]:
     return tuple(Exit(kind, side, qty, price) for kind, price in prices if price is not None)
 
 
-def next_steps(book: SymbolBook, *, is_fenced: bool = False) -> Steps:
+def next_steps(book: SymbolBook, *, is_fenced: bool = False, booked_qty: Decimal = Decimal(0)) -> Steps:
     """Return what brings the exits at rest to the wanted ones; nothing is placed beside one in flight.
 
     is_fenced: a stop of unknown outcome cannot arrive any more; reduce-only, another may stand beside it.
+    booked_qty: what rests may be as large, where less is held: no answer that lags takes it away.
     """
     wanted = wanted_exits(book)
     place, cancel = [], []
     for kind in ("stop", "take_profit"):
-        exits = [o for o in book.orders.values() if o.request.type == kind and o.state not in CLOSED]
+        exits = [o for o in book.orders.values()  # a triggered one rests no more: it fills, or never will
+                 if o.request.type == kind and o.state not in CLOSED and not o.triggered_id]
         resting = [o for o in exits if o.state not in IN_FLIGHT]
         want = next((e for e in wanted if e.type == kind), None)
-        keep = next((o for o in reversed(resting) if want is not None and _fits(o, want)), None)
+        keep = next((o for o in reversed(resting) if want is not None and _fits(o, want, booked_qty)), None)
         if want is not None and keep is None:
             if kind == "stop":  # the old one, the largest, stays until the new one rests
                 keep = max((o for o in resting if o.request.side == want.side), key=_leaves_qty, default=None)
                 exits = [o for o in exits if o.is_in_flight and not (is_fenced and o.state == "UNKNOWN")]
             if not exits:
                 place.append(want)
-        cancel += [o.id for o in resting if o is not keep and not o.triggered_id]
+        cancel += [o.id for o in resting if o is not keep]
     return Steps(tuple(place), tuple(cancel))
 
 
@@ -84,7 +85,7 @@ def is_protected(book: SymbolBook) -> bool:
         return True
     # One that is being canceled may be gone already.
     resting = [o for o in book.orders.values() if o.request.type == "stop" and o.request.side == want.side
-               and o.state in ("ACCEPTED", "PARTIALLY_FILLED")]
+               and o.state in ("ACCEPTED", "PARTIALLY_FILLED") and not o.triggered_id]
     return sum(map(_leaves_qty, resting), Decimal(0)) >= want.qty
 
 
@@ -117,14 +118,11 @@ def refusals(book: SymbolBook, wanted: Exit) -> list[Order]:
     return failed
 
 
-def _fits(order: Order, want: Exit) -> bool:
-    # One that was triggered is filling: nothing is put beside it until its end is known.
-    request = order.request
-    if order.state not in ("ACCEPTED", "PARTIALLY_FILLED") or request.side != want.side:
-        return False
-    is_same = (_leaves_qty(order), request.trigger_price) == (want.qty, want.trigger_price)
-    return is_same or bool(order.triggered_id)
+def _fits(order: Order, want: Exit, booked_qty: Decimal = Decimal(0)) -> bool:
+    return (order.state in ("ACCEPTED", "PARTIALLY_FILLED") and not order.triggered_id
+            and (order.request.side, order.request.trigger_price) == (want.side, want.trigger_price)
+            and want.qty <= _leaves_qty(order) <= max(want.qty, booked_qty))
 
 
 def _leaves_qty(order: Order) -> Decimal:
-    return order.request.qty - order.filled_qty
+    return order.request.qty - max(order.filled_qty, order.executed_qty)

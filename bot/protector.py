@@ -11,21 +11,14 @@ from bot.events import Unprotected
 from bot.limits import MAY_PASS
 from bot.log import Log
 from bot.orders import Order, Side
-from bot.protection import (
-    Exit,
-    Steps,
-    as_held,
-    is_protected,
-    is_stop_passed,
-    late_excess,
-    next_steps,
-    refusals,
-)
+from bot.protection import Exit, as_held, is_protected, is_stop_passed, late_excess, next_steps, refusals
 
 RETRY_WAIT_NS = 1_000_000_000  # before an exit or a close that came to nothing is tried again; doubles
 CANCEL_WAIT_NS = 1_000_000_000  # before a cancel whose answer was lost or no is sent again
 DOUBLINGS_MAX = 6  # 64 s
-SETTLE_S_MAX = 2.0  # fills of a market order come in milliseconds; past this what is booked is protected
+# Fills of a market order, or of a stop that was triggered, come in milliseconds; past this what is booked
+# is protected, whatever becomes of them: reduce-only, the two take no more than there is.
+SETTLE_S_MAX = 2.0
 MOVES_MAX, MOVES_SPAN_NS = 5, 5_000_000_000  # of an exit that protects already; 300 orders fit in 10 s
 
 
@@ -54,19 +47,18 @@ class Protector:
         if self._keeper.books.restored_ns and not is_read:
             return [], []
         self._count(book)
-        settles = any(o.state != "UNKNOWN" for o in book.working())
+        settles = any(o.triggered_id if o.request.is_conditional else o.state != "UNKNOWN"
+                      for o in book.live_orders())
         if settles and self.unprotected_s(symbol) <= SETTLE_S_MAX:
             return [], []  # its fills, a moment away, decide how much there is to protect
         excess = late_excess(book)
         if (excess or self._must_close(book)) and self._may_close(book, is_excess=bool(excess)):
             return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
-        steps = next_steps(book, is_fenced=self._is_fenced(book))
-        if book is not booked:  # what rests stays: no answer that lags may take a stop away
-            steps = Steps(place=() if is_protected(book) else steps.place,
-                          cancel=steps.cancel if book.position_qty else ())
+        steps = next_steps(book, is_fenced=self._is_fenced(book), booked_qty=abs(booked.position_qty))
         placed = [self._place(exit_, book) for exit_ in steps.place
                   if not self._waits(refusals(book, exit_)) and not self._moved_lately(book, exit_)]
-        return placed, self._cancel(book, steps.cancel)
+        gone = steps.cancel if book.position_qty or not booked.position_qty else ()  # an answer may lag
+        return placed, self._cancel(book, gone)
 
     def _count(self, book: SymbolBook) -> None:
         # In the journal too: an executor that dies again and again must not begin anew each time.
@@ -90,10 +82,10 @@ class Protector:
 
     def _may_close(self, book: SymbolBook, *, is_excess: bool) -> bool:
         # A close whose outcome is unknown is tried again too: reduce-only, it cannot turn the position over.
-        # One of an excess could, with the first, take more than that.
-        closes = [o for o in book.orders.values() if o.leg == "close" and o.signal == book.exits_signal]
-        if is_excess and any(o.state == "UNKNOWN" for o in closes):
+        # One of an excess could take more than that, together with whatever else may still reduce.
+        if is_excess and any(o.leg != "open" for o in book.working()):
             return False
+        closes = [o for o in book.orders.values() if o.leg == "close" and o.signal == book.exits_signal]
         fruitless = next((n for n, o in enumerate(reversed(closes)) if o.filled_qty), len(closes))
         return not self._waits(closes[len(closes) - fruitless:])
 

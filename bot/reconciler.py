@@ -176,7 +176,7 @@ class Reconciler:
         """Compare the books when asked to and each reconcile_s, for ever."""
         while True:
             try:
-                async with asyncio.timeout(self._config.executor.reconcile_s):
+                async with asyncio.timeout(self._books.compare_in_s(self._config.executor.reconcile_s)):
                     await self._wanted.wait()
             except TimeoutError:
                 self._trigger = "timer"

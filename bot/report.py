@@ -140,18 +140,10 @@ def _book(day: Day, fill: FillBooked, signal: SignalReceived | None) -> None:
 def latency_rows(day: Day) -> list[dict[str, Any]]:
     """Return the latencies as rows: count, median, 95th percentile, maximum."""
     return [
-        {
-            "latency": name,
-            "count": len(values),
-            "median_ms": round(median(values), 1),
-            "p95_ms": round(
-                quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0], 1
-            ),
-            "max_ms": round(max(values), 1),
-        }
-        for name, values in day.latencies_ms.items()
-        if values
-    ]
+        {"latency": name, "count": len(values), "median_ms": round(median(values), 1),
+         "p95_ms": round(quantiles(values, n=20, method="inclusive")[-1] if values[1:] else values[0], 1),
+         "max_ms": round(max(values), 1)}
+        for name, values in day.latencies_ms.items() if values]
 
 
 def pnl_rows(day: Day) -> list[dict[str, Any]]:

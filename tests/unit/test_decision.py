@@ -18,7 +18,7 @@ from bot.decision import (
     next_step,
 )
 from bot.errors import IllegalTransition, InvariantError
-from bot.events import ExitsSet, Reconciled, SignalClosed, SymbolLocked
+from bot.events import ExitsSet, Reconciled, SignalClosed, SymbolLocked, SymbolUnlocked
 from bot.orders import IN_FLIGHT
 from tests.factory import (
     BTC,
@@ -848,16 +848,52 @@ def test_exit_beside_an_entry_found_filled_is_sent_again_when_its_own_outcome_is
     assert table.act() == ["reduce sell 2"]
 
 
-@pytest.mark.parametrize(
-    ("there", "said"), [("0", "done the position is already there"), ("1", "reduce sell 1")]
-)
-def test_exit_of_a_position_that_a_person_closed_takes_what_is_there(there, said):
-    table = at("3")
+def compared(table, there, *at_s):
     table.state = "LOCKED"
     table.record(SymbolLocked(symbol=BTC, cause="books_differ", evidence=""))
-    table.record(Reconciled(trigger="t", differences=(), positions={BTC: D(there)}, wallet_balance=D(0)))
+    for second in at_s:
+        table.record(Reconciled(trigger="t", differences=(), positions={BTC: D(there)}, wallet_balance=D(0),
+                                exchange_ns=NOW + second * SECOND))
+
+
+@pytest.mark.parametrize(("there", "said"), [("-1", []), ("0", []), ("1", ["reduce sell 1"])])
+def test_exit_of_a_position_that_a_person_closed_takes_what_is_there_and_is_not_lost(there, said):
+    table = at("3")
+    compared(table, there, 1, 6)
     table.send("0")
-    assert table.act() == [said]
+    assert table.act() == said
+    if said:
+        table.record(filled(table.order().id, "1", "sell", trade="x", exchange_ns=NOW + 7 * SECOND))
+        table.now += 100 * SECOND
+        assert table.act() == [], "in force, and the rest is not there"
+        table.record(SymbolUnlocked(symbol=BTC, cause="books_differ", evidence="it had lagged"))
+        assert table.act() == ["reduce sell 2"]
+    else:
+        table.now += 6 * SECOND
+        assert table.first_word() == "expired", "not done: whoever wants it out says so again"
+
+
+def test_exit_that_waits_for_a_position_leaves_as_soon_as_the_exchange_shows_it():
+    table = at("3")
+    compared(table, "0", 1, 6)
+    table.send("0")
+    assert table.act() == []
+    table.record(SymbolUnlocked(symbol=BTC, cause="books_differ", evidence="both say 3"))
+    assert table.act() == ["reduce sell 3"]
+
+
+def test_exit_with_a_difference_that_one_answer_shows_takes_all_the_books_hold():
+    table = at("3")
+    compared(table, "0", 1, 2)
+    table.send("0")
+    assert table.act() == ["reduce sell 3"], "the answer may lag; reduce-only, it takes no more than is there"
+
+
+def test_stop_of_a_position_that_a_person_closed_in_part_moves():
+    table = at("3")
+    compared(table, "1", 1, 6)
+    table.send("3", stop_loss=D(90))
+    assert table.act() == ["done moved"] and table.book.stop_loss == 90
 
 
 def test_signal_with_reconciliation_under_way_waits_and_then_acts_or_expires():

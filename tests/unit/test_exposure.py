@@ -2,12 +2,13 @@
 
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.books import DAY_NS, Books
-from bot.events import Reconciled
+from bot.events import Reconciled, SymbolLocked
 from bot.exposure import day_pnl, distance_pct, entries_since, equity, gross_notional, worst_qty
 from bot.rows import ExchangePosition
 from tests.factory import (
@@ -184,3 +185,13 @@ def test_entries_are_counted_up_to_a_minute_and_no_other_orders():
     counted = [len(entries_since(books.symbols.values(), now - 60 * SECOND, now))
                for now in (NOW - 1, NOW, NOW + 60 * SECOND - 1, NOW + 60 * SECOND)]
     assert counted == [0, 1, 1, 0]
+
+
+def test_equity_of_a_position_that_a_person_closed_counts_its_loss_once():
+    bought = filled("", "10", exchange_ns=NOW, fee=D(0))
+    books = folded(reconciled(1_000), bought, SymbolLocked(symbol=BTC, cause="books_differ", evidence=""))
+    assert pnl(books, "90") == -100
+    books.apply(reconciled(900, NOW + SECOND))  # closed at 90 in the app
+    assert pnl(books, "80") == pnl(books, "120") == -100
+    books.apply(msgspec.structs.replace(reconciled(940, NOW + SECOND), positions={BTC: D(4)}))
+    assert pnl(books, "80") == -140, "or 6 of 10"

@@ -152,18 +152,33 @@ def test_second_stop_of_the_same_terms_is_one_too_many():
     assert steps(held("10", resting("s1", "10"), resting("s2", "10"))) == ([], ["s1"])
 
 
-def test_triggered_stop_is_left_alone_while_it_fills():
-    books = held("10", resting("s1", "10", triggered_id="77", executed_qty=D(10)))
-    assert steps(books) == ([], [])
+@pytest.mark.parametrize("executed", ["0", "4", "10"])
+def test_triggered_stop_rests_no_more_and_is_not_canceled(executed):
+    books = held("10", resting("s1", "10", triggered_id="77", executed_qty=D(executed)))
+    assert steps(books) == ([stop()], []) and not is_protected(books.book(BTC))
     books.apply(filled("s1", "4", "sell", trade="2", cause="stop"))
-    assert steps(books) == ([], []) and is_protected(books.book(BTC))
+    assert steps(books) == ([stop("6")], [])
     books.apply(filled("s1", "6", "sell", trade="3", cause="stop"))
     assert steps(books) == ([], []) and books.book(BTC).orders["s1"].state == "FILLED"
 
 
-def test_triggered_stop_of_a_larger_position_is_not_canceled():
-    assert steps(held("4", resting("s1", "10", triggered_id="77"))) == ([], [])
-    assert steps(held("0", resting("s1", "10", triggered_id="77"))) == ([], [])
+def test_triggered_take_profit_that_never_fills_stands_in_no_others_way():
+    ghost = resting("t1", "10", kind="take_profit", trigger="110", triggered_id="77")
+    assert steps(held("10", ghost, stop=None, take="110")) == ([take()], [])
+    assert steps(held("0", ghost, take="110")) == ([], [])
+
+
+def test_stop_of_which_the_exchange_executed_a_part_protects_the_rest_alone():
+    books = held("10", resting("s1", "10", executed_qty=D(4)))
+    assert not is_protected(books.book(BTC)) and steps(books) == ([stop()], [])
+
+
+@pytest.mark.parametrize(("qty", "price", "fits"), [
+    ("4", "90", True), ("6", "90", True), ("10", "90", True),
+    ("3", "90", False), ("11", "90", False), ("10", "89", False)])
+def test_stop_of_a_size_between_what_is_held_and_what_is_booked_fits(qty, price, fits):
+    decided = next_steps(held("4", resting("s1", qty, trigger=price)).book(BTC), booked_qty=D(10))
+    assert decided.place == (() if fits else (stop("4"),)) and decided.cancel == ()
 
 
 def test_partly_filled_stop_that_covers_what_is_left_fits():

@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bot.bookkeeper import Bookkeeper
-from bot.books import Books
+from bot.books import LAG_NS, Books
 from bot.config import ExecutorConfig
 from bot.errors import IllegalTransition
 from bot.events import ExitsSet, Reconciled, Restored, SymbolLocked
 from bot.log import Log
 from bot.orders import CLOSED, IN_FLIGHT, OrderRequest
 from bot.protection import is_protected
-from bot.protector import RETRY_WAIT_NS, Protector
-from tests.factory import BTC, ETH, SECOND, D, HandClock, filled, intended, received, signal
+from bot.protector import RETRY_WAIT_NS, SETTLE_S_MAX, Protector
+from tests.factory import BTC, ETH, SECOND, D, HandClock, changed, filled, intended, received, signal
 
 BUDGET_S, FENCE_S = 10, 4
 
@@ -68,9 +68,10 @@ class Bench:
         )
         return self.keeper.intend(request, strategy="levels", signal=signal, leg=leg, checks=checks)
 
-    def fill(self, qty, side="buy", name="", cause="signal"):
+    def fill(self, qty, side="buy", name="", cause="signal", at_ns=None):
         self.count += 1
-        self.keeper.record(filled(name, qty, side, trade=f"t{self.count}", cause=cause))
+        at_ns = self.clock.wall if at_ns is None else at_ns
+        self.keeper.record(filled(name, qty, side, trade=f"t{self.count}", cause=cause, exchange_ns=at_ns))
 
     def plan(self, stop="90", take=None, name="levels/7/1"):
         self.keeper.record(
@@ -87,10 +88,22 @@ class Bench:
         self.keeper.close_signal("levels/7/1", BTC, "done", "the position is already there", D(0))
 
     def differ(self, there):
-        """Let a comparison find this position at the exchange, signed."""
+        """Let comparisons find this position at the exchange, signed, and again past what an answer lags."""
         self.keeper.lock(BTC, "books_differ", f"exchange {there}, ours {self.book.position_qty}")
+        self.compare(there)
+        self.clock.step(LAG_NS / SECOND)
+        self.compare(there)
+        self.clock.step(0.1)
+
+    def compare(self, there):
         self.keeper.record(
-            Reconciled(trigger="t", differences=(), positions={BTC: D(there)}, wallet_balance=D(0))
+            Reconciled(
+                trigger="t",
+                differences=(),
+                positions={BTC: D(there)},
+                wallet_balance=D(0),
+                exchange_ns=self.clock.wall,
+            )
         )
 
     def act(self, state="RUNNING", *, is_read=True):
@@ -198,6 +211,82 @@ def test_position_that_a_person_closed_in_part_is_protected_and_closed_as_far_as
     bench.fill("4", "sell", name="c3", cause="close")
     bench.clock.step(60)
     assert bench.act("LOCKED") == ([], []), "6 of ours are not there"
+
+
+def test_exits_of_a_position_that_a_person_closed_in_part_stay_and_move(bench):
+    bench.enter(take="110")
+    bench.act()
+    bench.answer("accept")
+    bench.differ("4")
+    assert bench.act("LOCKED") == ([], [])
+    bench.plan("95", take="120", name="levels/7/2")
+    assert bench.act("LOCKED") == (["stop sell 4 95"], ["t3"])
+    bench.answer("accept")
+    bench.keeper.change(bench.book.orders["t3"], "cancel")
+    assert bench.act("LOCKED") == (["take_profit sell 4 120"], ["s2"])
+    bench.answer("accept")
+    bench.keeper.change(bench.book.orders["s2"], "cancel")
+    assert bench.act("LOCKED") == ([], [])
+    bench.keeper.unlock(BTC, "books_differ", "both say 10")
+    assert bench.act() == (["stop sell 10 95"], ["t5"])
+
+
+def trigger(bench, name, executed="0"):
+    bench.keeper.record(changed(name, "accept", triggered_id="77", executed_qty=D(executed)))
+
+
+@pytest.mark.parametrize("executed", ["0", "10"])
+def test_stop_that_was_triggered_is_waited_for_and_then_has_another_and_a_close_behind_it(bench, executed):
+    bench.enter()
+    bench.protect()
+    trigger(bench, "s2", executed)
+    assert bench.act() == ([], [])
+    bench.clock.step(SETTLE_S_MAX)
+    assert bench.act() == ([], []), "its fill is a moment away"
+    bench.clock.step(0.25)
+    assert bench.act() == (["stop sell 10 90"], [])
+    bench.answer("reject", code=-2021)
+    assert bench.act() == (["close sell 10"], [])
+    bench.fill("10", "sell", "s2", cause="stop")  # after all
+    bench.answer("reject", code=-2022)
+    bench.clock.step(60)
+    assert bench.act() == ([], []) and bench.book.position_qty == 0
+
+
+def test_stop_whose_fill_was_never_booked_protects_no_other_position(bench):
+    bench.enter()
+    bench.protect()
+    trigger(bench, "s2", "10")
+    bench.fill("10", "sell", cause="operator")  # adopted
+    assert bench.act() == ([], [])
+    bench.clock.step(60)
+    bench.enter(name="levels/7/2")
+    bench.act()
+    bench.clock.step(SETTLE_S_MAX + 0.25)
+    assert bench.act() == (["stop sell 10 90"], [])
+
+
+def test_position_that_one_answer_does_not_show_yet_gets_its_stop(bench):
+    bench.enter()
+    bench.keeper.lock(BTC, "books_differ", "exchange 0, ours 10")
+    bench.compare("0")
+    assert bench.act("LOCKED") == (["stop sell 10 90"], []), "the answer may lag behind the fill"
+    bench.clock.step(1)
+    bench.compare("0")
+    bench.act("LOCKED")
+    assert bench.protector.unprotected_s(BTC) == 1
+
+
+def test_fill_that_the_comparison_saw_and_the_books_did_not_is_not_missing_twice(bench):
+    bench.enter()
+    bench.protect()
+    bench.differ("4")  # its stop filled 6 there, and the list of trades lags
+    bench.fill("6", "sell", "s2", cause="stop", at_ns=bench.clock.wall - SECOND * 6)
+    bench.keeper.change(bench.book.orders["s2"], "expire")
+    assert bench.act("LOCKED") == (["stop sell 4 90"], [])
+    bench.fill("4", "sell")
+    bench.compare("0")
+    assert bench.act("LOCKED") == ([], []), "and what is sold after it is gone"
 
 
 def test_entry_that_fills_late_beside_a_position_that_a_person_closed_is_protected(bench):
@@ -445,6 +534,32 @@ def test_close_of_an_excess_whose_outcome_is_unknown_is_not_repeated(bench):
     assert "close sell 6" not in bench.act()[0], "both could be executed"
 
 
+def test_close_of_an_excess_whose_answer_hangs_is_not_repeated(bench):
+    bench.enter()
+    bench.protect()
+    bench.want("4")
+    bench.keeper.lock(BTC, "late_fill", "o1 was ABSENT and filled")
+    assert bench.act("LOCKED") == (["close sell 6"], [])
+    for _ in range(4 * 20):
+        bench.clock.step(0.25)
+        assert not any("close" in text for text in bench.act("LOCKED")[0])
+    bench.answer("reject", code=-2019, leg="close")
+    assert bench.act("LOCKED")[0] == ["close sell 6"]
+
+
+def test_excess_beside_a_reduction_whose_outcome_is_unknown_is_not_closed(bench):
+    bench.enter()
+    bench.protect()
+    bench.want("4")
+    bench.keeper.lock(BTC, "late_fill", "o1 was ABSENT and filled")
+    bench.keeper.record(received(signal("4", seq=2)))
+    bench.keeper.record(intended("r9", "6", "sell", leg="reduce", signal="levels/7/2"))
+    bench.keeper.change(bench.book.orders["r9"], "lose")
+    assert bench.act("LOCKED") == ([], []), "both could be executed"
+    bench.keeper.change(bench.book.orders["r9"], "reject")
+    assert bench.act("LOCKED") == (["close sell 6"], [])
+
+
 def test_close_whose_outcome_is_unknown_is_tried_again_reduce_only(bench):
     bench.enter()
     bench.act()
@@ -580,7 +695,7 @@ class World(Bench):
             ]
             assert refused or self.protector.unprotected_s(BTC) > BUDGET_S
         stops = [o for o in self.book.orders.values() if o.request.is_conditional and o.state not in CLOSED]
-        live = [o for o in stops if o.state != "PENDING_CANCEL"]
+        live = [o for o in stops if o.state not in ("PENDING_CANCEL", "UNKNOWN")]  # the latter go fence by fence
         assert len([o for o in live if o.request.side == self.out_side]) <= 2 or not qty
         if (
             qty

@@ -854,6 +854,25 @@ def test_books_are_compared_by_the_timer_also_while_the_private_stream_is_away(b
     assert not bench.it.is_ready
 
 
+@pytest.mark.parametrize(("held", "comparisons"), [("0", 2), ("2", 1)])
+def test_position_that_differs_is_looked_at_again_soon_and_once_more_when_it_stays(
+        bench, monkeypatch, held, comparisons):
+    bench.keeper.change(bench.unknown_order(), "accept")
+    bench.it.recorder.book(fill(), NAME)
+    bench.held, bench.clock.until = D(held), bench.clock.wall + 10**6 * SECOND
+    monkeypatch.setattr("bot.books.LAG_NS", SECOND // 100)
+
+    async def a_while():
+        bench.it.request("test")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await bench.it.compare()
+
+    asyncio.run(a_while())
+    assert bench.keeper.books.reconciled == comparisons, "far below reconcile_s"
+    assert bench.keeper.books.book(BTC).held_qty == D(held)
+
+
 @pytest.mark.parametrize(("name", "cause", "lock"), [
     ("autoclose-1700000000000", "liquidation", "liquidation"), ("adl_autoclose", "adl", "adl"),
     ("settlement_autoclose-1", "operator", "settlement"), ("delivery_autoclose-1", "operator", "settlement")])
