@@ -695,7 +695,7 @@ class World(Bench):
             ]
             assert refused or self.protector.unprotected_s(BTC) > BUDGET_S
         stops = [o for o in self.book.orders.values() if o.request.is_conditional and o.state not in CLOSED]
-        live = [o for o in stops if o.state not in ("PENDING_CANCEL", "UNKNOWN")]  # the latter go fence by fence
+        live = [o for o in stops if o.state not in ("PENDING_CANCEL", "UNKNOWN")]  # lost: fence by fence
         assert len([o for o in live if o.request.side == self.out_side]) <= 2 or not qty
         if (
             qty
