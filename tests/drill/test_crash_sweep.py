@@ -69,7 +69,9 @@ def play(folder: Path, cases: list[Case], lanes: int = LANES) -> tuple[int, int,
 
 def report(cases: list[Case], result: tuple[int, int, int], began: float) -> None:
     fired, unfired, events = result
-    print(f"crash sweep: {len(cases)} cases ({len(POINTS)} points, {len(FAULTS)} answers), {fired} crashes, "
+    exits = sum(case.of_exit for case in cases)
+    print(f"crash sweep: {len(cases)} cases ({len(POINTS)} points, {len(FAULTS)} answers, {exits} of "
+          f"them to a stop or its cancel), {fired} crashes, "
           f"{unfired} not reached, {events} journal events, {time.monotonic() - began:.0f} s")
 
 
