@@ -42,20 +42,18 @@ class BusConfig(Table, kw_only=True, frozen=True):
     """The three channels between the processes."""
 
     ticks: Annotated[
-        Channel,
-        Meta(description="gateway -> strategies, executor. 100,000 Ticks (about 10 MB) hold 8 s of the "
-             "worst burst recorded (1,131 frames in 100 ms); nobody waits for old prices"),
+        Channel, Meta(description="gateway -> strategies, executor. 100,000 Ticks (about 10 MB) hold 8 s of "
+                      "the worst burst recorded (1,131 frames in 100 ms); nobody waits for old prices"),
     ] = Channel(endpoint="tcp://127.0.0.1:5555", hwm=100_000, linger_ms=0)
     signals: Annotated[
-        Channel,
-        Meta(description="strategies -> executor. The outbox keeps what the socket loses, so the queue "
-             "is short (a long one only holds expired signals) and nothing lingers. `{strategy}` in an "
-             "ipc endpoint gives each strategy an endpoint of its own, which is then its identity"),
+        Channel, Meta(description="strategies -> executor. The outbox keeps what the socket loses, so the "
+                      "queue is short (a long one only holds expired signals) and nothing lingers. "
+                      "`{strategy}` in an ipc endpoint gives each strategy an endpoint of its own, which is "
+                      "then its identity"),
     ] = Channel(endpoint="tcp://127.0.0.1:5556", hwm=1_000, linger_ms=0)
     reports: Annotated[
-        Channel,
-        Meta(description="executor -> strategies. The position snapshot each second makes good what is "
-             "dropped; 200 ms let the last outcomes of a clean stop leave"),
+        Channel, Meta(description="executor -> strategies. The position snapshot each second makes good what "
+                      "is dropped; 200 ms let the last outcomes of a clean stop leave"),
     ] = Channel(endpoint="tcp://127.0.0.1:5557", hwm=10_000, linger_ms=200)
     zmtp_heartbeat_ms: Annotated[
         Milliseconds, Meta(description="peers are pinged this often: finds dead ones, not hung ones")] = 1_000
@@ -107,8 +105,7 @@ class AccountConfig(Table, kw_only=True, frozen=True):
     leverage: Annotated[
         Leverage, Meta(description="of every traded symbol; another one locks it. 20 is the exchange's "
                        "default")] = 20
-    symbol_leverage: Annotated[
-        dict[str, Leverage], Meta(description="of symbols that differ from it")] = {}
+    symbol_leverage: Annotated[dict[str, Leverage], Meta(description="of symbols that differ from it")] = {}
     is_multi_asset: Annotated[
         bool, Meta(description="whether all assets are margin for all positions; otherwise nothing "
                    "opens")] = False
@@ -133,9 +130,8 @@ class GatewayConfig(Table, kw_only=True, frozen=True):
     snapshot_s: Annotated[
         Seconds, Meta(description="how often Snapshots are repeated, for those who missed theirs")] = 30
     history_count_max: Annotated[
-        Annotated[int, Meta(ge=1, le=1_500)],
-        Meta(description="candles a strategy may ask for; 1,500 is the exchange's limit of one "
-             "request")] = 1_500
+        int, Meta(ge=1, le=1_500, description="candles a strategy may ask for; 1,500 is the exchange's "
+                  "limit of one request")] = 1_500
 
 
 class StrategyConfig(Table, kw_only=True, frozen=True):
@@ -227,13 +223,11 @@ class LimitsConfig(Table, kw_only=True, frozen=True):
         Annotated[int, Meta(ge=1, le=1_200)],
         Meta(description="entries per minute over all symbols; the exchange allows 1,200 orders")]
     repeats_per_minute_max: Annotated[
-        Annotated[int, Meta(ge=1, le=1_200)],
-        Meta(description="entries of one symbol in the same direction per minute: a strategy that repeats "
-             "itself is held up before it adds up")] = 10
+        int, Meta(ge=1, le=1_200, description="entries of one symbol in the same direction per minute: a "
+                  "strategy that repeats itself is held up before it adds up")] = 10
     open_orders_max: Annotated[
-        Annotated[int, Meta(ge=1, le=200)],
-        Meta(description="orders of ours that are not settled, exits included; a symbol needs up to four, "
-             "the exchange bears 200")] = 40
+        int, Meta(ge=1, le=200, description="orders of ours that are not settled, exits included; a symbol "
+                  "needs up to four, the exchange bears 200")] = 40
     mark_jump_pct_max: Annotated[
         Decimal, Meta(description="a mark price further than this from the one before, in percent, lets "
                       "nothing open in its symbol for recover_s: one of the two is wrong")] = Decimal(3)
@@ -365,9 +359,8 @@ class PaperConfig(Table, kw_only=True, frozen=True):
     seed: Annotated[int, Meta(ge=0, description="same seed, same synthetic market")] = 1
     recording: Annotated[str, Meta(description="file of raw frames, for `market = \"recording\"`")] = ""
     playback: Annotated[
-        Literal["raw", "rebased"],
-        Meta(description="raw: bytes as recorded, no trading; rebased: times and ids shifted, loops, "
-             "trading at 1x")] = "rebased"
+        Literal["raw", "rebased"], Meta(description="raw: bytes as recorded, no trading; rebased: times and "
+                                        "ids shifted, loops, trading at 1x")] = "rebased"
     speed: Annotated[
         Decimal, Meta(description="of raw playback: 1 as recorded, 0 as fast as it goes")] = Decimal(1)
     latency_ms: Annotated[int, Meta(ge=0, le=10_000, description="from request to matching engine; a host "

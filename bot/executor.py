@@ -324,15 +324,13 @@ class OrderExecutor:
             "symbols": {symbol: {**self.trading_state.told_of(symbol),
                                  "unprotected_s": self.protector.unprotected_s(symbol)}
                         for symbol in self.books.symbols},
-            **self.trading_state.money(),
-            "canary": self.canary.trouble,
+            **self.trading_state.money(), "canary": self.canary.trouble,
             "canary_red": int(bool(self.canary.trouble) or not self.canary.has_answered),
             "tick_to_order": self.sender.tick_to_order.status(),
             "order_round_trip": self.sender.round_trip.status(),
             "owners": {s: name for name, table in self._config.strategy.items() for s in table.symbols},
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000,
-            "rate": self._exchange.budget.usage,
-            "rate_share": self._exchange.shares(),
+            "rate": self._exchange.budget.usage, "rate_share": self._exchange.shares(),
             "reconcile_age_ms": (self._clock.mono_ns() - compared_ns) // 1_000_000 if compared_ns else None,
             "differences": self.reconciler.differences}
 

@@ -78,8 +78,7 @@ def _fill(event: Any) -> str:
 
 _TELL = {
     "started": lambda e: f"executor started, epoch {e.epoch}, version {e.version}, config {e.config}",
-    "signal": _signal, "intent": _intent, "order": _order, "fill": _fill,
-    "answered": _answered,
+    "signal": _signal, "intent": _intent, "order": _order, "fill": _fill, "answered": _answered,
     "outcome": lambda e: f"outcome of {e.signal}: {e.outcome} ({e.reason}), filled {e.filled_qty}",
     "exits": lambda e: f"exits of {e.symbol}: stop {e.stop_loss}, take-profit {e.take_profit}",
     "unprotected": lambda e: (f"{e.symbol} lacks its stop since {clock_text(e.since_ns)}" if e.since_ns

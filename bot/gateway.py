@@ -249,9 +249,8 @@ class TickProducer:
             "stale": self._in("stale"), "quiet": self._in("quiet"),
             "streams": {line.name: "up" if line.stream else "down" for line in self._lines},
             "reconnects": self.reconnects, "dropped": dict(self._decoder.dropped),
-            "histories_fetched": self.snapshots.fetches,
+            "histories_fetched": self.snapshots.fetches, "subscriptions_refused": self.snapshots.refused,
             "rate": self._exchange.budget.usage,
-            "subscriptions_refused": self.snapshots.refused,
             "clock_offset_ms": self._exchange.clock_offset_ns // 1_000_000 if self._is_loaded else None}
 
     def _in(self, condition: str) -> tuple[str, ...]:

@@ -38,8 +38,7 @@ def sections(config: Config) -> dict[str, str]:
     """Return the supervisor sections that depend on the config, by program name."""
     made = {}
     if config.mode == "paper" and config.paper is not None:
-        made["paper"] = SECTION.format(name="paper", command="bot.paper", arguments="", priority=10,
-                                       mark="")
+        made["paper"] = SECTION.format(name="paper", command="bot.paper", arguments="", priority=10, mark="")
     for name, table in config.strategy.items():
         # A table that changes changes the section: "supervisorctl update" then restarts this one alone.
         mark = hashlib.sha256(msgspec.json.encode(table, order="sorted")).hexdigest()[:12]
