@@ -33,6 +33,15 @@ DOWN_NS = 30_000_000_000  # a crash is over after 8 s, a restart after 5; with P
 UNPROTECTED_S_MAX = 2.0  # as PositionUnprotected: a stop is placed within a fraction of this
 AGAIN_NS = 3_600_000_000_000  # what is still so is told again each hour
 SHORT_RULES = ("disk_low", "host_memory_low")  # Prometheus writes to the same disk
+WORDS = {  # what each costs, as in alerts.yml, and its first sentence in RUNBOOK.md, for who wakes in Chinese
+    "PositionUnprotected": ("The whole position is at risk: nothing limits its loss. It is closed by itself "
+                            "after unprotected_s_max.", "部位沒有停損單。"),
+    "TradingHalted": ("Open positions are held behind their stops alone; strategies cannot reduce them.",
+                      "交易已停止（HALTED）。"),
+    "ExecutorDown": ("Positions rest on the stops at the exchange. After guard.cancel_after_s (60) entries "
+                     "are canceled.", "executor 沒有運作。"),
+    "HostShort": ("Entries are missed; when the disk is full the executor waits, and nobody moves a stop.",
+                  "主機的磁碟或記憶體不足，不會開新倉。")}
 
 Name = tuple[str, str]  # alert, subject
 
@@ -99,11 +108,7 @@ class Teller:
         self.counts = {"sent": 0, "failed": 0, "dropped": 0}
 
     def see(self, found: dict[Name, str], *, knows_positions: bool = True) -> None:
-        """Take in what is urgent just now.
-
-        knows_positions: an executor that has just started, or waits for the disk, says nothing of its
-        symbols; what was told last stays so.
-        """
+        """Take in what is urgent just now; where nobody knows of positions what was told of them stays."""
         now_ns = self._clock.mono_ns()
         if not knows_positions:
             found = {name: text for name, (_, text) in self._told.items() if name[0] == "PositionUnprotected"
@@ -158,15 +163,19 @@ def read_url(path: Path) -> str:
 
 def message(config: Config, clock: Clock, status: str, name: Name, text: str) -> dict[str, Any]:
     """Return one alert in the form of the Alertmanager's webhook; Slack, Telegram and others show `text`."""
-    alert, subject = name
+    (alert, subject), is_over = name, status == "resolved"
+    impact, chinese = WORDS.get(alert, ("", ""))
     summary = f"{config.mode.upper()}: {text}"
+    said = (f"{'OVER' if is_over else 'ALERT'} {alert}: {summary}",
+            chinese and is_over * "已解除：" + chinese, "" if is_over else impact)
     return {
         "version": "4", "status": status, "receiver": "health",
-        "text": f"{'OVER' if status == 'resolved' else 'ALERT'} {alert}: {summary}",
+        "text": "\n".join(filter(None, said)),
         "alerts": [{"status": status, "startsAt": time_text(clock.wall_ns()),
                     "labels": {"alertname": alert, "severity": "critical", "mode": config.mode.upper(),
                                "subject": subject, "process": "health"},
-                    "annotations": {"summary": summary, "runbook_url": f"RUNBOOK.md#{alert.lower()}"}}]}
+                    "annotations": {"summary": summary, "impact": impact, "summary_zh_TW": chinese,
+                                    "runbook_url": f"RUNBOOK.md#{alert.lower()}"}}]}
 
 
 def time_text(ns: int) -> str:

@@ -8,13 +8,26 @@ import threading
 
 import pytest
 
-from bot.alert import AGAIN_NS, DOWN_NS, QUEUE_MAX, TRIES_MAX, Teller, ask, read_url, urgent
+from bot.alert import (
+    AGAIN_NS,
+    DOWN_NS,
+    QUEUE_MAX,
+    SHORT_RULES,
+    TRIES_MAX,
+    WORDS,
+    Teller,
+    ask,
+    message,
+    read_url,
+    urgent,
+)
 from bot.config_file import load
 from bot.errors import ConfigError
 from bot.halt import Halt
 from bot.log import Log
 from tests.factory import HandClock
-from tests.harness import free_port, write_config
+from tests.harness import ROOT, free_port, write_config
+from tests.runbook import section
 
 S = 1_000_000_000
 HALT = Halt("all", "health", "a loop", 1)
@@ -89,7 +102,7 @@ class World:
                 await asyncio.sleep(0.001)
             work.cancel()
         asyncio.run(turn())
-        return [body["text"] for _, body in self.got]
+        return [body["text"].split("\n")[0] for _, body in self.got]
 
 
 def test_teller_tells_once_then_each_hour_and_when_it_is_over(tmp_path):
@@ -109,6 +122,23 @@ def test_teller_tells_once_then_each_hour_and_when_it_is_over(tmp_path):
     assert body["alerts"][0]["labels"]["alertname"] == "TradingHalted"
     assert body["alerts"][0]["annotations"]["runbook_url"] == "RUNBOOK.md#tradinghalted"
     assert world.teller.counts == {"sent": 3, "failed": 0, "dropped": 0}
+
+
+def test_message_with_each_alert_says_what_it_costs_and_in_chinese(tmp_path):
+    rules = (ROOT / "ops" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    told = found({"mono_ns": 1, "symbols": {"BTC": {"unprotected_s": 3}}}, halts=[HALT],
+                 findings=[{"rule": rule, "text": "x"} for rule in SHORT_RULES])
+    assert WORDS.keys() == {name for name, _ in told}
+    config, clock = load(write_config(tmp_path)), HandClock()
+    for name, text in told.items():
+        impact, chinese = WORDS[name[0]]
+        assert f'impact: "{impact}"' in rules.split(f"alert: {name[0]}\n")[1].split("- alert: ")[0]
+        assert section(name[0]).text.splitlines()[2].startswith(f"**{chinese}**")
+        firing = message(config, clock, "firing", name, text)
+        assert firing["text"] == f"ALERT {name[0]}: PAPER: {text}\n{chinese}\n{impact}"
+        assert firing["alerts"][0]["annotations"]["summary_zh_TW"] == chinese
+        assert message(config, clock, "resolved", name, text)["text"].endswith(f"{text}\n已解除：{chinese}")
+    assert message(config, clock, "firing", ("AlertTest", "all"), "x")["text"] == "ALERT AlertTest: PAPER: x"
 
 
 def test_teller_keeps_a_position_unprotected_while_a_new_executor_has_not_told(tmp_path):
