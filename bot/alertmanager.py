@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import getpass
 import os
 import re
 from collections import Counter
@@ -14,6 +13,7 @@ from bot.alert import ask, message, read_url, time_text
 from bot.clock import Clock
 from bot.config import Config
 from bot.errors import EXIT_NO, EXIT_OK, ConfigError, RefusedError
+from bot.halt import user
 from bot.views import print_json, say
 
 DELIVERED_NS = 12_000_000_000  # the Alertmanager gives a receiver ten seconds
@@ -27,7 +27,7 @@ Row = tuple[str, bool, str]  # the way, whether it was taken, in words
 def test(args: argparse.Namespace, config: Config) -> int:
     """Send an alert the whole way, and say who took it."""
     base, clock = config.health.alertmanager_url, Clock()
-    name, text = ("AlertTest", "all"), f"a test by {getpass.getuser()}; nothing is wrong"
+    name, text = ("AlertTest", "all"), f"a test by {user()}; nothing is wrong"
     body, rows = message(config, clock, "firing", name, text), list[Row]()
     try:
         before = _requests(base)
@@ -95,7 +95,7 @@ def silence(args: argparse.Namespace, config: Config) -> int:
                "isEqual": bool(args.alert)}
     made = _alertmanager(config, "silences", {
         "matchers": [matcher], "startsAt": time_text(clock.wall_ns()), "endsAt": end,
-        "createdBy": f"botctl {getpass.getuser()}", "comment": args.reason})
+        "createdBy": f"botctl {user()}", "comment": args.reason})
     if args.json:
         return print_json({"id": made["silenceID"], "until": end}, True)
     say(args, f"silent until {end[:19]} UTC: {args.alert or 'every alert'}; what health tells directly comes "

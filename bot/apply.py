@@ -6,7 +6,6 @@ again (SIGHUP), and supervisord starts, restarts or ends exactly the strategies 
 
 import argparse
 import asyncio
-import getpass
 import os
 import pwd
 import shutil
@@ -25,7 +24,7 @@ from bot.config import Config
 from bot.config_file import load, parse
 from bot.errors import EXIT_OK, ConfigError, RefusedError
 from bot.exchange import TRADABLE
-from bot.halt import HaltFiles
+from bot.halt import HaltFiles, user
 from bot.limits import waits_for_restart
 from bot.programs import find_config, write_sections
 from bot.status import read_beats, stale
@@ -98,7 +97,7 @@ def _flatten_leaving(args: argparse.Namespace, config: Config) -> list[str]:
 
 
 def _close_leaving(config: Config, name: str) -> None:
-    who, why = getpass.getuser(), FLATTEN_WHY
+    who, why = user(), FLATTEN_WHY
     HaltFiles(config.path("halt")).set(f"strategy:{name}", who=who, why=why, clock=Clock())
     answered = asyncio.run(CommandFiles(config.path("commands")).ask(
         "flatten", strategy=name, who=who, why=why, clock=Clock()))
@@ -207,7 +206,7 @@ def _halted_leavers(new: Config, beats: dict[str, dict[str, Any]]) -> Iterator[N
     scopes -= {halt.scope for halt in halts.list()}
     try:
         for scope in sorted(scopes):
-            halts.set(scope, who=getpass.getuser(), why=APPLY_WHY, clock=Clock())
+            halts.set(scope, who=user(), why=APPLY_WHY, clock=Clock())
         yield
     finally:
         for halt in halts.list():

@@ -10,20 +10,11 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from bot import __version__, alertmanager, apply, restore, steer, views
 from bot.config_file import parse
-from bot.errors import (
-    EXIT_CONFIG,
-    EXIT_NO,
-    EXIT_OK,
-    EXIT_USAGE,
-    ConfigError,
-    JournalError,
-    RefusedError,
-    UsageError,
-)
+from bot.errors import EXIT_CONFIG, EXIT_NO, EXIT_OK, TradehostError
 from bot.programs import find_config
 
 
@@ -165,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:  # argparse would show the usage of botctl, not of the verb
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    code = EXIT_NO
     try:
         if args.reads_config:
             return args.run(args, parse(args.config or find_config()))
@@ -172,30 +164,31 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has seen enough
         return EXIT_OK
+    except KeyboardInterrupt:
+        text = ("interrupted: a command that nobody had taken up was taken back, one that was goes on. Look: "
+                "botctl status")
     except OSError as error:
-        return _tell_error(args, "botctl", f"{error.filename or 'this host'}: {error.strerror or error}; "
-                           f"{HELP.get(error.errno or 0, 'mend it')}, then type it again", EXIT_NO)
-    except UsageError as error:
-        return _tell_error(args, "botctl", str(error), EXIT_USAGE)
-    except ConfigError as error:
-        return _tell_error(args, "config error", str(error), EXIT_CONFIG)
-    except (JournalError, RefusedError) as error:
-        return _tell_error(args, "botctl", str(error), EXIT_NO)
-
-
-def _tell_error(args: argparse.Namespace, word: str, text: str, code: int) -> int:
-    views.show(f"{word}: {text}", is_trouble=True)
+        text = (f"{error.filename or 'this host'}: {error.strerror or error}; "
+                f"{HELP.get(error.errno or 0, 'mend it')}, then type it again")
+    except TradehostError as error:
+        text, code = str(error), error.exit_code
+    views.show(f"{'config error' if code == EXIT_CONFIG else 'botctl'}: {text}", is_trouble=True)
     if args.json:
         views.print_json({"error": text}, is_yes=False)
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if "--json" in sys.argv:
+            views.print_json({"error": message}, is_yes=False)
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="botctl", description="Look at tradehost and steer it.",
-        epilog=EXIT_CODES)
+    parser = _Parser(prog="botctl", description="Look at tradehost and steer it.", epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"tradehost {__version__}")
-    places = {"": parser.add_subparsers(dest="verb", required=True, metavar="VERB")}
+    places: dict[str, Any] = {"": parser.add_subparsers(dest="verb", required=True, metavar="VERB")}
     for verb in VERBS:
         group, _, word = verb.name.rpartition(" ")
         if group not in places:

@@ -4,6 +4,7 @@ A command stays until it was answered, through restarts; one that waited too lon
 cannot be read is set aside as *.damaged.
 """
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import msgspec
 
 from bot.clock import Clock
 from bot.halt import write_synced
+from bot.log import Log
 
 ANSWERS_KEPT = 50  # whoever asked reads and removes its own at once; the rest is of those who gave up
 BYTES_MAX = 10_000
@@ -88,21 +90,27 @@ class CommandFiles:
             return False
         return True
 
-    def answer(self, command: Command, answered: Answered) -> None:
-        """Answer the command and remove it."""
-        write_synced(self._done / f"{command.id}.json", msgspec.json.encode(answered))
-        (self._folder / f"{command.id}.json").unlink(missing_ok=True)
+    def answer(self, command: Command, answered: Answered, log: Log) -> None:
+        """Answer the command and remove it: what was done is not done again, also where the disk is full."""
+        try:
+            write_synced(self._done / f"{command.id}.json", msgspec.json.encode(answered))
+        except OSError as error:
+            log.error("command_unanswered", verb=command.verb, error=str(error))
+        self.withdraw(command)
         for old in sorted(self._done.glob("*.json"))[:-ANSWERS_KEPT]:
             old.unlink(missing_ok=True)
 
     async def ask(self, verb: Verb, *, clock: Clock, **what: str) -> Answered | None:
-        """Leave a command and wait for its answer; None when none came, and the command stays."""
+        """Leave a command and wait for its answer; None: none came, and it stays. Ctrl-C takes it back."""
         command = self.put(verb, clock=clock, **what)
-        for _ in range(ANSWER_TURNS):
-            answered = self.take_answer(command)
-            if answered is not None:
-                return answered
-            await clock.sleep(0.1)
+        try:
+            for _ in range(ANSWER_TURNS):
+                if (answered := self.take_answer(command)) is not None:
+                    return answered
+                await clock.sleep(0.1)
+        except asyncio.CancelledError:
+            self.withdraw(command)
+            raise
         return None
 
     def take_answer(self, command: Command) -> Answered | None:

@@ -45,7 +45,7 @@ class Desk:
                 answered = Answered(False, f"the exchange could not be asked, nothing was changed: {error}")
             self._log.warning("commanded", verb=command.verb, symbol=command.symbol, who=command.who,
                               why=command.why, is_done=answered.is_done, answer=answered.text)
-            self._files.answer(command, answered)
+            self._files.answer(command, answered, self._log)
         for symbol, book in list(self._keeper.books.symbols.items()):
             if FLATTENED in book.locks and symbol in self._reconciler.read:
                 self._is_flat(symbol)

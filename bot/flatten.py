@@ -36,10 +36,11 @@ Told = Callable[[str], None]
 Found = TypeVar("Found")
 
 
-def open_exchange(config: Config, clock: Clock) -> Exchange:
-    """Return an exchange of one's own, with the keys. Raises ConfigError when they cannot be read."""
+def open_exchange(config: Config, clock: Clock, hide: Callable[..., None]) -> Exchange:
+    """Return an exchange of one's own, with the keys, which a log hides. Raises ConfigError without."""
     key, secret = (read_secret(config.path(getattr(config.exchange, name)), f"exchange.{name}")
                    for name in ("api_key_file", "api_secret_file"))
+    hide(key, secret)
     return Exchange(config.exchange, clock, orders=pool(config.exchange, clock),
                     queries=pool(config.exchange, clock), keys=(key, secret), is_urgent=True)
 
@@ -205,7 +206,7 @@ async def flatten_here(config: Config, tell: Told, *, who: str, why: str) -> boo
     Raises ConfigError when the keys cannot be read.
     """
     try:
-        exchange = open_exchange(config, Clock())
+        exchange = open_exchange(config, Clock(), lambda *_: None)
     except (ConfigError, PermissionError) as error:
         raise ConfigError(f"{error}: flatten needs the trading keys; run it as the user that owns them "
                           "(on a host: systemctl start bot-flatten)") from None

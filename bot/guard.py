@@ -31,7 +31,7 @@ class Guard:
 
     def __init__(self, daemon: Daemon) -> None:
         self._config, self._clock, self._log = daemon.config, daemon.clock, daemon.log
-        self._exchange = open_exchange(daemon.config, daemon.clock)
+        self._exchange = open_exchange(daemon.config, daemon.clock, daemon.log.hide)
         self._flattener = Flattener(daemon.config, daemon.clock, self._exchange, self._say)
         self._files = CommandFiles(daemon.config.state_path / "guard")
         self._busy = asyncio.Lock()
@@ -55,11 +55,7 @@ class Guard:
             answered = LATE if command.is_late(self._clock.wall_ns()) else await self._do(command)
             self._log.warning("commanded", verb=command.verb, symbol="", who=command.who, why=command.why,
                               is_done=answered.is_done, answer=answered.text)
-            try:
-                self._files.answer(command, answered)
-            except OSError as error:  # a full disk: what was done is done; it is not done again
-                self._log.error("command_unanswered", verb=command.verb, error=str(error))
-                self._files.withdraw(command)
+            self._files.answer(command, answered, self._log)
 
     async def watch_executor(self) -> None:
         """Cancel entries when the executor is silent, or in a loop, for cancel_after_s; then flatten."""
@@ -97,6 +93,7 @@ class Guard:
 
     async def _cancel_entries(self, silent_s: float) -> None:
         is_first, self._swept_ns = not self._swept_ns, self._clock.mono_ns()
+        self.fired += is_first  # an exchange that does not answer makes it no better
         try:
             if not self._exchange.instruments:
                 await self._exchange.load()
@@ -104,7 +101,6 @@ class Guard:
         except ExchangeError as error:
             self._log.error("dead_man_failed", error=str(error))
             return
-        self.fired += is_first
         if is_first or canceled:
             self._log.error("dead_man", silent_s=round(silent_s), canceled=canceled)
 

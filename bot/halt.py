@@ -4,6 +4,7 @@ One file per scope below state_dir/halt: "all", "strategy-NAME", "symbol-BTC_USD
 A file that cannot be read halts too: in doubt nothing is sent.
 """
 
+import getpass
 import os
 import stat
 from collections.abc import Iterator
@@ -106,6 +107,14 @@ class HaltFiles:
                 continue  # resumed in this very moment
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 yield path, Halt("all", "tradehost", f"unreadable halt file {path}: {error}", 0)
+
+
+def user() -> str:
+    """Return who types: by number where the host has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def write_synced(path: Path, raw: bytes) -> None:

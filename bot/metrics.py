@@ -112,7 +112,7 @@ TABLE = (
     Metric("bot_backup_size_bytes", "gauge", "of all of them", "backup.bytes"),
     Metric("bot_alerts_told_total", "counter", "urgent alerts of health: sent, failed (a try), dropped",
            "alerts.*", ("result",)),
-    Metric("bot_findings", "gauge", "what is wrong just now, by rule", "finding_counts.*", ("rule",)))
+    Metric("bot_findings", "gauge", "1: it is so just now", "finding_counts.*.*", ("rule", "subject")))
 
 
 class Histogram:

@@ -7,7 +7,6 @@ knew) a person has to: trading stays halted until `botctl resume`.
 """
 
 import argparse
-import getpass
 import os
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from bot.config import Config
 from bot.errors import EXIT_NO, EXIT_OK, RefusedError, UsageError
 from bot.events import Restored
 from bot.explain import clock_text
-from bot.halt import HaltFiles
+from bot.halt import HaltFiles, user
 from bot.journal import TIP, Journal, take_lock
 from bot.page import table_lines
 from bot.views import print_json, show
@@ -80,8 +79,7 @@ def restore_backup(args: argparse.Namespace, config: Config) -> int:
             sys.stdin.read() if str(args.key) == "-" else args.key.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RefusedError(f"{args.key}: cannot be read: {error}") from None
-    event, halts = restore(config, Clock(), args.file, text, who=getpass.getuser(),
-                           is_replacing=args.replace)
+    event, halts = restore(config, Clock(), args.file, text, who=user(), is_replacing=args.replace)
     if args.json:
         return print_json({"restored": event, "halted": halts}, is_yes=True)
     if args.empty:

@@ -2,9 +2,8 @@
 
 import argparse
 import asyncio
-import getpass
-import sys
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -15,7 +14,7 @@ from bot.config_file import parse
 from bot.errors import EXIT_NO, EXIT_OK, EXIT_PENDING, ConfigError, RefusedError, UsageError
 from bot.explain import clock_text
 from bot.flatten import flatten_here
-from bot.halt import HaltFiles
+from bot.halt import HaltFiles, user
 from bot.probe import Supervisor
 from bot.programs import find_config, find_state_path
 from bot.status import gather, process_rows, read_beats
@@ -48,9 +47,9 @@ def _find(args: argparse.Namespace) -> tuple[Config | None, Path]:
 def _set_halt(args: argparse.Namespace, state_path: Path, scope: str) -> int:
     halts = HaltFiles(state_path / "halt")
     try:
-        halt = halts.set(scope, who=getpass.getuser(), why=args.reason, clock=Clock())
+        halt = halts.set(scope, who=user(), why=args.reason, clock=Clock())
     except OSError as error:
-        return _stop_executor(state_path, error)
+        _stop_executor(state_path, error)
     if args.json:
         return print_json(halt, True)
     was = "" if halt.why == args.reason else " (it was halted before; that reason stays)"
@@ -61,9 +60,8 @@ def _set_halt(args: argparse.Namespace, state_path: Path, scope: str) -> int:
     return EXIT_OK
 
 
-def _stop_executor(state_path: Path, trouble: OSError) -> int:
+def _stop_executor(state_path: Path, trouble: OSError) -> NoReturn:
     # A halt that cannot be written is kept by ending the executor: no order leaves a dead process.
-    print(f"botctl: the halt cannot be written: {trouble}", file=sys.stderr)
     supervisor, did, error = Supervisor(state_path / "run" / "supervisor.sock"), "", ""
     is_told = supervisor.stop("executor")
     for _ in range(STOP_TURNS if is_told else 0):
@@ -76,13 +74,10 @@ def _stop_executor(state_path: Path, trouble: OSError) -> int:
         did = did or (f"(pid {pid}) was killed" if supervisor.kill("executor", pid) else "")
     except (OSError, KeyError, msgspec.MsgspecError) as unread:
         error = str(unread)
-    if not did:
-        print(f"botctl: and the executor cannot be ended: {error}; stop tradehost now", file=sys.stderr)
-        return EXIT_NO
     after = "it is not started again" if is_told else "supervisord may start it again: end tradehost"
-    print(f"botctl: the executor {did}; {after}. Free disk space, halt, then: supervisorctl start executor",
-          file=sys.stderr)
-    return EXIT_NO
+    raise RefusedError(f"the halt cannot be written: {trouble}; the executor " + (
+        f"{did}; {after}. Free disk space, halt, then: supervisorctl start executor" if did else
+        f"cannot be ended: {error}; stop tradehost now"))
 
 
 def resume(args: argparse.Namespace, config: Config) -> int:
@@ -104,7 +99,7 @@ def command(args: argparse.Namespace, config: Config) -> int:
     answered = asyncio.run(CommandFiles(config.path("commands")).ask(
         args.verb, strategy=name if kind == "strategy" else "",
         symbol=name if kind == "symbol" else getattr(args, "symbol", None) or "",
-        who=getpass.getuser(), why=args.reason, clock=Clock()))
+        who=user(), why=args.reason, clock=Clock()))
     return _tell_answer(args, answered, "the executor")
 
 
@@ -115,8 +110,7 @@ def flatten(args: argparse.Namespace) -> int:
     """
     config, state_path = _find(args)
     if config is None:
-        asked = CommandFiles(state_path / "guard").ask("flatten", who=getpass.getuser(), why=args.reason,
-                                                       clock=Clock())
+        asked = CommandFiles(state_path / "guard").ask("flatten", who=user(), why=args.reason, clock=Clock())
         return _tell_answer(args, asyncio.run(asked), "guard")
     scope = _scope(args, config)
     if scope != "all":  # what it flattened stays halted
@@ -124,14 +118,12 @@ def flatten(args: argparse.Namespace) -> int:
             raise RefusedError(
                 f"the executor does not run, and flattening {scope} goes through it; botctl halt "
                 f"--{scope.replace(':', ' ', 1)} holds it, botctl flatten closes everything")
-        HaltFiles(config.path("halt")).set(scope, who=getpass.getuser(), why=f"flatten: {args.reason}",
-                                           clock=Clock())
+        HaltFiles(config.path("halt")).set(scope, who=user(), why=f"flatten: {args.reason}", clock=Clock())
         return command(args, config)
     answered = asyncio.run(_flatten_by_guard(args, config)) if _is_up(config, "guard") else None
     if answered is None:
         say(args, "guard does not answer: flattening from here, do not end this")
-        is_flat = asyncio.run(flatten_here(config, lambda text: say(args, text), who=getpass.getuser(),
-                                           why=args.reason))
+        is_flat = asyncio.run(flatten_here(config, lambda text: say(args, text), who=user(), why=args.reason))
         answered = Answered(is_flat, "flat: the exchange says no position and no order; trading stays halted"
                             if is_flat else "all is flat but what is to be closed in the exchange's app; "
                                             "trading stays halted")
@@ -142,7 +134,7 @@ async def _flatten_by_guard(args: argparse.Namespace, config: Config) -> Answere
     # None: guard did not take it up, and will not.
     files, clock, shown = CommandFiles(config.state_path / "guard"), Clock(), 0
     try:
-        command = files.put("flatten", who=getpass.getuser(), why=args.reason, clock=clock)
+        command = files.put("flatten", who=user(), why=args.reason, clock=clock)
     except OSError:
         return None
     since_ns, is_taken = clock.mono_ns(), False
@@ -163,13 +155,15 @@ async def _flatten_by_guard(args: argparse.Namespace, config: Config) -> Answere
 
 def _scope(args: argparse.Namespace, config: Config) -> str:
     # adopt has a symbol too, which the executor checks: it may be one that only the exchange knows.
+    # resume ends every halt there is, also of what left the configuration.
+    halted = [h.scope for h in HaltFiles(config.path("halt")).list()] if args.verb == "resume" else []
     if getattr(args, "strategy", None) is not None:
-        if args.strategy not in config.strategy:
+        if args.strategy not in config.strategy and f"strategy:{args.strategy}" not in halted:
             raise UsageError(f"there is no strategy {args.strategy}; there are {', '.join(config.strategy)}")
         return f"strategy:{args.strategy}"
     if getattr(args, "symbol", None) is not None and args.verb != "adopt":
         known = {*config.symbols(), *(row["symbol"] for row in gather(config, Clock())["positions"])}
-        if args.symbol not in known:
+        if args.symbol not in known and f"symbol:{args.symbol}" not in halted:
             raise UsageError(f"there is no symbol {args.symbol}; there are {', '.join(sorted(known))}")
         return f"symbol:{args.symbol}"
     return "all"

@@ -7,14 +7,17 @@ import shutil
 import sys
 import termios
 import tty
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bot.clock import Clock
 from bot.config import Config
+from bot.config_file import parse
 from bot.doctor import examine
-from bot.errors import EXIT_NO, EXIT_OK, JournalError, UsageError
+from bot.errors import EXIT_NO, EXIT_OK, ConfigError, JournalError, UsageError
 from bot.explain import clock_text, find_story, tell
 from bot.journal import JournalReader
 from bot.model import visible
@@ -29,7 +32,7 @@ def show_status(args: argparse.Namespace, config: Config) -> int:
     if args.watch and args.json:
         raise UsageError("status --watch is for people; for scripts call status --json again and again")
     if args.watch:
-        return _follow(config)
+        return _follow(config, args.config or find_config())
     status = gather(config, Clock())
     if args.json:
         return print_json(status, status["state"] != "DOWN")
@@ -41,7 +44,7 @@ def show_status(args: argparse.Namespace, config: Config) -> int:
     return EXIT_OK if status["state"] != "DOWN" else EXIT_NO
 
 
-def _follow(config: Config) -> int:
+def _follow(config: Config, path: Path) -> int:
     # Plain ANSI, redrawn each second; q, Ctrl-C or the end of the terminal ends it.
     keys = sys.stdin if sys.stdin.isatty() else None
     before = termios.tcgetattr(keys) if keys else []
@@ -51,6 +54,8 @@ def _follow(config: Config) -> int:
         print("\x1b[2J", end="")
         while True:
             columns, rows = shutil.get_terminal_size()
+            with suppress(ConfigError):  # what is edited just now; the last one that was whole
+                config = parse(path)
             now = clock_text(Clock().wall_ns())[:19]
             last = f"{now} UTC  q ends this view, not tradehost"
             print(fit(status_lines(gather(config, Clock())), columns, rows, last), end="", flush=True)

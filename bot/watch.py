@@ -89,9 +89,9 @@ class Watch:
 
     def status(self) -> dict[str, Any]:
         """Return it for the beat: findings, what each process uses, kills."""
-        counts = dict.fromkeys(RULES, 0)
-        for rule, _ in self._found:
-            counts[rule] += 1
+        counts = {rule: {"": 0} for rule in RULES}  # a series of each rule also while nothing is wrong
+        for rule, subject in self._found:
+            counts[rule][subject] = 1
         age_s = {key: max(0, self._looked_ns - ns) // 1_000_000_000 for key, ns in self._since.items()}
         return {"findings": [{"rule": key[0], "subject": key[1], "text": text, "age_s": age_s[key]}
                              for key, text in self._found.items()],

@@ -84,8 +84,7 @@ class StatusPage:
         found: dict[str, Any] = {
             "time_ns": self._clock.wall_ns(), "status": status, "symbols": symbols,
             "alerts": alerts(status, beats, ringing or ()), "has_alertmanager": ringing is not None,
-            "levels": {symbol: levels for beat in beats.values()
-                       for symbol, levels in beat.get("levels", {}).items()},
+            "levels": {s: levels for beat in beats.values() for s, levels in beat.get("levels", {}).items()},
             **money(status["wallet_balance"], open_pnl),
             "currency": next((s.instrument.settle for s in self._snapshots.values()), ""),
             "orders": [], "signals": []}

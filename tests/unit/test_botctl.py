@@ -2,6 +2,9 @@
 
 import errno
 import shlex
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -9,9 +12,10 @@ import pytest
 
 from bot import botctl, steer
 from bot.botctl import GROUPS, VERBS
+from bot.clock import Clock
 from bot.commands import Answered, CommandFiles
 from bot.halt import HaltFiles
-from tests.harness import wait_until, write_config
+from tests.harness import ROOT, wait_until, write_config
 from tests.schemas import SCHEMAS, Error
 
 each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
@@ -104,6 +108,47 @@ def test_no_with_json_is_json_too(words, code, tmp_path, capsys):
     assert msgspec.json.decode(out, type=Error).error in err
 
 
+@pytest.mark.parametrize("words", ["stauts", "orders --count 0", "halt --nonsense", "config chekc"])
+def test_wrong_usage_with_json_is_json_too(words, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["botctl", *words.split(), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        botctl.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and msgspec.json.decode(out, type=Error).error in err
+
+
+def test_halt_of_somebody_without_a_name_is_set(tmp_path, capsys, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54_321)  # of a container, a directory service that is away
+    assert botctl.main(["halt", "--config", str(write_config(tmp_path))]) == 0
+    assert [h.who for h in HaltFiles(tmp_path / "var" / "halt").list()] == ["uid 54321"]
+
+
+@pytest.mark.parametrize(("scope", "words"), [
+    ("strategy:gone", "--strategy gone"), ("symbol:GONE/USDT:USDT", "--symbol GONE/USDT:USDT")])
+def test_resume_of_what_left_the_configuration_ends_its_halt(scope, words, tmp_path, capsys):
+    path, halts = write_config(tmp_path), HaltFiles(tmp_path / "var" / "halt")
+    assert botctl.main(["resume", *words.split(), "--config", str(path)]) == 2, "nobody halted it"
+    halts.set(scope, who="health", why="a loop", clock=Clock())
+    assert botctl.main(["halt", *words.split(), "--config", str(path)]) == 2, "nor is it halted"
+    assert botctl.main(["resume", *words.split(), "--config", str(path)]) == 0
+    assert halts.list() == [] and "a loop" in capsys.readouterr().out
+
+
+def test_verb_that_is_interrupted_takes_its_command_back_and_says_so(tmp_path):
+    words = [sys.executable, "-m", "bot.botctl", "reconcile", "--json"]
+    with subprocess.Popen([*words, "--config", write_config(tmp_path)], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, cwd=ROOT) as asking:
+        files = CommandFiles(tmp_path / "var" / "commands")
+        wait_until(lambda: files.waiting()[0], 20)
+        asking.send_signal(signal.SIGINT)
+        out, err = asking.communicate(timeout=20)
+    assert asking.returncode == 1 and files.waiting() == ([], [])
+    assert err.count("\n") == 1 and "was taken back" in err, err
+    assert msgspec.json.decode(out, type=Error).error in err
+
+
 def test_journal_verify_with_json_says_that_it_is_not_whole(tmp_path, capsys):
     assert botctl.main(["journal", "verify", "--json", "--config", str(write_config(tmp_path))]) == 1
     told = msgspec.json.decode(capsys.readouterr().out)
@@ -124,7 +169,7 @@ def test_halt_and_flatten_of_everything_work_with_a_broken_configuration(tmp_pat
         files = CommandFiles(state_path / "guard")
         command, = wait_until(lambda: files.waiting()[0])
         assert (command.verb, command.why) == ("flatten", "out")
-        files.answer(command, Answered(True, "flat"))
+        files.answer(command, Answered(True, "flat"), None)
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(guard)
         assert botctl.main(["flatten", "--reason", "out"]) == 0

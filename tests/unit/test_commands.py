@@ -1,6 +1,7 @@
 """Commands and answers as files: kept until answered or too late; what cannot be read is set aside."""
 
 import asyncio
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ def test_commands_wait_until_answered_oldest_first(tmp_path):
     again = CommandFiles(tmp_path / "commands")  # after a restart
     assert again.waiting() == ([first, second], [])
     assert files.take_answer(first) is None
-    again.answer(first, Answered(True, "adopted"))
+    again.answer(first, Answered(True, "adopted"), Log("executor", clock))
     assert again.waiting() == ([second], [])
     assert files.take_answer(first) == Answered(True, "adopted")
     assert files.take_answer(first) is None
@@ -72,9 +73,17 @@ def test_answers_that_nobody_takes_are_bounded(tmp_path):
     clock, files = HandClock(), CommandFiles(tmp_path)
     asked = [put(files, clock) for _ in range(ANSWERS_KEPT + 3)]
     for command in asked:
-        files.answer(command, Answered(False, "no"))
+        files.answer(command, Answered(False, "no"), Log("executor", clock))
     assert files.take_answer(asked[2]) is None
     assert files.take_answer(asked[3]) == Answered(False, "no")
+
+
+def test_answer_that_cannot_be_written_is_told_and_the_command_not_done_again(tmp_path):
+    files, out = CommandFiles(tmp_path), io.StringIO()
+    command = put(files, clock := HandClock())
+    (tmp_path / "done").write_text("a file where a folder belongs")  # or a full disk
+    files.answer(command, Answered(True, "done"), Log("executor", clock, stream=out))
+    assert files.waiting() == ([], []) and "command_unanswered" in out.getvalue()
 
 
 def test_botctl_without_an_executor_says_that_the_command_waits(tmp_path, monkeypatch, capsys):

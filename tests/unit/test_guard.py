@@ -7,11 +7,12 @@ import pytest
 
 from bot import guard
 from bot.commands import WAIT_S_MAX, CommandFiles
+from bot.errors import ExchangeError
 from bot.guard import Guard
 from bot.log import Log
 from tests.factory import SECOND, HandClock
 
-CANCEL_S, FLATTEN_S = 60, 120
+CANCEL_S, FLATTEN_S, SECRET = 60, 120, "secret-of-live"
 
 
 class Bench:
@@ -20,9 +21,9 @@ class Bench:
     def __init__(self, monkeypatch, tmp_path, sweep_s):
         self.clock, self.sweep_s, self.sweeps, self.flattened_at = HandClock(), sweep_s, [], None
         self.began, self.beat_ns, self.instruments = self.clock.mono, self.clock.mono, {"BTC": 1}
-        monkeypatch.setattr(guard, "open_exchange", lambda config, clock: self)
+        monkeypatch.setattr(guard, "open_exchange", lambda config, clock, hide: hide(SECRET) or self)
         monkeypatch.setattr(guard, "Flattener", lambda *args: self)
-        self.crash_starts = []
+        self.crash_starts, self.is_away = [], False
         monkeypatch.setattr(guard, "read_beats", lambda config: {"executor": {
             "mono_ns": self.beat_ns, "crash_starts": self.crash_starts[-50:]}})
         config = SimpleNamespace(
@@ -36,6 +37,8 @@ class Bench:
 
     async def cancel_entries(self):
         self.sweeps.append(self.now_s)
+        if self.is_away:
+            raise ExchangeError(f"no answer to {SECRET}")
         self.clock.step(self.sweep_s)
         return []
 
@@ -76,6 +79,17 @@ def test_dead_man_with_a_slow_exchange_keeps_both_deadlines(monkeypatch, tmp_pat
     bench.live(FLATTEN_S + 30)
     assert CANCEL_S < bench.sweeps[0] <= CANCEL_S + 2
     assert FLATTEN_S < bench.flattened_at <= FLATTEN_S + sweep_s + 2
+
+
+def test_dead_man_whose_exchange_does_not_answer_is_told_all_the_same(monkeypatch, tmp_path, capsys):
+    bench = Bench(monkeypatch, tmp_path, 0)
+    bench.is_away = True
+    bench.live(CANCEL_S + 3)
+    assert len(bench.sweeps) == 1 and bench.it.fired == 1
+    bench.live(15)
+    assert len(bench.sweeps) == 2 and bench.it.fired == 1, "once per silence"
+    said = capsys.readouterr().out
+    assert "dead_man_failed" in said and SECRET not in said
 
 
 def test_dead_man_after_the_host_slept_waits_for_the_executor_to_wake_too(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bot import steer
+from bot.errors import RefusedError
 from bot.probe import ProgramInfo
 from tests.harness import write_config
 
@@ -32,28 +33,33 @@ def world(tmp_path, monkeypatch):
     return it
 
 
-def test_halt_that_cannot_be_written_has_supervisord_stop_the_executor(world, capsys):
-    assert steer.halt(world.args) == 1
-    said = capsys.readouterr().err
+def refused(world) -> str:
+    with pytest.raises(RefusedError) as raised:  # botctl's main says it, as JSON too
+        steer.halt(world.args)
+    return str(raised.value)
+
+
+def test_halt_that_cannot_be_written_has_supervisord_stop_the_executor(world):
+    said = refused(world)
     assert world.done == [("stop", "executor")] and "no space left" in said
     assert "the executor was stopped; it is not started again" in said
 
 
-def test_halt_that_cannot_be_written_with_an_executor_that_does_not_stop_kills_it(world, capsys):
+def test_halt_that_cannot_be_written_with_an_executor_that_does_not_stop_kills_it(world):
     world.pids = [PID] * 3
-    assert steer.halt(world.args) == 1
+    said = refused(world)
     assert world.done == [("stop", "executor"), ("kill", "executor", PID)]
-    assert "the executor (pid 77) was killed; it is not started again" in capsys.readouterr().err
+    assert "the executor (pid 77) was killed; it is not started again" in said
 
 
-def test_halt_that_cannot_be_written_without_supervisord_kills_the_executor_and_says_so(world, capsys):
+def test_halt_that_cannot_be_written_without_supervisord_kills_the_executor_and_says_so(world):
     world.stops = False
-    assert steer.halt(world.args) == 1
+    said = refused(world)
     assert world.done == [("stop", "executor"), ("kill", "executor", PID)]
-    assert "killed; supervisord may start it again" in capsys.readouterr().err
+    assert "killed; supervisord may start it again" in said
 
 
-def test_halt_that_cannot_be_written_with_an_executor_nobody_can_end_says_so(world, capsys):
+def test_halt_that_cannot_be_written_with_an_executor_nobody_can_end_says_so(world):
     world.stops = world.kills = False
-    assert steer.halt(world.args) == 1
-    assert "stop tradehost now" in capsys.readouterr().err
+    said = refused(world)
+    assert "stop tradehost now" in said

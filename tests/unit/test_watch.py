@@ -71,7 +71,7 @@ def world(tmp_path):
 def test_watch_with_all_well_finds_nothing(world):
     world.pass_seconds(60)
     assert world.rules() == set() and not world.killed and world.events() == []
-    assert set(world.watch.status()["finding_counts"]) == set(RULES)
+    assert world.watch.status()["finding_counts"] == {rule: {"": 0} for rule in RULES}
 
 
 def test_watch_with_a_silent_process_kills_it_after_stuck_ms_and_not_before(world):
@@ -91,6 +91,12 @@ def test_watch_with_a_process_that_never_beats_counts_from_when_it_was_seen(worl
     assert not world.killed
     world.pass_seconds(1)
     assert world.killed[100] == 1
+
+
+def test_watch_counts_what_it_finds_by_rule_and_process(world):
+    world.descriptors = 900
+    world.pass_seconds(1)
+    assert world.watch.status()["finding_counts"]["descriptors_high"] == {"": 0, "executor": 1}
 
 
 def test_watch_with_a_killed_process_gives_its_successor_the_whole_time(world):
