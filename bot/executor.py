@@ -45,7 +45,7 @@ from bot.trading_state import TradingState
 
 SEIZED_S = 0.5  # between looks at whether a flatten has let go
 CYCLE_S = 0.25  # turns without news: expiries, retries, the budget of unprotected seconds
-STOP_TURNS_PER_S, STOP_MS = 20, 1_500  # and how long the stop of a late fill may take
+STOP_TURN_S, STOP_MS = 0.05, 1_500  # and how long the stop of a late fill may take
 READS_JOURNAL = "the journal is read"  # bot-switch waits for its end
 SPARE_CONNECTIONS = 8  # each opens when all others wait for an answer
 TEXT_MAX = 300  # of a dropped message's description in the log
@@ -177,13 +177,14 @@ class OrderExecutor:
     async def end(self) -> None:
         """Begin nothing more; let answers and fills arrive, which nobody would know of, and protect them."""
         self.trading_state.is_ending = True
-        for _ in range(STOP_TURNS_PER_S * (self._config.exchange.request_timeout_ms + STOP_MS) // 1_000):
+        end_ns = self._clock.mono_ns() + (self._config.exchange.request_timeout_ms + STOP_MS) * 1_000_000
+        while self._clock.mono_ns() < end_ns:
             self.cycle()
             if not self.reconciler.sending and all(
                     is_protected(as_held(book)) and all(o.state == "UNKNOWN" for o in book.working())
                     for book in self.books.symbols.values()):
                 return
-            await self._clock.sleep(1 / STOP_TURNS_PER_S)
+            await self._clock.sleep(STOP_TURN_S)
 
     def close_for_operator(self, symbol: str, who: str) -> None:
         """Close what the books hold of the symbol, reduce-only, in the operator's name."""

@@ -343,7 +343,8 @@ def random_case(point: str, action: str, fault: str, chance: random.Random) -> C
     stops = (0.2,) if fault in ("408_1007", "503") else (0.2, FENCE_S + 0.3)
     passes = chance.randint(1, 6) if often else 1
     # An executor that starts again begins with a canary, which would take the fault of a stop still to come.
-    is_kept = action == "stop" or OWNER[point.partition(".")[0]] != "executor"
+    is_kept = point != "executor.epoch_begun" and (
+        action == "stop" or OWNER[point.partition(".")[0]] != "executor")
     is_stops = point in ("sender.answered", "sender.answer_recorded")
     of_exit = (is_kept or is_stops) and chance.random() < EXIT_SHARE
     return Case(point, 2 if of_exit and is_stops else passes, action, chance.choice(stops), fault, of_exit)
