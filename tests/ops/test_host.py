@@ -242,6 +242,7 @@ def test_switch_that_a_power_cut_ends_is_brought_to_its_end_by_the_boot(host, ch
     wait_until(lambda: host.do("test ! -e /opt/bot/switch.pending").returncode == 0, 240)
     ended = json.loads(host.do("tail -n 1 /opt/bot/switches.jsonl").stdout)
     assert ended["is_cut"] and ended["result"] == result, ended
+    assert result == "rolled back" or ended["gap_s"] < 100, "the executor's number is often that of before"
     assert (host.do("cat /etc/bot/bot.toml").stdout == config) == (result == "rolled back")
     _assert_trades_again(host, f"power cut in a switch: {result} {time.monotonic() - began:.0f} s after it")
 

@@ -158,7 +158,7 @@ def test_release_that_is_halted_by_a_program_is_rolled_back_at_once(switch, monk
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     halted = {**RUNNING, "state": "HALTED", "halted": [{**HALT, "who": "health"}]}
     two = _release(switch, "two", status=halted)
-    monkeypatch.setattr(switch, "_new_beat", lambda before: {"state": "RUNNING"})
+    monkeypatch.setattr(switch, "_new_beat", lambda *_given: {"state": "RUNNING"})
     began = time.monotonic()
     assert _go(switch, monkeypatch, two, bound_s=30) == 4 and time.monotonic() - began < 15
 
@@ -190,7 +190,7 @@ def test_switch_that_is_asked_to_end_is_rolled_back(switch, monkeypatch):
         return began_s
 
     monkeypatch.setattr(switch, "place", placed)
-    monkeypatch.setattr(switch, "_new_beat", lambda before: {"state": "RUNNING"})
+    monkeypatch.setattr(switch, "_new_beat", lambda *_given: {"state": "RUNNING"})
     began = time.monotonic()
     assert _go(switch, monkeypatch, two, bound_s=30, settle_s=1) == 4 and time.monotonic() - began < 15
     assert _current(switch) == "one" and not switch.PENDING.exists()
@@ -235,6 +235,23 @@ def test_switch_that_a_power_cut_ended_is_ended_by_the_next_start_of_the_service
     assert _go(switch, monkeypatch, None) == code and not switch.PENDING.exists()
     assert _history(switch) == ["switched", "broke", result]
     assert _current(switch) == ("two" if status else "one")
+
+
+def test_executor_after_a_boot_is_seen_by_what_it_beats_since_whatever_its_number(switch, monkeypatch):
+    one = _release(switch, "one", status={**RUNNING, "processes": [
+        {"name": "executor", "state": "UP", "pid": os.getpid()}]})
+    assert _go(switch, monkeypatch, one) == 0
+    with monkeypatch.context() as cut:
+        cut.setattr(switch, "watch", lambda *_args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _go(switch, cut, one)
+    path = switch.STATE / "run" / "executor.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"pid": os.getpid(), "ended": False, "state": "RUNNING"}))  # of before the cut
+    beats = iter([0, 0, time.time() + 9, 0])
+    monkeypatch.setattr(switch, "POLL_S", 0.1)
+    monkeypatch.setattr(switch.time, "sleep", lambda _s: os.utime(path, (0, next(beats))))
+    assert _go(switch, monkeypatch, None, bound_s=30) == 0
 
 
 @pytest.mark.parametrize("name", ["bot.toml", "keys/api.key"])
@@ -335,7 +352,7 @@ def test_release_that_reads_the_whole_journal_first_has_its_time_when_that_is_do
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     two, began = _release(switch, "two", status=switch.DOWN), time.monotonic()
 
-    def beat(before):
+    def beat(*_given):
         if time.monotonic() - began < 1:
             return {"state": "RECONCILING", "mono_ns": time.monotonic_ns(),
                     "state_reason": "the journal is read: event 20000"}
@@ -350,6 +367,6 @@ def test_release_that_reads_the_whole_journal_first_has_its_time_when_that_is_do
 def test_release_that_hangs_while_it_reads_the_journal_is_rolled_back(switch, monkeypatch):
     assert _go(switch, monkeypatch, _release(switch, "one")) == 0
     two, began_ns = _release(switch, "two", status=switch.DOWN), time.monotonic_ns()
-    monkeypatch.setattr(switch, "_new_beat", lambda before: {
+    monkeypatch.setattr(switch, "_new_beat", lambda *_given: {
         "state": "RECONCILING", "mono_ns": began_ns, "state_reason": "the journal is read: event 20000"})
     assert _go(switch, monkeypatch, two, bound_s=0.5) == 4 and _current(switch) == "one"
