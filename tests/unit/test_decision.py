@@ -20,6 +20,7 @@ from bot.decision import (
 from bot.errors import IllegalTransition, InvariantError
 from bot.events import ExitsSet, Reconciled, SignalClosed, SymbolLocked, SymbolUnlocked
 from bot.orders import IN_FLIGHT
+from bot.protection import as_held
 from tests.factory import (
     BTC,
     NOW,
@@ -976,7 +977,7 @@ class Play(RuleBasedStateMachine):
         super().__init__()
         self.table = Table()
         self.table.limits = limits(orders_per_minute_max=1_200)
-        self.acted, self.sent, self.late = [D(0)], [], D(0)
+        self.acted, self.sent, self.late, self.compared = [D(0)], [], D(0), 1
 
     @initialize(held=st.sampled_from(["2", "-3", "0"]))
     def begin(self, held):
@@ -997,7 +998,8 @@ class Play(RuleBasedStateMachine):
         assert step.signal.id not in table.outcomes
         # A reduction may pass an entry nobody knows the end of, and an exit to zero one of its own kind that
         # cannot arrive any more; nothing else passes anything.
-        is_exit = step.qty == abs(held)
+        there = abs(as_held(table.book).position_qty)
+        is_exit = step.qty == there
         assert all(o.state == "UNKNOWN" and step.leg == "reduce" and (
             o.leg == "open" or (is_exit and o.leg == "reduce" and self.is_fenced(o, table.now)))
             for o in table.book.working())
@@ -1013,7 +1015,7 @@ class Play(RuleBasedStateMachine):
             assert abs(target) > abs(held) and table.now < step.signal.signal.expires_ns
             assert step.signal.signal.position_version == table.book.version
         else:
-            assert table.state in PASSES["reduce"] and held * signed < 0 and abs(signed) <= abs(held)
+            assert table.state in PASSES["reduce"] and held * signed < 0 and step.qty <= there <= abs(held)
             assert abs(held + signed) >= (abs(target) if held * target > 0 else 0)
         if not step.signal.orders:
             assert step.signal.signal.position_version == table.book.version
@@ -1126,6 +1128,17 @@ class Play(RuleBasedStateMachine):
         self.table.state, self.table.prices = state, None if fresh else prices(0)
         self.act()
 
+    @rule(there=st.sampled_from(["0", "1", "-1", "2"]), span_s=st.sampled_from([1, 6]))
+    def comparisons_differ(self, there, span_s):
+        self.compared += span_s
+        compared(self.table, there, self.compared, self.compared + span_s)
+        self.act()
+
+    @rule()
+    def comparison_agrees(self):
+        self.table.record(SymbolUnlocked(symbol=BTC, cause="books_differ", evidence=""))
+        self.act()
+
     @rule()
     def restart(self):
         again = Books()
@@ -1158,6 +1171,7 @@ class Play(RuleBasedStateMachine):
 
     def teardown(self):
         table = self.table
+        self.comparison_agrees()
         table.state, table.prices = "RUNNING", None
         for _ in range(40):  # faults stop: what is asked is answered
             for order in table.book.working():
