@@ -7,8 +7,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+
+from bot.config import Config
+from bot.programs import SECTION
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "ansible" / "bin"
@@ -191,6 +195,11 @@ def test_units_with_their_programs_name_what_the_release_has():
     for name in set(re.findall(r"%\(ENV_(BOT_\w+)\)s", conf)):
         assert f"{name}=" in unit, f"supervisord.conf wants {name}"
     assert "ops/supervisord.conf" in unit and "bot.run" in unit and "--prepare" in unit
-    waits = [int(s) for s in re.findall(r"^stopwaitsecs=(\d+)", conf, re.M)] + [3, 3]  # strategies, paper
-    stop_s = int(re.search(r"^TimeoutStopSec=(\d+)", unit, re.M)[1])
-    assert stop_s > sum(waits), "supervisord would be killed while its programs still end in their order"
+    # One after the other, each strategy and paper a group of its own; it looks for their ends once a second.
+    most = get_type_hints(Config, include_extras=True)["strategy"].__metadata__[0].max_length
+    made = int(re.search(r"^stopwaitsecs=(\d+)", SECTION, re.M)[1])
+    waits = [int(s) for s in re.findall(r"^stopwaitsecs=(\d+)", conf, re.M)] + [made] * (most + 1)
+    worst_s, stop_s = sum(waits) + len(waits), int(re.search(r"^TimeoutStopSec=(\d+)", unit, re.M)[1])
+    assert stop_s > worst_s, "supervisord would be killed while its programs still end in their order"
+    for text in (conf, unit):
+        assert f"{worst_s} s at worst, with {most} strategies" in re.sub(r"\n[#;] ", " ", text)

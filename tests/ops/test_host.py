@@ -200,7 +200,7 @@ def test_supervisord_that_is_killed_or_hangs_comes_back_trading(host, number):
     before = host.do("systemctl show -p MainPID --value bot").stdout.strip()
     began = time.monotonic()
     assert host.do(f"kill -{number} {before}").returncode == 0
-    # One that hangs: WatchdogSec, then TimeoutStopSec, for it does not hear that it shall end.
+    # One that hangs: WatchdogSec, then TimeoutAbortSec, for it does not hear that it shall end.
     wait_until(lambda: host.do("systemctl show -p MainPID --value bot").stdout.strip() not in ("0", before),
                30 if number == "KILL" else 120)
     host.wait_running()
