@@ -176,17 +176,20 @@ def test_supervisorctl_stop_of_gateway_or_strategy_opens_nothing_new(run):
     start_all(run)
 
 
+def at_exchange(run: FaultyRun) -> tuple:
+    """Return position, number of orders and the stops at rest, as the exchange has them."""
+    it = run.appliance
+    return (it.exchange_position(), len(it.exchange_orders()),
+            [stop["clientAlgoId"] for stop in it.open_stops()])
+
+
 def assert_nothing_moves(run: FaultyRun, state: str) -> None:
     """Assert that position, orders and stops stay for some seconds, once what was on its way has ended."""
-    def there() -> tuple:
-        it = run.appliance
-        return (it.exchange_position(), len(it.exchange_orders()),
-                [stop["clientAlgoId"] for stop in it.open_stops()])
-    wait_until(lambda: there()[0] == 0 or there()[2], 10)
+    wait_until(lambda: at_exchange(run)[0] == 0 or at_exchange(run)[2], 10)
     time.sleep(1)
-    before = there()
+    before = at_exchange(run)
     time.sleep(4)
-    assert run.status()["state"] == state and there() == before
+    assert run.status()["state"] == state and at_exchange(run) == before
     assert bool(before[2]) == (before[0] != 0), "a position has its stop, and a stop its position"
 
 
@@ -205,8 +208,16 @@ def test_supervisorctl_update_reread_and_hup_restart_nothing(run):
 
 
 def test_supervisorctl_stop_all_and_reload_come_back_whole(run):
+    # All but the exchange, which goes on without us, and is asked meanwhile.
+    wait_until(lambda: run.appliance.open_stops(), 20)
+    ctl(run, "stop " + " ".join(p["name"] for p in run.status()["processes"] if p["name"] != "paper"))
+    assert executors(run) == [] and run.status()["state"] == "DOWN"
+    assert_nothing_moves(run, "DOWN")
+    before = at_exchange(run)
     ctl(run, "stop all")
-    assert executors(run) == [] and {p["state"] for p in run.status()["processes"]} == {"DOWN"}
+    assert {p["state"] for p in run.status()["processes"]} == {"DOWN"}
+    ctl(run, "start paper")
+    wait_until(lambda: at_exchange(run) == before, 20, 0.5)
     start_all(run)
     before = run.pid("executor")
     play(run, "reload")  # supervisord ends all programs in order, reads its files again, starts all

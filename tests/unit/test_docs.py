@@ -11,6 +11,7 @@ import pytest
 
 from bot import model, orders, wire
 from bot.config import Config
+from tests.drill.test_health import ALL, FAULTS, LOOPS
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODERS = {"ticks": wire.decode_tick, "signals": wire.decode_signal, "reports": wire.decode_report}
@@ -76,7 +77,7 @@ def test_architecture_page_with_the_users_words_names_what_is_there():
 
 @pytest.mark.parametrize("page", ["README.md", "RUNBOOK.md", "CHANGELOG.md", "docs/architecture.md",
                                   "docs/decisions.md", "docs/wire.md", "docs/config.md", "docs/metrics.md",
-                                  "docs/logs.md", "docs/drills.md"])
+                                  "docs/logs.md", "docs/drills.md", "docs/faults.md"])
 def test_page_with_paths_names_files_that_exist(page):
     text = read(page)
     assert text.strip()
@@ -84,6 +85,11 @@ def test_page_with_paths_names_files_that_exist(page):
         assert (ROOT / path).exists(), f"{page} names {path}"
     for path in re.findall(r"\]\((?!http)([\w./-]+)(?:#[\w-]+)?\)", text):
         assert ((ROOT / page).parent / path).exists(), f"{page} links {path}"
+
+
+def test_table_of_faults_has_each_in_each_process():
+    rows = re.findall(r"^\| (.+?) \| ([\w-]+) \| .+? \| .+ \|$", read("docs/faults.md"), re.MULTILINE)[2:]
+    assert sorted(rows) == sorted((f, p) for f in (*FAULTS, *LOOPS) for p in ALL), "make drill writes it"
 
 
 def test_readme_with_its_config_snippet_is_toml():
