@@ -381,8 +381,7 @@ class Config(Table, kw_only=True, frozen=True):
         str, Meta(description="journal, outboxes, halt files, logs; relative to the checkout")] = "var"
     exchange: ExchangeConfig
     limits: LimitsConfig
-    strategy: Annotated[
-        dict[str, StrategyConfig], Meta(min_length=1, max_length=50, description="strategies by name")]
+    strategy: Annotated[dict[str, StrategyConfig], Meta(min_length=1, max_length=50, description="by name")]
     account: AccountConfig = AccountConfig()
     bus: BusConfig = BusConfig()
     gateway: GatewayConfig = GatewayConfig()
