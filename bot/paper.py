@@ -32,8 +32,6 @@ from bot.paper_stream import Hub, StreamFault
 FRAMES_MAX = 500  # per step: about 150 kB a connection
 STEP_S_MIN, STEP_S_MAX = 0.002, 0.05  # frames due within 2 ms go out together
 HANG_S = 3_600.0
-LIMBO = (b'{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; '
-         b'execution status unknown."}')
 Status = Literal["PENDING_TRADING", "TRADING", "PRE_SETTLE", "SETTLING", "CLOSE"]
 
 
@@ -164,7 +162,7 @@ class Server:
             body = (await request.read()).decode(errors="replace")
             if request.path.startswith("/paper/"):
                 status, value = self.control.answer(f"{request.method} {request.path}", body)
-                return await _respond(request, (status, msgspec.json.encode(value), {}))
+                return _response((status, msgspec.json.encode(value), {}))
             return await self._serve(request, body)
         except InvariantError as error:
             # The books are wrong in memory and right on disk: start afresh from there.
@@ -175,7 +173,7 @@ class Server:
     async def _serve(self, request: web.Request, body: str) -> web.StreamResponse:
         fault = self.control.take(f"{request.method} {request.path}")
         if fault is None:
-            return await _respond(request, await self._execute(request, body))
+            return _response(await self._execute(request, body))
         delay_s = fault.delay_ms / 1_000
         if fault.do in ("lose_request", "hang"):
             await self.clock.sleep(HANG_S if fault.do == "hang" else 0)
@@ -186,7 +184,8 @@ class Server:
         if fault.do == "limbo":
             if fault.is_executed:
                 self.spawn(self._execute(request, body, delay_s))
-            answer = 408, LIMBO, {}
+            limbo = Refused(-1007)
+            answer = limbo.status, msgspec.json.encode(limbo.body), {}
         elif fault.do != "answer":
             self.engine.lag_ms = fault.delay_ms if fault.do == "lag" and request.method == "GET" else 0
             answer = await self._execute(request, body)
@@ -197,7 +196,7 @@ class Server:
             return _cut(request)
         if fault.do == "delay_answer":
             await self.clock.sleep(delay_s)
-        return await _respond(request, answer, share=0.5 if fault.do == "truncate" else 1)
+        return _response(answer, share=0.5 if fault.do == "truncate" else 1)
 
     async def _execute(self, request: web.Request, body: str, after_s: float = 0) -> Answer:
         # after_s: it is inside the exchange; its time window was kept when it came.
@@ -275,17 +274,13 @@ def _cut(request: web.Request) -> web.Response:
     return web.Response(status=500)
 
 
-async def _respond(request: web.Request, answer: Answer, share: float = 1) -> web.StreamResponse:
+def _response(answer: Answer, share: float = 1) -> web.Response:
     # share: so much of the body goes out, then the connection is closed.
     status, body, headers = answer
-    if share == 1:
-        return web.Response(status=status, body=body, headers=headers, content_type="application/json")
-    response = web.StreamResponse(status=status, headers=headers)
-    response.content_type, response.content_length = "application/json", len(body)
-    await response.prepare(request)
-    await response.write(body[:int(len(body) * share)])
-    if request.transport:
-        request.transport.close()
+    headers = {**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}
+    response = web.Response(status=status, body=body[:int(len(body) * share)], headers=headers)
+    if share < 1:
+        response.force_close()
     return response
 
 
