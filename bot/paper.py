@@ -25,7 +25,7 @@ from bot.log import Tally
 from bot.paper_engine import Engine, Store
 from bot.paper_market import build_market
 from bot.paper_model import Count, Limits, Milliseconds, Order, Refused, Side
-from bot.paper_rest import ROUTES, Answer, Rest
+from bot.paper_rest import ROUTES, Answer, Request, Rest, WsRequest, refused
 from bot.paper_shapes import account_json
 from bot.paper_stream import Hub, StreamFault
 
@@ -85,17 +85,16 @@ class Control:
             return fault
         return None
 
-    def answer(self, request: str, body: str) -> tuple[int, Any]:
-        """Serve one control request: HTTP status and the value to send."""
+    def answer(self, request: str, body: str) -> Answer:
         try:
             self.engine.wake()
             value = self._do(request, self._wish(request, body))
             self.engine.commit()
-            return 200, value
+            return Answer(200, msgspec.json.encode(value), {})
         except (msgspec.MsgspecError, KeyError, ValueError, ArithmeticError) as error:
-            return 400, {"code": -1102, "msg": str(error)}
+            return refused(Refused(-1102, text=str(error)))
         except Refused as refusal:
-            return refusal.status, refusal.body
+            return refused(refusal)
 
     def _wish(self, request: str, body: str) -> Any:
         type_ = CONTROLS.get(request.removeprefix("POST /paper/"))
@@ -120,7 +119,7 @@ class Control:
             case "POST /paper/stream":
                 return {"connections": self.inject(wish)}
             case "POST /paper/limits":
-                engine.limits = wish
+                engine.limiter.limits = wish
             case "POST /paper/clock":
                 engine.offset_ms = wish.offset_ms
             case "POST /paper/mark":
@@ -151,7 +150,7 @@ class Server:
     def __init__(self, daemon: Daemon, engine: Engine, keys: dict[str, tuple[str, str]]) -> None:
         self.clock, self.engine, self.spawn = daemon.clock, engine, daemon.spawn
         self.rest = Rest(engine, keys)
-        self.hub = Hub(engine, self.rest.answer_ws)
+        self.hub = Hub(engine, self.answer_ws)
         self.control = Control(engine, self.hub.inject)
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -159,60 +158,66 @@ class Server:
         try:
             if request.headers.get("Upgrade", "").lower() == "websocket":
                 return await self.hub.serve(request)
-            body = (await request.read()).decode(errors="replace")
+            name, body = f"{request.method} {request.path}", (await request.read()).decode(errors="replace")
             if request.path.startswith("/paper/"):
-                status, value = self.control.answer(f"{request.method} {request.path}", body)
-                return _response((status, msgspec.json.encode(value), {}))
-            return await self._serve(request, body)
+                return _response(self.control.answer(name, body))
+            answer = await self._serve(self.rest.over_http(
+                name, request.raw_path.partition("?")[2], body, request.headers.get("X-MBX-APIKEY", ""),
+                request.remote or ""))
+            return _response(answer) if answer else _cut(request)
         except InvariantError as error:
             # The books are wrong in memory and right on disk: start afresh from there.
             if not self.broken.done():
                 self.broken.set_exception(error)
             raise
 
-    async def _serve(self, request: web.Request, body: str) -> web.StreamResponse:
-        fault = self.control.take(f"{request.method} {request.path}")
+    async def answer_ws(self, message: str, address: str) -> bytes | None:
+        """Serve one message of the websocket order API; None: the connection is cut. Raises ValueError."""
+        wish = msgspec.json.decode(message, type=WsRequest)
+        answer = await self._serve(self.rest.over_ws(wish, address))
+        return self.rest.told_ws(wish, answer) if answer else None
+
+    async def _serve(self, request: Request) -> Answer | None:
+        # None: there is no answer, the connection is cut.
+        fault = self.control.take(request.name)
         if fault is None:
-            return _response(await self._execute(request, body))
+            return await self._execute(request)
         delay_s = fault.delay_ms / 1_000
         if fault.do in ("lose_request", "hang"):
             await self.clock.sleep(HANG_S if fault.do == "hang" else 0)
-            return _cut(request)
+            return None
         if fault.do == "delay":
             await self.clock.sleep(delay_s)
-        answer: Answer = fault.status, fault.body.encode(), fault.headers
+        if fault.do == "lag" and request.name.startswith("GET"):
+            request.lag_ms = fault.delay_ms
+        answer = Answer(fault.status, fault.body.encode(), fault.headers)
         if fault.do == "limbo":
             if fault.is_executed:
-                self.spawn(self._execute(request, body, delay_s))
-            limbo = Refused(-1007)
-            answer = limbo.status, msgspec.json.encode(limbo.body), {}
+                self.spawn(self._execute(request, delay_s))
+            answer = refused(Refused(-1007))
         elif fault.do != "answer":
-            self.engine.lag_ms = fault.delay_ms if fault.do == "lag" and request.method == "GET" else 0
-            answer = await self._execute(request, body)
-            self.engine.lag_ms = 0
+            answer = await self._execute(request)
         if fault.do == "duplicate" or (fault.do == "answer" and fault.is_executed):
-            await self._execute(request, body)
-        if fault.do == "lose_answer":
-            return _cut(request)
+            await self._execute(request)
         if fault.do == "delay_answer":
             await self.clock.sleep(delay_s)
-        return _response(answer, share=0.5 if fault.do == "truncate" else 1)
+        if fault.do == "truncate":  # half of it, and then the connection is closed
+            status, body, headers = answer
+            answer = Answer(status, body[:len(body) // 2], {**headers, "Content-Length": str(len(body))})
+        return answer if fault.do != "lose_answer" else None
 
-    async def _execute(self, request: web.Request, body: str, after_s: float = 0) -> Answer:
+    async def _execute(self, request: Request, after_s: float = 0) -> Answer:
         # after_s: it is inside the exchange; its time window was kept when it came.
-        name, received_ms = f"{request.method} {request.path}", self.engine.now_ms()
-        route = ROUTES.get(name)
+        route = ROUTES.get(request.name)
         await self.clock.sleep(after_s)
-        if route and (route.orders or request.method == "DELETE"):
+        if route and (route.orders or request.name.startswith("DELETE")):
             await self.clock.sleep(self.engine.config.latency_ms / 1_000)
-        answer = self.rest.answer(name, request.raw_path.partition("?")[2], body,
-                                  request.headers.get("X-MBX-APIKEY", ""), request.remote or "", received_ms)
+        answer = self.rest.serve(request)
         if route and route.orders:
             point("paper.before_answer")
         return answer
 
     async def play(self, stopping: asyncio.Event) -> None:
-        """Let the market go on until the process ends."""
         while not stopping.is_set():
             frames = self.engine.step(FRAMES_MAX)
             self.hub.publish(frames)
@@ -274,12 +279,10 @@ def _cut(request: web.Request) -> web.Response:
     return web.Response(status=500)
 
 
-def _response(answer: Answer, share: float = 1) -> web.Response:
-    # share: so much of the body goes out, then the connection is closed.
-    status, body, headers = answer
-    headers = {**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}
-    response = web.Response(status=status, body=body[:int(len(body) * share)], headers=headers)
-    if share < 1:
+def _response(answer: Answer) -> web.Response:
+    headers = {"Content-Type": "application/json", **answer.headers}
+    response = web.Response(status=answer.status, body=answer.body, headers=headers)
+    if "Content-Length" in headers:
         response.force_close()
     return response
 

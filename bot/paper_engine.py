@@ -14,21 +14,11 @@ from bot.errors import ConfigError
 from bot.paper_feed import Feed, Frame
 from bot.paper_ledger import Ledger
 from bot.paper_market import Market
-from bot.paper_model import OPEN, Account, Event, Fill, Income, Limits, Order, OrderEvent, Refused
+from bot.paper_model import OPEN, Account, Event, Fill, Income, Limits, Order, OrderEvent, Refused, refuse_if
 
+PATIENCE = 10  # requests answered 429 in one minute before the address is banned, for this long:
+BAN_MS = 120_000
 LISTEN_KEY_MS = 3_600_000  # a listen key lives 60 minutes, and again from each keepalive
-# Rows are documents: the struct as JSON beside the columns it is looked up by.
-SCHEMA = """
-PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-CREATE TABLE IF NOT EXISTS row (
-  kind TEXT, account TEXT, symbol TEXT, id INTEGER, name TEXT, ref INTEGER, is_open INTEGER,
-  time_ms INTEGER, body BLOB, PRIMARY KEY (kind, account, id, symbol)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS row_time ON row (kind, account, time_ms, id);
-CREATE INDEX IF NOT EXISTS row_name ON row (kind, account, name);
-CREATE INDEX IF NOT EXISTS row_ref ON row (kind, account, ref);
-CREATE INDEX IF NOT EXISTS row_open ON row (id) WHERE is_open = 1;
-CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, body BLOB);
-"""
 TYPES = {"order": Order, "algo": Order, "fill": Fill, "income": Income}  # kinds of rows
 T = TypeVar("T")
 
@@ -39,13 +29,12 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.executescript(SCHEMA)
+            self._db.executescript(Path(__file__).with_name("paper.sql").read_text(encoding="utf-8"))
         except sqlite3.Error as error:
             raise ConfigError(f"paper.state: {path} cannot be used: {error}") from None
         self.close = self._db.close
 
     def load(self, ledger: Ledger) -> None:
-        """Fill a fresh ledger with what was."""
         ledger.accounts = self.kept("accounts", dict[str, Account], {})
         for body, in self._db.execute("SELECT body FROM row WHERE is_open = 1 ORDER BY id"):
             order = msgspec.json.decode(body, type=Order)
@@ -98,14 +87,51 @@ class Store:
                           msgspec.json.encode(row)))
 
 
+class Limiter:
+    """Weights by address and orders by account; what is used goes to the headers. Raises Refused."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.now_ms, self.limits = now_ms, Limits()
+        self._used: dict[str, tuple[int, int]] = {}  # counter -> (its window, used)
+        self._banned: dict[str, int] = {}  # address -> until when
+
+    def weigh(self, address: str, weight: int, headers: dict[str, str]) -> None:
+        now_ms, most = self.now_ms(), self.limits.weight_1m
+        until_ms = max(self._banned.get(address, 0), self.limits.banned_until_ms)
+        if now_ms >= until_ms:
+            if self._count(address, 60, weight, headers, "X-MBX-USED-WEIGHT-1M") <= most:
+                return
+            headers["Retry-After"] = str(60 - now_ms // 1_000 % 60)
+            refuse_if((self._count(f"{address} 429", 60, 1, {}) <= PATIENCE, -1003, address, most))
+            until_ms = self._banned[address] = now_ms + BAN_MS
+        headers["Retry-After"] = str((until_ms - now_ms) // 1_000 + 1)
+        raise Refused(-1003, status=418, text=f"Way too many requests; IP({address}) banned until "
+                      f"{until_ms}. Please use the websocket for live updates to avoid bans.")
+
+    def count_orders(self, account: str, count: int, headers: dict[str, str]) -> None:
+        limits, now_s = self.limits, self.now_ms() // 1_000
+        for name, length_s, number, most, words in (("10S", 10, count, limits.orders_10s, "TEN_SECONDS"),
+                                                    ("1M", 60, 1, limits.orders_1m, "MINUTE")):
+            header = f"X-MBX-ORDER-COUNT-{name}"
+            if self._count(f"{account} {header}", length_s, number, headers, header) > most:
+                headers["Retry-After"] = str(length_s - now_s % length_s)
+                raise Refused(-1015, most, words)
+
+    def _count(self, name: str, window_s: int, weight: int, headers: dict[str, str], header: str = "") -> int:
+        window, (then, used) = self.now_ms() // 1_000 // window_s, self._used.get(name, (0, 0))
+        self._used[name] = (window, weight + (used if window == then else 0))
+        if header:
+            headers[header] = str(self._used[name][1])
+        return self._used[name][1]
+
+
 class Engine:
     """One exchange. Whoever commands the ledger calls wake() before and commit() after."""
 
     def __init__(self, config: PaperConfig, market: Market, store: Store, clock: Clock) -> None:
         self.config, self.market, self.store, self.clock = config, market, store, clock
         self.offset_ms = 0  # a fault: the exchange's clock is off by this much
-        self.limits = Limits()
-        self.lag_ms = 0  # a fault: queries do not see what is younger, for the request that is served
+        self.limiter = Limiter(self.now_ms)
         self._second = 0  # margins and funding are looked at once a second, when the mark moves
         self.listener: Callable[[list[Event]], None] = lambda events: None
         self.listen_keys = store.kept("listen_keys", dict[str, tuple[str, int]], {})
@@ -162,7 +188,6 @@ class Engine:
         return frames
 
     def place(self, order: Order) -> Order:
-        """Take an order of either kind. Raises Refused."""
         if not self.market.is_tradable:
             raise Refused(-4108)
         return self.ledger.place(order)

@@ -98,7 +98,6 @@ class Ledger:
         return self.accounts[name].wallet + self.margin(name)[2] - self.maintained(name)
 
     def mine(self, name: str, kind: str, symbol: str | None = None) -> list[Order]:
-        """Return an account's open orders of a kind."""
         return [o for o in self.open.values()
                 if o.account == name and o.kind == kind and symbol in (None, o.symbol)]
 
@@ -126,7 +125,6 @@ class Ledger:
         self._become(order, "CANCELED")
 
     def cancel_all(self, name: str, symbol: str | None, kinds: Iterable[str] = ("order", "algo")) -> None:
-        """Cancel what is open, of one symbol or of all."""
         for order in [order for kind in kinds for order in self.mine(name, kind, symbol)]:
             self.cancel(order)
 

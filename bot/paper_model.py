@@ -71,7 +71,6 @@ def maintenance(notional: Decimal) -> Decimal:
 
 
 def notional_max(leverage: int) -> Decimal:
-    """Return the largest position a leverage allows."""
     return next(row.notional_cap for row in reversed(BRACKETS) if leverage <= row.initial_leverage)
 
 

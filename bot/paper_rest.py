@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from copy import copy
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -21,25 +21,43 @@ from bot.paper_model import ZERO, Order, Refused, refuse_if, table
 from bot.paper_shapes import SAME, Json, account_json, lettered, position_json, row_json
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
-PATIENCE = 10  # requests answered 429 in one minute before the address is banned, for this long:
-BAN_MS = 120_000
 SOME_DAY_MS = 1 << 50
 NAMES = {"order": ("orderId", "origClientOrderId"), "algo": ("algoId", "clientAlgoId")}
 VALUES: dict[str, Callable[[str], Any]] = {
     "number": Decimal, "text": str, "integer": int, "flag": lambda value: value.lower() == "true"}
-Answer = tuple[int, bytes, dict[str, str]]  # status, body, headers
 # name -> what it may look like, the code of the refusal, and what is made of it.
 PARAMETERS = table("parameters", dict[str, tuple[str, int, str]])
 INTEGER = "-?[0-9]{1,18}", -1102, "integer"
 
 
-class Request:
-    """The parameters of one request, whose it is, and what each endpoint makes of it. All raise Refused."""
+class Answer(NamedTuple):
+    """What a request is told."""
 
-    def __init__(self, engine: Engine, address: str, values: Iterable[tuple[str, str]]) -> None:
-        self.engine, self.ledger, self.address = engine, engine.ledger, address
-        self.account, self.received_ms, self.values = "", engine.now_ms(), dict(values)
-        self.seen_ms = engine.now_ms() - engine.lag_ms  # up to when orders and fills show in queries
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def refused(refusal: Refused, headers: dict[str, str] | None = None) -> Answer:
+    return Answer(refusal.status, msgspec.json.encode(refusal.body), headers or {})
+
+
+class Request:
+    """One request ("METHOD path"), whose it is, and what each endpoint makes of it. All raise Refused.
+
+    signed: its parameters as they were on the wire, without the signature. lag_ms: a fault, queries do not
+    see orders and fills that are younger.
+    """
+
+    def __init__(self, engine: Engine, name: str, values: Iterable[tuple[str, str]], signed: str, key: str,
+                 address: str) -> None:
+        self.engine, self.ledger, self.received_ms = engine, engine.ledger, engine.now_ms()
+        self.name, self.values, self.signed, self.key = name, dict(values), signed, key
+        self.address, self.account, self.lag_ms = address, "", 0
+
+    @property
+    def seen_ms(self) -> int:
+        return self.engine.now_ms() - self.lag_ms
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a parameter's value, the default when it was not sent."""
@@ -73,7 +91,7 @@ class Request:
 
     def exchange_info(self) -> Json:
         return SAME["exchange_info"] | self.time() | {
-            "rateLimits": self.engine.limits.listing(), "symbols": [
+            "rateLimits": self.engine.limiter.limits.listing(), "symbols": [
                 c.listing() for c in self.ledger.contracts.values() if c.status != "CLOSE"]}
 
     def depth(self) -> Json:
@@ -131,7 +149,7 @@ class Request:
         return SAME["account"] | self.mode()
 
     def order_limits(self) -> list[Json]:
-        return self.engine.limits.listing()[1:]
+        return self.engine.limiter.limits.listing()[1:]
 
     def brackets(self, symbol: str) -> Json:
         return {"symbol": symbol, "brackets": table("brackets", list[Json])}
@@ -268,17 +286,14 @@ class Request:
         self.ledger.cancel_all(self.account, self["symbol"], (kind,))
         return {"code": 200, "msg": "The operation of cancel all open order is done."}
 
-    def batch(self, action: Callable[["Request"], Any], wishes: list[Json]) -> list[Json]:
-        """Answer each of a few requests for itself."""
-        answers = []
-        for wish in wishes:
-            one = copy(self)
-            one.values = {name: plain(value) for name, value in wish.items()}
-            try:
-                answers.append(action(one))
-            except Refused as refusal:
-                answers.append(refusal.body)
-        return answers
+    def one_of(self, wish: Json, action: Callable[["Request"], Json]) -> Json:
+        """Answer one of a few requests in one for itself."""
+        one = copy(self)
+        one.values = {name: plain(value) for name, value in wish.items()}
+        try:
+            return action(one)
+        except Refused as refusal:
+            return refusal.body
 
     def listed(self, name: str, type_: Any, most: int) -> Any:
         """Return a parameter that is a JSON list; ccxt writes its name in small letters."""
@@ -292,13 +307,13 @@ class Request:
 
     def new_orders(self) -> list[Json]:
         wishes = self.listed("batchOrders", list[dict[str, str | int | float | bool]], 5)
-        return self.batch(Request.new_order, wishes)
+        return [self.one_of(wish, Request.new_order) for wish in wishes]
 
     def cancel_orders(self) -> list[Json]:
         wishes = [{"symbol": self["symbol"], key: value} for name, key, type_ in (
             ("orderIdList", "orderId", list[int]), ("origClientOrderIdList", "origClientOrderId", list[str]))
             for value in self.listed(name, type_, 10)]
-        return self.batch(lambda one: one.cancel("order"), wishes)
+        return [self.one_of(wish, lambda one: one.cancel("order")) for wish in wishes]
 
     def count_down(self) -> Json:
         refuse_if((self["countdownTime"] < 0, -1130, "countdownTime"))
@@ -355,82 +370,50 @@ class Rest:
 
     def __init__(self, engine: Engine, keys: dict[str, tuple[str, str]]) -> None:
         self.engine, self.keys = engine, keys
-        self._used: dict[str, tuple[int, int]] = {}  # counter -> (its window, used)
-        self._banned: dict[str, int] = {}  # address -> until when
 
-    def answer(self, name: str, query: str, body: str, api_key: str, address: str,
-               received_ms: int | None = None) -> Answer:
-        """Serve one request ("METHOD path"); query and body as they were on the wire, and were signed."""
-        request = Request(self.engine, address, parse_qsl(f"{query}&{body}", keep_blank_values=True))
-        request.received_ms = received_ms or request.received_ms
+    def over_http(self, name: str, query: str, body: str, key: str, address: str) -> Request:
+        """Return the request; query and body as they were on the wire."""
         signed = "".join(re.sub(r"(^|&)signature=[^&]*", "", part) for part in (query, body))
-        status, value, headers = self._serve(name, request, signed, api_key)
-        return status, msgspec.json.encode(value), headers
+        values = parse_qsl(f"{query}&{body}", keep_blank_values=True)
+        return Request(self.engine, name, values, signed, key, address)
 
-    def answer_ws(self, message: str, address: str) -> bytes:
-        """Serve one message of the websocket order API. Raises msgspec.MsgspecError."""
-        wish = msgspec.json.decode(message, type=WsRequest)
-        request = Request(self.engine, address, ((name, plain(value)) for name, value in wish.params.items()))
-        signed = "&".join(f"{name}={value}" for name, value in sorted(request.values.items())
-                          if name != "signature")
+    def over_ws(self, wish: WsRequest, address: str) -> Request:
+        values = {name: plain(value) for name, value in wish.params.items()}
+        signed = "&".join(f"{name}={value}" for name, value in sorted(values.items()) if name != "signature")
         name = WS_METHODS.get(wish.method, wish.method)
-        status, value, headers = self._serve(name, request, signed, request.values.get("apiKey", ""))
-        return msgspec.json.encode({
-            "id": wish.id, "status": status, "result" if status == 200 else "error": value, "rateLimits": [
-                {**self.engine.limits.listing()[0], "count": int(headers.get("X-MBX-USED-WEIGHT-1M", 0))}]})
+        return Request(self.engine, name, values.items(), signed, values.get("apiKey", ""), address)
 
-    def _serve(self, name: str, request: Request, signed: str, key: str) -> tuple[int, Any, dict[str, str]]:
-        headers: dict[str, str] = {}
+    def told_ws(self, wish: WsRequest, answer: Answer) -> bytes:
+        """Return an answer as the websocket order API words it."""
+        limit = self.engine.limiter.limits.listing()[0]
+        return msgspec.json.encode({
+            "id": wish.id, "status": answer.status,
+            "result" if answer.status == 200 else "error": msgspec.Raw(answer.body or b"null"),
+            "rateLimits": [{**limit, "count": int(answer.headers.get("X-MBX-USED-WEIGHT-1M", 0))}]})
+
+    def serve(self, request: Request) -> Answer:
+        headers, limiter = dict[str, str](), self.engine.limiter
         try:
-            if (route := ROUTES.get(name)) is None:
-                raise Refused(-5000, *name.partition(" ")[::-2])
-            self._weigh(request.address, route.weight_of(request), headers)
+            if (route := ROUTES.get(request.name)) is None:
+                raise Refused(-5000, *request.name.partition(" ")[::-2])
+            limiter.weigh(request.address, route.weight_of(request), headers)
             if route.security != "none":
-                refuse_if((not key, -2014), (key not in self.keys, -2015))
-                request.account, secret = self.keys[key]
+                refuse_if((not request.key, -2014), (request.key not in self.keys, -2015))
+                request.account, secret = self.keys[request.key]
                 if route.security == "signed":
-                    _check_signature(request, secret, signed)
+                    _check_signature(request, secret)
             if route.orders:
-                self._count_orders(request.account, route.orders, headers)
+                limiter.count_orders(request.account, route.orders, headers)
             self.engine.wake()
             value = route.answer(request)
             self.engine.commit()
-            return 200, value, headers
+            return Answer(200, msgspec.json.encode(value), headers)
         except Refused as refusal:
-            return refusal.status, refusal.body, headers
-
-    def _weigh(self, address: str, weight: int, headers: dict[str, str]) -> None:
-        now_ms, most = self.engine.now_ms(), self.engine.limits.weight_1m
-        until_ms = max(self._banned.get(address, 0), self.engine.limits.banned_until_ms)
-        if now_ms >= until_ms:
-            if self._count(address, 60, weight, headers, "X-MBX-USED-WEIGHT-1M") <= most:
-                return
-            headers["Retry-After"] = str(60 - now_ms // 1_000 % 60)
-            refuse_if((self._count(f"{address} 429", 60, 1, {}) <= PATIENCE, -1003, address, most))
-            until_ms = self._banned[address] = now_ms + BAN_MS
-        headers["Retry-After"] = str((until_ms - now_ms) // 1_000 + 1)
-        raise Refused(-1003, status=418, text=f"Way too many requests; IP({address}) banned until "
-                      f"{until_ms}. Please use the websocket for live updates to avoid bans.")
-
-    def _count_orders(self, account: str, count: int, headers: dict[str, str]) -> None:
-        limits, now_s = self.engine.limits, self.engine.now_ms() // 1_000
-        for name, length_s, number, most, words in (("10S", 10, count, limits.orders_10s, "TEN_SECONDS"),
-                                                    ("1M", 60, 1, limits.orders_1m, "MINUTE")):
-            header = f"X-MBX-ORDER-COUNT-{name}"
-            if self._count(f"{account} {header}", length_s, number, headers, header) > most:
-                headers["Retry-After"] = str(length_s - now_s % length_s)
-                raise Refused(-1015, most, words)
-
-    def _count(self, name: str, window_s: int, weight: int, headers: dict[str, str], header: str = "") -> int:
-        window, (then, used) = self.engine.now_ms() // 1_000 // window_s, self._used.get(name, (0, 0))
-        self._used[name] = (window, weight + (used if window == then else 0))
-        if header:
-            headers[header] = str(self._used[name][1])
-        return self._used[name][1]
+            return refused(refusal, headers)
 
 
-def _check_signature(request: Request, secret: str, signed: str) -> None:
-    right = hmac.new(secret.encode(), signed.encode(errors="replace"), hashlib.sha256).hexdigest()
+def _check_signature(request: Request, secret: str) -> None:
+    right = hmac.new(secret.encode(), request.signed.encode(errors="replace"), hashlib.sha256).hexdigest()
     sent, time_ms = request["signature"].encode(errors="replace"), request["timestamp"]
     window_ms, received_ms = request.get("recvWindow", RECV_WINDOW_MS), request.received_ms
     refuse_if((not hmac.compare_digest(right.encode(), sent), -1022),

@@ -6,7 +6,7 @@ the real exchange) when the market is live; raw playback waits for it instead.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import msgspec
@@ -74,13 +74,12 @@ class Connection:
 class Hub:
     """All websocket connections. order_api: from a message and its sender's address to the answer."""
 
-    def __init__(self, engine: Engine, order_api: Callable[[str, str], bytes]) -> None:
+    def __init__(self, engine: Engine, order_api: Callable[[str, str], Awaitable[bytes | None]]) -> None:
         self.engine, self.order_api, self._second = engine, order_api, 0
         self.connections: set[Connection] = set()
         engine.listener = self.tell
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
-        """Serve one connection from its handshake to its end."""
         ws = web.WebSocketResponse(compress=False, heartbeat=PING_S, max_msg_size=MESSAGE_BYTES_MAX)
         await ws.prepare(request)
         kind, *wanted = re.sub("^/(public|market|private)/", "/", request.path).strip("/").split("/")
@@ -92,8 +91,11 @@ class Hub:
                 self._subscribe(connection, [name for name in wanted if name and not name.isdigit()])
             async for message in ws:
                 if message.type is WSMsgType.TEXT:
-                    connection.out.append(enveloped(self._answer(connection, message.data)))
-                    connection.flush()
+                    if (answer := await self._answer(connection, message.data)) is None:
+                        connection.transport.abort()
+                    else:
+                        connection.out.append(enveloped(answer))
+                        connection.flush()
                 while connection.is_half_open and not connection.transport.is_closing():
                     await self.engine.clock.sleep(0.05)
         finally:
@@ -158,9 +160,8 @@ class Hub:
             await self.engine.clock.sleep(0.001)
 
     async def close(self) -> None:
-        """Close all connections, saying that the server goes away."""
         for connection in list(self.connections):
-            await connection.ws.close(code=1001)
+            await connection.ws.close(code=1001)  # the server goes away
 
     def _key(self, account: str) -> str:
         return self.engine.listen_keys.get(account, ("", 0))[0]
@@ -206,11 +207,11 @@ class Hub:
             if "@markPrice" not in stream:  # on a connection of its own, and in no recording
                 self.engine.market.start(self.engine.now_ms())
 
-    def _answer(self, connection: Connection, text: str) -> bytes:
+    async def _answer(self, connection: Connection, text: str) -> bytes | None:
         id_: Any = None
         try:
             if connection.is_order_api:
-                return self.order_api(text, connection.address)
+                return await self.order_api(text, connection.address)
             message = msgspec.json.decode(text)
             id_ = message.get("id")
             names = msgspec.convert(message.get("params", []), list[str])

@@ -15,7 +15,7 @@ from itertools import pairwise
 from operator import itemgetter
 
 from bot.paper_feed import GRID_MS, Bar, Event, Feed
-from bot.paper_model import Contract
+from bot.paper_model import Contract, table
 
 LOOP_MS = 1_800_000
 STEPS = LOOP_MS // GRID_MS
@@ -36,16 +36,14 @@ TRADES = 18_000  # 10/s
 BURSTS, BURST_TRADES, BURST_MS = 36, 40, 100  # of those: 36 times 40 trades within 100 ms
 TRADE_NOTIONAL = 100_000  # of the largest public trade, USDT; the sixth power makes most small
 FIRST_TRADE_ID = 1_000_000_000
-CONTRACTS = {  # tick, step, price of the middle level
-    "BTCUSDT": ("0.10", "0.001", 60_000), "ETHUSDT": ("0.01", "0.001", 3_000)}
-OTHER = ("0.0001", "1", 10)
 
 
 class Symbol:
     """One symbol's half hour, in ticks: path and bids at the grid's steps (bid 0: a gap), and the trades."""
 
     def __init__(self, name: str, seed: int) -> None:
-        tick, step, self.middle = CONTRACTS.get(name, OTHER)
+        contracts = table("synthetic_contracts", dict[str, tuple[str, str, int]])
+        tick, step, self.middle = contracts.get(name, contracts["other"])
         self.contract = Contract(name, Decimal(tick), Decimal(step))
         self._seed = f"{seed}/{name}"
         self.planted = self._plant(int(self.middle / self.contract.tick))
@@ -161,5 +159,4 @@ class Synthetic:
                 for name, symbol in self.symbols.items()}
 
     def events(self) -> Iterator[tuple[int, Event]]:
-        """Yield (time in ms, event) of the loop."""
         return heapq.merge(*(symbol.events() for symbol in self.symbols.values()), key=itemgetter(0))

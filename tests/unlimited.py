@@ -4,8 +4,8 @@ import sys
 
 from bot.daemon import run
 from bot.paper import main
-from bot.paper_rest import Rest
+from bot.paper_engine import Limiter
 
 if __name__ == "__main__":
-    Rest._count = lambda *_: 0  # nothing is counted, nothing told in the headers
+    Limiter._count = lambda *_: 0  # nothing is counted, nothing told in the headers
     sys.exit(run("paper", main))

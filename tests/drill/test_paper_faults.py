@@ -254,13 +254,44 @@ def test_streams_with_reordered_frames_and_at_the_end_of_a_day(paper):
     assert asyncio.run(run()) == (aiohttp.WSMsgType.CLOSE, 1000)
 
 
-def test_order_api_over_websocket_places_tells_and_cancels(paper):
-    def sign(params):
-        params = {"apiKey": API_KEY, "timestamp": int(time.time() * 1000), **params}
-        words = {k: str(v).lower() if isinstance(v, bool) else v for k, v in sorted(params.items())}
-        text = "&".join(f"{k}={v}" for k, v in words.items()).encode()
-        return params | {"signature": hmac.new(API_SECRET.encode(), text, hashlib.sha256).hexdigest()}
+def sign(params):
+    params = {"apiKey": API_KEY, "timestamp": int(time.time() * 1000), **params}
+    words = {k: str(v).lower() if isinstance(v, bool) else v for k, v in sorted(params.items())}
+    text = "&".join(f"{k}={v}" for k, v in words.items()).encode()
+    return params | {"signature": hmac.new(API_SECRET.encode(), text, hashlib.sha256).hexdigest()}
 
+
+@pytest.mark.parametrize(("fault", "told", "is_executed"), [
+    ({"do": "lose_request"}, None, False),
+    ({"do": "lose_answer"}, None, True),
+    ({"do": "answer", "status": 503, "body": '{"code": -1000}'}, (503, {"code": -1000}), False),
+    ({"do": "limbo", "delay_ms": 50, "is_executed": True}, (408, -1007), True),
+    ({"do": "delay", "delay_ms": 300}, (200, None), True)], ids=lambda value: str(value)[:20])
+def test_fault_of_a_request_reaches_the_websocket_order_api(paper, fault, told, is_executed):
+    async def run():
+        async with aiohttp.ClientSession() as session, session.ws_connect(
+                f"ws://{paper.host}/ws-fapi/v1") as ws:
+            begun = time.monotonic()
+            await ws.send_json({"id": 1, "method": "order.place", "params": sign(
+                {"symbol": SYMBOL, "side": "BUY", "type": "MARKET", "quantity": "0.010"})})
+            message = await ws.receive(timeout=10)
+            return message, time.monotonic() - begun
+
+    before = paper.position()
+    paper.control("faults", {"match": "POST /fapi/v1/order", **fault})
+    message, took_s = asyncio.run(run())
+    if told is None:
+        assert message.type is not aiohttp.WSMsgType.TEXT, "the connection is cut"
+    else:
+        answer = json.loads(message.data)
+        assert answer["status"] == told[0]
+        assert told[1] in (None, answer.get("error"), answer.get("error", {}).get("code"))
+        assert took_s >= (fault["delay_ms"] / 1_000 if fault["do"] == "delay" else 0)
+    wait_until(lambda: paper.position() - before == (Decimal("0.010") if is_executed else 0), 5)
+    paper.flatten()
+
+
+def test_order_api_over_websocket_places_tells_and_cancels(paper):
     async def run():
         async with aiohttp.ClientSession() as session, session.ws_connect(
                 f"ws://{paper.host}/ws-fapi/v1") as ws:

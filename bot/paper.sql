@@ -1,0 +1,10 @@
+-- What the paper exchange keeps. Rows are documents: the struct as JSON beside the columns it is looked up by.
+PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+CREATE TABLE IF NOT EXISTS row (
+  kind TEXT, account TEXT, symbol TEXT, id INTEGER, name TEXT, ref INTEGER, is_open INTEGER,
+  time_ms INTEGER, body BLOB, PRIMARY KEY (kind, account, id, symbol)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS row_time ON row (kind, account, time_ms, id);
+CREATE INDEX IF NOT EXISTS row_name ON row (kind, account, name);
+CREATE INDEX IF NOT EXISTS row_ref ON row (kind, account, ref);
+CREATE INDEX IF NOT EXISTS row_open ON row (id) WHERE is_open = 1;
+CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, body BLOB);
