@@ -188,11 +188,12 @@ class Server:
             return None
         if fault.do == "delay":
             await self.clock.sleep(delay_s)
+            request.received_ms = self.engine.now_ms()
         if fault.do == "lag" and request.name.startswith("GET"):
             request.lag_ms = fault.delay_ms
         answer = Answer(fault.status, fault.body.encode(), fault.headers)
         if fault.do == "limbo":
-            if fault.is_executed:
+            if fault.is_executed:  # it is inside the exchange: its time window was kept when it came
                 self.spawn(self._execute(request, delay_s))
             answer = refused(Refused(-1007))
         elif fault.do != "answer":
@@ -207,7 +208,6 @@ class Server:
         return answer if fault.do != "lose_answer" else None
 
     async def _execute(self, request: Request, after_s: float = 0) -> Answer:
-        # after_s: it is inside the exchange; its time window was kept when it came.
         route = ROUTES.get(request.name)
         await self.clock.sleep(after_s)
         if route and (route.orders or request.name.startswith("DELETE")):
