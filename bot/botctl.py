@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from bot import __version__, alertmanager, apply, restore, steer, views
 from bot.config_file import parse
-from bot.errors import EXIT_CONFIG, EXIT_NO, EXIT_OK, TradehostError
+from bot.errors import EXIT_CONFIG, EXIT_NO, EXIT_OK, EXIT_USAGE, ConfigError, TradehostError, UsageError
 from bot.programs import find_config
 
 
@@ -171,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
         text = (f"{error.filename or 'this host'}: {error.strerror or error}; "
                 f"{HELP.get(error.errno or 0, 'mend it')}, then type it again")
     except TradehostError as error:
-        text, code = str(error), error.exit_code
+        text = str(error)
+        code = {ConfigError: EXIT_CONFIG, UsageError: EXIT_USAGE}.get(type(error), EXIT_NO)
     views.show(f"{'config error' if code == EXIT_CONFIG else 'botctl'}: {text}", is_trouble=True)
     if args.json:
         views.print_json({"error": text}, is_yes=False)

@@ -9,21 +9,15 @@ EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: nothing was started, mend the file
 
 
 class TradehostError(Exception):
-    """Base of all our errors. exit_code: what botctl ends with."""
-
-    exit_code = EXIT_NO
+    """Base of all our errors."""
 
 
 class ConfigError(TradehostError):
     """The configuration breaks a rule; the text holds the key's path, the rule and the value."""
 
-    exit_code = EXIT_CONFIG
-
 
 class UsageError(TradehostError):
     """What an operator typed makes no sense here; the text says what would."""
-
-    exit_code = EXIT_USAGE
 
 
 class RefusedError(TradehostError):

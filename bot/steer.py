@@ -138,18 +138,22 @@ async def _flatten_by_guard(args: argparse.Namespace, config: Config) -> Answere
     except OSError:
         return None
     since_ns, is_taken = clock.mono_ns(), False
-    while (answered := files.take_answer(command)) is None:
-        beat = read_beats(config).get("guard", {})
-        is_taken = is_taken or bool(beat.get("flattening"))
-        is_silent = clock.mono_ns() - max(beat.get("mono_ns", 0), since_ns) > PICKED_UP_S * 1e9
-        if is_silent or (not is_taken and clock.mono_ns() - since_ns > PICKED_UP_S * 1e9):
-            files.withdraw(command)
-            return files.take_answer(command)
-        said = beat.get("said", []) if is_taken else []
-        for text in said[shown:]:
-            say(args, text)
-        shown = max(shown, len(said))
-        await clock.sleep(0.2)
+    try:
+        while (answered := files.take_answer(command)) is None:
+            beat = read_beats(config).get("guard", {})
+            is_taken = is_taken or bool(beat.get("flattening"))
+            is_silent = clock.mono_ns() - max(beat.get("mono_ns", 0), since_ns) > PICKED_UP_S * 1e9
+            if is_silent or (not is_taken and clock.mono_ns() - since_ns > PICKED_UP_S * 1e9):
+                files.withdraw(command)
+                return files.take_answer(command)
+            said = beat.get("said", []) if is_taken else []
+            for text in said[shown:]:
+                say(args, text)
+            shown = max(shown, len(said))
+            await clock.sleep(0.2)
+    except asyncio.CancelledError:  # Ctrl-C: what guard has not taken up it shall not find later
+        files.withdraw(command)
+        raise
     return answered
 
 

@@ -1,6 +1,7 @@
 """botctl's table of verbs: each has help with an example that can be typed, and a schema for scripts."""
 
 import errno
+import os
 import shlex
 import signal
 import subprocess
@@ -136,17 +137,41 @@ def test_resume_of_what_left_the_configuration_ends_its_halt(scope, words, tmp_p
     assert halts.list() == [] and "a loop" in capsys.readouterr().out
 
 
-def test_verb_that_is_interrupted_takes_its_command_back_and_says_so(tmp_path):
-    words = [sys.executable, "-m", "bot.botctl", "reconcile", "--json"]
+@pytest.mark.parametrize(("verb", "folder"), [("reconcile", "commands"), ("flatten", "guard")])
+def test_verb_that_is_interrupted_takes_its_command_back_and_says_so(verb, folder, tmp_path):
+    words = [sys.executable, "-m", "bot.botctl", verb, "--json"]
+    beat = {"pid": os.getpid(), "run": 1, "mono_ns": Clock().mono_ns(), "version": "1", "config": "c",
+            "ended": False, "crash_starts": [], "descriptors": 1, "descriptors_max": 9}
+    (tmp_path / "var" / "run").mkdir(parents=True)
+    (tmp_path / "var" / "run" / "guard.json").write_bytes(msgspec.json.encode(beat))  # it lives, for 3 s
     with subprocess.Popen([*words, "--config", write_config(tmp_path)], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, cwd=ROOT) as asking:
-        files = CommandFiles(tmp_path / "var" / "commands")
+        files = CommandFiles(tmp_path / "var" / folder)
         wait_until(lambda: files.waiting()[0], 20)
         asking.send_signal(signal.SIGINT)
         out, err = asking.communicate(timeout=20)
     assert asking.returncode == 1 and files.waiting() == ([], [])
     assert err.count("\n") == 1 and "was taken back" in err, err
     assert msgspec.json.decode(out, type=Error).error in err
+
+
+def test_status_watch_follows_the_file_and_bears_one_that_is_being_edited(tmp_path, monkeypatch):
+    path, seen = write_config(tmp_path), []
+    texts = ["rubbish = ", path.read_text().replace("base_port = 0", "base_port = 9777"), None]
+
+    def gather(config, clock):
+        seen.append(config.metrics.base_port)
+        if (text := texts.pop(0)) is None:
+            raise KeyboardInterrupt
+        path.write_text(text)
+        return status
+    status = {"mode": "PAPER", "state": "DOWN", "state_reason": "", "halted": [], "locked_symbols": {},
+              "journal_error": "", "findings": [], "counters": {}, "open_orders": 0, "unknown_orders": 0,
+              "processes": [], "positions": [], "backup": None}
+    monkeypatch.setattr("bot.views.gather", gather)
+    monkeypatch.setattr("bot.views.select.select", lambda *_: ([], [], []))
+    assert botctl.main(["status", "--watch", "--config", str(path)]) == 0
+    assert seen == [0, 0, 9_777]
 
 
 def test_journal_verify_with_json_says_that_it_is_not_whole(tmp_path, capsys):
