@@ -69,7 +69,7 @@ class Canary:
         answer = await self._exchange.submit(self._exchange.build(request))
         outcome = classify(answer, request.client_order_id)
         if outcome.kind == "accepted":
-            await self._exchange.cancel(symbol, request.client_order_id, is_conditional=True)
+            await self._cancel(symbol, request.client_order_id)
         elif outcome.kind != "rejected":
             return self._no_word(symbol, outcome.text or outcome.kind)
         self._silent, self.has_answered = 0, True
@@ -80,7 +80,12 @@ class Canary:
     async def _sweep(self, symbol: str) -> None:
         for status in await self._exchange.open_orders(symbol):
             if status.client_order_id.startswith(CANARY_PREFIX):
-                await self._exchange.cancel(symbol, status.client_order_id, is_conditional=True)
+                await self._cancel(symbol, status.client_order_id)
+
+    async def _cancel(self, symbol: str, name: str) -> None:
+        for _ in range(TRIES_MAX):  # one that is lost leaves it there until the symbol's turn comes again
+            if 0 < (await self._exchange.cancel(symbol, name, is_conditional=True)).status < 500:
+                return
 
     def _no_word(self, symbol: str, text: str) -> str:
         # A lost answer says nothing of stops; many of them say that nobody knows.

@@ -27,6 +27,7 @@ class Bench:
     def __init__(self, held="0", symbols=(BTC,), mark="100"):
         self.clock, self.sent, self.canceled, self.answers = HandClock(), [], [], []
         self.instruments = {BTC: instrument(), ETH: instrument(symbol=ETH)}
+        self.cancels = []
         self.open, self.refused, self.symbols, self.mark = [], "", symbols, mark and D(mark)
         self.it = Canary(
             self.clock, Log("executor", self.clock), period_s=PERIOD_S, exchange=self, books=holding(held),
@@ -50,7 +51,7 @@ class Bench:
 
     async def cancel(self, symbol, name, *, is_conditional):
         self.canceled.append((symbol, name, is_conditional))
-        return answer()
+        return self.cancels.pop(0) if self.cancels else answer()
 
     def fly(self, *answers, after_s=10**6):
         self.clock.step(after_s)
@@ -60,6 +61,13 @@ class Bench:
 
 
 REFUSED = answer(400, -4120, "Order type not supported for this endpoint.")
+
+
+def test_canary_whose_cancel_gets_no_answer_is_canceled_again():
+    bench = Bench()
+    bench.cancels = [Answer(status=0, body=b"", is_sent=True, error="reset"), answer(status=503), answer()]
+    assert bench.fly() == ""
+    assert bench.canceled == 3 * [(BTC, bench.sent[0].client_order_id, True)]
 
 
 def test_canary_that_is_taken_is_canceled_and_green():
