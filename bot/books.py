@@ -111,7 +111,7 @@ class Books(msgspec.Struct, kw_only=True):
     wallet_ns: when the exchange told wallet_balance, by its clock; since_wallet: what our fills since then
     realized, less fees, by their time. equity: wallet and unrealized, as the last comparison saw them.
     explained: the balance whose every move is known, and until when, by its clock; earned: what the fills
-    booked since then brought; income: the rest, by its type, as the last comparison read it.
+    booked since then brought; income, income_ns: the rest by its type, and the newest's time.
     """
 
     layout: int = LAYOUT
@@ -129,6 +129,7 @@ class Books(msgspec.Struct, kw_only=True):
     explained: tuple[Decimal, int] = (ZERO, 0)
     earned: Decimal = ZERO
     income: dict[str, Decimal] = {}
+    income_ns: int = 0
     day: DayBook | None = None
     reconciled: int = 0
     lacks_since_ns: int = 0  # a restored journal lacks what happened from then on ...
@@ -361,9 +362,11 @@ def _reconciled(books: Books, event: events.Reconciled) -> None:
     books.wallet_balance, books.wallet_ns = event.wallet_balance, event.exchange_ns
     books.since_wallet = [(ns, pnl) for ns, pnl in books.since_wallet if ns > event.exchange_ns]
     books.equity = event.wallet_balance + event.unrealized_pnl
-    books.income = event.income
-    if not event.unexplained:
-        books.explained, books.earned, books.income = (event.wallet_balance, event.exchange_ns), ZERO, {}
+    books.income, books.income_ns = event.income, event.income_ns
+    if event.is_explained:  # what is stamped before and not credited yet is asked for again
+        since_ns = books.explained[1] and max(books.explained[1], event.exchange_ns - events.CREDITED_NS)
+        books.explained, books.earned = (event.wallet_balance, since_ns or event.exchange_ns), ZERO
+        books.income = {}
     books.reconciled += 1
     books.lacks_since_ns = books.restored_ns = 0
     for book in books.symbols.values():

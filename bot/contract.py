@@ -65,20 +65,20 @@ class Contract:
                     self._unlock(symbol, cause, "as it should be")
         return differences
 
-    async def money(self) -> tuple[AccountSettings, int, dict[str, Decimal]]:
-        """Return the balance, when it was told, and the income since it was explained. Raises ExchangeError.
+    async def money(self) -> tuple[AccountSettings, int, dict[str, Decimal], int]:
+        """Return the balance and when it was told, the income since it was explained and the newest's time.
 
         Income is asked for only where the balance moved by more than our fills. A payment between the two
-        answers would look like a loss or a gain: then both are asked again.
+        answers would look like a loss or a gain: then both are asked again. Raises ExchangeError.
         """
         for _ in range(LOOKS_MAX):
-            told_ns, income = self._exchange.server_ns(), self._books.income
+            told_ns, income, newest_ns = self._exchange.server_ns(), self._books.income, self._books.income_ns
             account = await self._exchange.account()
             if unexplained(self._books, account.wallet_balance, income):
-                income = await self._exchange.income(self._books.explained[1])
+                income, newest_ns = await self._exchange.income(self._books.explained[1])
             if not unexplained(self._books, account.wallet_balance, income):
                 break
-        return account, told_ns, income
+        return account, told_ns, income, newest_ns
 
     def check_balance(self, balance: Decimal, income: dict[str, Decimal]) -> tuple[list[str], Decimal]:
         """Return what moved the balance and nothing explains: for a person, once it lasts, and in numbers.

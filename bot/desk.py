@@ -13,6 +13,7 @@ from bot.events import Adopted, Commanded
 from bot.exchange import Exchange
 from bot.log import Log, Tally
 from bot.orders import TABLE, Order
+from bot.protection import as_held
 from bot.reconciler import Reconciler
 
 # Locks that an operator's adoption takes away; the others end when the exchange shows that they may.
@@ -113,12 +114,12 @@ class Desk:
         book, now_ns = self._keeper.books.book(symbol), self._clock.wall_ns()
         if any(o.state != "UNKNOWN" for o in book.working()):
             return False  # its fills, a moment away, decide how much there is to close
-        if book.position_qty:
+        if as_held(book).position_qty:  # what a person has closed in the app is not there to close
             # Reduce-only, it may be sent again, yet not without end.
             if not any(o.leg == "flatten" and not (o.is_settled and o.filled_qty)
                        and 0 <= now_ns - o.intended_ns < FLATTEN_AGAIN_NS for o in book.orders.values()):
-                self._close(symbol, book.locks[FLATTENED])
-        elif not any(o.leg == "open" for o in book.working()):  # one that is unknown may fill yet
+                self._close(symbol, book.locks.get(FLATTENED, "flatten"))
+        elif not (book.position_qty or any(o.leg == "open" for o in book.working())):  # unknown, it may fill
             self._keeper.unlock(symbol, FLATTENED, "nothing is held")
             self._keeper.commit()
             return True

@@ -16,6 +16,7 @@ from bot.orders import Leg, OrderRequest, Side
 # Who or what moved the position. All but "signal" raise the position version: what a stop took
 # out does not come back on an older signal. "restored": the intent was lost with the journal's tail.
 FillCause = Literal["signal", "stop", "take_profit", "liquidation", "adl", "operator", "close", "restored"]
+CREDITED_NS = 120_000_000_000  # funding is stamped 08:00:00 and credited up to 15 s later (hummingbot #3346)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -245,7 +246,8 @@ class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
     transfers: what was paid in, less what was taken out, since the day of the books began.
     exchange_ns: when the balance was told, by the exchange's clock; 0 in older journals.
     income: by the exchange's type, what its list has beside trades since the balance was explained last.
-    unexplained: what moved the balance since then and is neither in that nor a fill of ours.
+    income_ns: time of the newest of it. unexplained: what moved the balance since then and is neither in that
+    nor a fill of ours.
     """
 
     trigger: str
@@ -257,7 +259,13 @@ class Reconciled(Event, frozen=True, kw_only=True, tag="reconciled"):
     transfers: Decimal = Decimal(0)
     exchange_ns: int = 0
     income: dict[str, Decimal] = {}
+    income_ns: int = 0
     unexplained: Decimal = Decimal(0)
+
+    @property
+    def is_explained(self) -> bool:
+        """Return whether each move of the balance is known, and no payment of it is a new one."""
+        return not self.unexplained and self.income_ns <= self.exchange_ns - CREDITED_NS
 
 
 class Commanded(Event, frozen=True, kw_only=True, tag="commanded"):

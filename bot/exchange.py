@@ -277,8 +277,8 @@ class Exchange:
         with self._reading("account"):
             return read_account(modes, balances, settle)
 
-    async def income(self, start_ns: int, settle: str = SETTLE) -> dict[str, Decimal]:
-        """Return what came in of one currency after start_ns (its clock), trades left out, by its type."""
+    async def income(self, start_ns: int, settle: str = SETTLE) -> tuple[dict[str, Decimal], int]:
+        """Return what came in after start_ns (its clock), trades left out, by type, and the newest's time."""
         rows = await self._query("GET", "fapiPrivate", "income", limit=PAGE_ROWS,
                                  startTime=start_ns // 1_000_000)
         with self._reading("income"):

@@ -187,8 +187,8 @@ class OrderExecutor:
             await self._clock.sleep(STOP_TURN_S)
 
     def close_for_operator(self, symbol: str, who: str) -> None:
-        """Close what the books hold of the symbol, reduce-only, in the operator's name."""
-        held = self.books.book(symbol).position_qty
+        """Close what is held of the symbol, reduce-only, in the operator's name."""
+        held = as_held(self.books.book(symbol)).position_qty
         order = self.intend(symbol, "flatten", "sell" if held > 0 else "buy", abs(held), reduce_only=True,
                             signal="", checks={"operator": who})
         self.keeper.commit()

@@ -32,6 +32,7 @@ class Protector:
         self._unprotected_ns = {  # symbol -> monotonic time since when; what the last run left lacks it still
             symbol: clock.mono_ns() - max(0, clock.wall_ns() - book.unprotected_ns)
             for symbol, book in keeper.books.symbols.items() if book.unprotected_ns}
+        self._settles_ns: dict[str, int] = {}  # symbol -> since when fills are a moment away
         self._canceled_ns: dict[str, dict[str, int]] = {}  # symbol -> order -> when its cancel was last sent
 
     def act(self, symbol: str, state: str, *, is_read: bool) -> tuple[list[Order], list[Order]]:
@@ -49,10 +50,13 @@ class Protector:
         self._count(book)
         settles = any(o.triggered_id if o.request.is_conditional else o.state != "UNKNOWN"
                       for o in book.live_orders())
-        if settles and self.unprotected_s(symbol) <= SETTLE_S_MAX:
+        now_ns = self._clock.mono_ns()
+        since_ns = self._settles_ns.setdefault(symbol, now_ns) if settles else self._settles_ns.pop(symbol, 0)
+        if settles and now_ns - since_ns <= SETTLE_S_MAX * 1e9 and self.unprotected_s(symbol) <= SETTLE_S_MAX:
             return [], []  # its fills, a moment away, decide how much there is to protect
-        excess = late_excess(book)
-        if (excess or self._must_close(book)) and self._may_close(book, is_excess=bool(excess)):
+        must_close = self._must_close(book)
+        excess = Decimal(0) if must_close else late_excess(book)
+        if (excess or must_close) and self._may_close(book, is_excess=bool(excess)):
             return [self._close(book, excess or abs(book.position_qty), is_excess=bool(excess))], []
         steps = next_steps(book, is_fenced=self._is_fenced(book), booked_qty=abs(booked.position_qty))
         placed = [self._place(exit_, book) for exit_ in steps.place

@@ -201,7 +201,7 @@ class Reconciler:
             differences += await self._compare_orders()
             cursors = {symbol: await self.fetch_fills(symbol) for symbol in self.traded}
             positions = await self._positions()
-            account, told_ns, income = await self.contract.money()
+            account, told_ns, income, income_ns = await self.contract.money()
             for symbol in self.traded:
                 if self._books.restored_ns:
                     self.recorder.take_plan(symbol)
@@ -211,7 +211,7 @@ class Reconciler:
             differences += told
             self._keeper.record(Reconciled(
                 trigger=trigger, differences=tuple(differences), positions=positions, cursors=cursors,
-                wallet_balance=account.wallet_balance, income=income, unexplained=rest,
+                wallet_balance=account.wallet_balance, income=income, income_ns=income_ns, unexplained=rest,
                 transfers=transfers(self._books, income), exchange_ns=told_ns,
                 unrealized_pnl=sum((p.unrealized_pnl for p in self.told.values()
                                     if p.qty == self._books.book(p.symbol).position_qty), Decimal(0))))

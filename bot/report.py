@@ -100,7 +100,7 @@ def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
             day.other = event.wallet_balance - day.wallet[0][1] - traded
             for kind in event.income if day.wallet[1:] else ():  # of the first: from before the span
                 day.income[kind] = day.income.get(kind, ZERO) + event.income[kind] - told.get(kind, ZERO)
-            told = event.income if event.unexplained else {}
+            told = {} if event.is_explained else event.income
             if event.differences:
                 day.incidents.append(tell(entry))
         elif isinstance(event, Unprotected):

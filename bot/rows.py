@@ -162,14 +162,15 @@ def read_position(row: Row, symbols: Mapping[str, str]) -> ExchangePosition:
         mark_price=money(row["markPrice"]), liquidation_price=money(row["liquidationPrice"]) or None)
 
 
-def read_income(rows: list[Row], after_ns: int, settle: str) -> dict[str, Decimal]:
-    """Return the sums of one currency by type, of what is later and comes of no trade."""
+def read_income(rows: list[Row], after_ns: int, settle: str) -> tuple[dict[str, Decimal], int]:
+    """Return the sums of one currency by type, of what is later and comes of no trade; the newest's time."""
     sums: dict[str, Decimal] = {}
+    newest_ns = 0
     for row in rows:
-        kind = row["incomeType"]
-        if row["asset"] == settle and int(row["time"]) * 1_000_000 > after_ns and kind not in OF_TRADES:
-            sums[kind] = sums.get(kind, Decimal(0)) + money(row["income"])
-    return sums
+        kind, at_ns = row["incomeType"], int(row["time"]) * 1_000_000
+        if row["asset"] == settle and at_ns > after_ns and kind not in OF_TRADES:
+            sums[kind], newest_ns = sums.get(kind, Decimal(0)) + money(row["income"]), max(newest_ns, at_ns)
+    return sums, newest_ns
 
 
 def read_account(modes: Row, balances: list[Row], settle: str) -> AccountSettings:

@@ -476,7 +476,7 @@ def test_income_is_of_the_settlement_currency_later_than_asked_and_of_no_trade()
     rows = [dict(zip(("incomeType", "income", "asset", "time"), row, strict=True)) for row in told]
     exchange, lane, _ = loaded(income=rows)
     told = asyncio.run(exchange.income(7_000_000))
-    assert told == {"TRANSFER": Decimal("7.5"), "FUNDING_FEE": Decimal("-0.25")}
+    assert told == ({"TRANSFER": Decimal("7.5"), "FUNDING_FEE": Decimal("-0.25")}, 9_000_000)
     (asked,) = lane.of("income")
     assert asked["startTime"] == "7" and "incomeType" not in asked
 

@@ -261,9 +261,20 @@ def test_stop_whose_fill_was_never_booked_protects_no_other_position(bench):
     assert bench.act() == ([], [])
     bench.clock.step(60)
     bench.enter(name="levels/7/2")
-    bench.act()
-    bench.clock.step(SETTLE_S_MAX + 0.25)
     assert bench.act() == (["stop sell 10 90"], [])
+
+
+def test_exit_whose_fill_was_never_booked_does_not_keep_the_others_from_moving(bench):
+    bench.enter(take="110")
+    bench.act()
+    bench.answer("accept", leg="stop")
+    take = next(o.id for o in bench.book.orders.values() if o.leg == "take_profit")
+    bench.keeper.change(bench.book.orders[take], "accept")
+    trigger(bench, take, "10")
+    bench.act()
+    bench.clock.step(60)
+    bench.plan("95", take="110", name="levels/7/9")
+    assert "stop sell 10 95" in bench.act()[0]
 
 
 def test_position_that_one_answer_does_not_show_yet_gets_its_stop(bench):
@@ -558,6 +569,18 @@ def test_excess_beside_a_reduction_whose_outcome_is_unknown_is_not_closed(bench)
     assert bench.act("LOCKED") == ([], []), "both could be executed"
     bench.keeper.change(bench.book.orders["r9"], "reject")
     assert bench.act("LOCKED") == (["close sell 6"], [])
+
+
+def test_position_with_an_excess_that_has_no_stop_in_time_is_closed_beside_an_unknown_reduction(bench):
+    bench.enter()
+    bench.want("4")
+    bench.keeper.lock(BTC, "late_fill", "o1 was ABSENT and filled")
+    bench.keeper.record(received(signal("4", seq=2)))
+    bench.keeper.record(intended("r9", "6", "sell", leg="reduce", signal="levels/7/2"))
+    bench.keeper.change(bench.book.orders["r9"], "lose", code=-1007)
+    bench.act("LOCKED")
+    bench.answer("reject", code=-2021, leg="stop")  # the price has passed it
+    assert bench.act("LOCKED")[0] == ["close sell 10"]
 
 
 def test_close_whose_outcome_is_unknown_is_tried_again_reduce_only(bench):

@@ -10,7 +10,7 @@ from bot.bookkeeper import Bookkeeper
 from bot.config import AccountConfig
 from bot.desk import Desk
 from bot.errors import ExchangeError
-from bot.events import Adopted, ExitsSet, Restored
+from bot.events import CREDITED_NS, Adopted, ExitsSet, Restored
 from bot.journal import Journal
 from bot.log import Log
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
@@ -65,7 +65,8 @@ class Bench:
         self.clock, self.halts, self.woken = Clock(), [], 0
         self.instruments, self.clock_offset_ns = {BTC: instrument()}, 0
         self.found, self.open, self.past, self.trades, self.held = None, [], [], [], D(0)
-        self.said, self.wallet, self.listed = [], D(1), {}
+        self.said, self.wallet = [], D(1)
+        self.listed, self.listed_ns = {}, NOW + 1
         self.journal = Journal(path / "journal.db", self.clock, identity={}, checkpoint_events=50)
         self.keeper = Bookkeeper(
             self.journal, self.journal.load(), self.clock, lambda report: None, self.halt
@@ -122,7 +123,8 @@ class Bench:
                                      entry_price=D(100))}
 
     async def income(self, start_ns):
-        return dict(self.listed)
+        rows = self.listed if self.listed_ns > start_ns else {}
+        return dict(rows), self.listed_ns if rows else 0
 
     async def account(self):
         return AccountSettings(
@@ -141,6 +143,9 @@ class Bench:
 
     async def key_rights(self):
         return None
+
+    async def refresh(self, symbols):
+        pass
 
     async def listen_key(self):
         return "key"
@@ -303,6 +308,26 @@ def test_flatten_beside_an_unknown_entry_is_not_flat_and_closes_what_it_filled(b
         bench.keeper.record(filled("", "2", "sell", trade="t9"))
         asyncio.run(desk.work())
         assert not book.locks and len(closed) == 2
+
+
+def test_flatten_of_a_position_that_a_person_closed_sends_nothing_and_waits_for_the_adoption(bench):
+    bench.keeper.record(filled("", "2", "buy", trade="t0"))
+    closed, bench.held = [], D(0)
+    desk = desk_of(bench, close=lambda symbol, who: closed.append(symbol))
+    bench.clock.until = bench.clock.wall + 10**6 * SECOND
+    for _ in range(3):
+        bench.clock.step(LISTED_NS / SECOND)
+        asyncio.run(bench.it.reconcile("test"))
+    assert not asyncio.run(desk._flatten(OF_OP)).is_done and not closed
+    assert asyncio.run(desk._adopt(OF_OP)).is_done and not bench.keeper.books.book(BTC).locks
+
+
+def test_flatten_of_a_symbol_that_was_flat_and_fills_late_closes_that_too(bench):
+    closed = []
+    desk = desk_of(bench, close=lambda symbol, who: closed.append(symbol))
+    assert desk._is_flat(BTC)
+    bench.keeper.record(filled("", "2", "buy", trade="t0"))
+    assert not desk._is_flat(BTC) and closed == [BTC]
 
 
 @pytest.mark.parametrize("passed_s", [30, 200])
@@ -752,8 +777,27 @@ def test_transfer_between_the_balance_and_its_list_is_no_loss_and_no_gain(bench,
         asyncio.run(bench.it.reconcile("test"))
     books = bench.keeper.books
     assert books.day.transfers == amount and books.wallet_balance == 7 + amount
-    assert books.explained == (7 + amount, books.wallet_ns) and not books.income
     assert len(asked) == 2 + 3 + 2, "asked again only where they disagree"
+    assert books.explained[0] == 1 and books.income, "another payment as old may come late"
+    bench.clock.step(200)
+    asyncio.run(bench.it.reconcile("test"))
+    assert books.explained == (7 + amount, books.wallet_ns - CREDITED_NS) and not books.income
+    assert books.day.transfers == amount
+
+
+def test_payment_that_is_credited_later_than_it_is_stamped_is_found(bench):
+    for _ in range(2):
+        asyncio.run(bench.it.reconcile("test"))
+        bench.clock.step(CREDITED_NS / SECOND + 60)
+    stamped_ns = bench.clock.wall
+    bench.clock.step(3)
+    asyncio.run(bench.it.reconcile("test"))  # nothing has moved yet
+    bench.clock.step(5)
+    bench.wallet, bench.listed, bench.listed_ns = D("0.4"), {"FUNDING_FEE": D("-0.6")}, stamped_ns
+    for _ in range(12):
+        assert asyncio.run(bench.it.reconcile("test")) == []
+        bench.clock.step(30)
+    assert bench.keeper.books.explained[0] == bench.wallet
 
 
 def test_balance_that_fills_and_funding_explain_is_no_difference(bench):
@@ -763,11 +807,11 @@ def test_balance_that_fills_and_funding_explain_is_no_difference(bench):
     bench.trades, bench.held = [fill(fee=D("0.1"), realized_pnl=D(3))], D(2)
     bench.wallet = D(1) + 3 - D("0.1") - D("0.2")
     assert asyncio.run(bench.it.reconcile("test")) == []
-    assert bench.keeper.books.explained[0] == bench.wallet
-    bench.listed = {}
+    assert bench.keeper.books.explained[0] == 1
     for _ in range(8):
-        bench.clock.step(1)
+        bench.clock.step(30)
         assert asyncio.run(bench.it.reconcile("test")) == []
+    assert bench.keeper.books.explained[0] == bench.wallet
 
 
 def test_balance_that_nothing_explains_is_told_once_it_lasts_and_then_taken_as_it_is(bench):

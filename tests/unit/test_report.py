@@ -7,6 +7,7 @@ import pytest
 
 from bot.errors import InvariantError
 from bot.events import (
+    CREDITED_NS,
     FillBooked,
     Halted,
     OrderChanged,
@@ -46,9 +47,11 @@ def intended(signal: str, at_ns: int, leg: str = "open") -> OrderIntended:
                          position_qty=Decimal(0), checks={}, intended_ns=at_ns)
 
 
-def compared(wallet: str, *differences: str, unexplained: str = "0", **income: str) -> Reconciled:
+def compared(wallet: str, *differences: str, unexplained: str = "0", income_ns: int = 0,
+             **income: str) -> Reconciled:
     return Reconciled(trigger="timer", differences=differences, positions={}, wallet_balance=Decimal(wallet),
-                      unexplained=Decimal(unexplained), income={k: Decimal(v) for k, v in income.items()})
+                      unexplained=Decimal(unexplained), exchange_ns=2 * CREDITED_NS, income_ns=income_ns,
+                      income={k: Decimal(v) for k, v in income.items()})
 
 
 def day_of(*events, step_ns: int = MS):
@@ -76,6 +79,7 @@ def test_transfers_are_no_gain_and_income_that_is_read_twice_counts_once():
     day = day_of(compared("1000", TRANSFER="7"),  # of before the span
                  compared("1050", TRANSFER="50"),
                  compared("1148", unexplained="-1", **lagging),
+                 compared("1148", income_ns=2 * CREDITED_NS - 1, **(lagging | {"FUNDING_FEE": "-2"})),
                  compared("1148", **(lagging | {"FUNDING_FEE": "-2"})),
                  compared("1128", TRANSFER="-20"))
     funding, other, total, paid = pnl_rows(day)
