@@ -103,7 +103,8 @@ class Desk:
             left = [s for s in symbols if not self._is_flat(s)]
             if not left:
                 held = ", ".join(symbols)
-                return Answered(True, f"flat: {held}; it stays halted until botctl resume")
+                scope = f"--strategy {command.strategy}" if command.strategy else f"--symbol {command.symbol}"
+                return Answered(True, f"flat: {held}; it stays halted until botctl resume {scope}")
             if self._clock.mono_ns() - began_ns > FLATTEN_NS:
                 orders = ", ".join(o.id for s in left for o in self._keeper.books.book(s).working())
                 return Answered(False, f"not flat yet: {', '.join(left)} (orders {orders or 'none'}); it "

@@ -87,7 +87,7 @@ _TELL = {
     "unlocked": lambda e: f"{e.symbol} no longer locked for {e.cause}: {e.evidence}",
     "halted": lambda e: f"halted ({e.scope}) by {e.who}: {e.why}",
     "resumed": lambda e: f"resumed ({e.scope})",
-    "commanded": lambda e: f"operator {e.who}: {e.verb} {e.symbol} ({e.why})",
+    "commanded": lambda e: f"operator {e.who}: {e.verb} {e.strategy or e.symbol} ({e.why})",
     "adopted": lambda e: f"{e.symbol}: {e.qty} adopted by {e.who} ({e.why}); locks ended: "
                          f"{', '.join(e.causes) or 'none'}",
     "restored": lambda e: (f"restored by {e.who} from {e.backup}, which lacks what happened since "

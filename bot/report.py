@@ -43,10 +43,14 @@ NAKED_NS = 2_000_000_000  # as the alert PositionUnprotected has it
 
 
 class Pnl(msgspec.Struct):
-    """Money of one symbol in its settlement currency. slippage: paid against the deciding Ticks' prices."""
+    """Money of one symbol in its settlement currency.
+
+    slippage: paid against the deciding Ticks' prices, by what signals ordered; decided: that's volume.
+    """
 
     fills: int = 0
     volume: Decimal = ZERO
+    decided: Decimal = ZERO
     realized_pnl: Decimal = ZERO
     fees: Decimal = ZERO
     slippage: Decimal = ZERO
@@ -133,6 +137,7 @@ def _book(day: Day, fill: FillBooked, signal: SignalReceived | None) -> None:
         day.other_fees[fill.fee_currency] = day.other_fees.get(fill.fee_currency, ZERO) + fill.fee
     if signal is not None and fill.cause == "signal":
         sign = 1 if fill.side == "buy" else -1
+        row.decided += fill.qty * fill.price
         row.slippage += sign * fill.qty * (fill.price - Decimal(repr(signal.signal.tick_price)))
     day.fills.append(fill)
 
@@ -151,7 +156,7 @@ def pnl_rows(day: Day) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"of": symbol, "fills": row.fills, "volume": row.volume, "realized_pnl": row.realized_pnl,
          "fees": -row.fees, "net": row.realized_pnl - row.fees, "slippage": row.slippage,
-         "slippage_bp": round(row.slippage / row.volume * 10_000, 2) if row.volume else None}
+         "slippage_bp": round(row.slippage / row.decided * 10_000, 2) if row.decided else None}
         for symbol, row in sorted(day.pnl.items())]
     funding, paid = day.income.get("FUNDING_FEE", ZERO), day.income.get("TRANSFER", ZERO)
     rows.append({"of": "funding", "net": funding})

@@ -116,6 +116,8 @@ def gather(config: Config, clock: Clock) -> dict[str, Any]:
     halt = next((h for h in halts if h.scope == "all"), None)
     if halt is not None and state != "DOWN":  # the file is the halt; the executor's beat may lag a second
         state, why = "HALTED", f"{halt.who}: {halt.why}"
+    if beats.get("guard", {}).get("flattening"):
+        why += "; guard closes everything just now: positions and orders shown are those of before"
     symbols = [b for b in books.symbols.values()
                if config.owner_of(b.symbol) or b.position_qty or b.live_orders()]
     return {

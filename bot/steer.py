@@ -87,7 +87,8 @@ def resume(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json({"scope": scope, "was": halt}, halt is not None)
     if halt is None:
-        show(f"{scope} was not halted", is_trouble=True)
+        halted = ", ".join(h.scope for h in HaltFiles(config.state_path / "halt").list())
+        show(f"{scope} was not halted; halted: {halted or 'nothing'}", is_trouble=True)
         return EXIT_NO
     show(f"RESUMED {scope}; it had been halted by {halt.who} since {clock_text(halt.time_ns)}: {halt.why}")
     return EXIT_OK

@@ -126,6 +126,13 @@ def test_halt_of_somebody_without_a_name_is_set(tmp_path, capsys, monkeypatch):
     assert [h.who for h in HaltFiles(tmp_path / "var" / "halt").list()] == ["uid 54321"]
 
 
+def test_resume_of_what_is_not_halted_says_what_is(tmp_path, capsys):
+    path = write_config(tmp_path)
+    HaltFiles(tmp_path / "var" / "halt").set("symbol:X/USDT:USDT", who="op", why="x", clock=Clock())
+    assert botctl.main(["resume", "--config", str(path)]) == 1
+    assert "all was not halted; halted: symbol:X/USDT:USDT" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize(("scope", "words"), [
     ("strategy:gone", "--strategy gone"), ("symbol:GONE/USDT:USDT", "--symbol GONE/USDT:USDT")])
 def test_resume_of_what_left_the_configuration_ends_its_halt(scope, words, tmp_path, capsys):

@@ -108,6 +108,12 @@ def test_slippage_with_either_side_is_what_it_cost_against_the_tick(side, price,
     assert pnl_rows(day)[0]["slippage_bp"] == round(Decimal(cost) / (2 * Decimal(price)) * 10_000, 2)
 
 
+def test_slippage_in_basis_points_is_of_what_signals_ordered_alone():
+    day = day_of(received(1, 100.0), filled("buy", "2", "101", signal="s/1/1"),
+                 filled("sell", "2", "90", cause="stop", trade="2"))
+    assert pnl_rows(day)[0]["slippage_bp"] == round(Decimal(2) / 202 * 10_000, 2)
+
+
 def test_slippage_with_a_stop_has_no_tick_to_blame():
     assert day_of(received(1), filled("sell", "1", "90", signal="s/1/1", cause="stop")).pnl[BTC].slippage == 0
 

@@ -5,9 +5,10 @@ import os
 import msgspec
 import pytest
 
+from bot.clock import Clock
 from bot.config_file import load
 from bot.events import Unprotected
-from bot.status import BEAT_BYTES_MAX, position_row, read_beats
+from bot.status import BEAT_BYTES_MAX, gather, position_row, read_beats
 from tests.factory import BTC, NOW, SECOND, changed, holding, intended
 from tests.harness import write_config
 
@@ -41,6 +42,15 @@ def test_beat_with_a_number_that_nothing_can_compute_with_is_as_if_there_were_no
     raw = msgspec.json.encode(GOOD).replace(b'"run":1', b'"run":1' + b"0" * 330)
     (config.run_path(NAME) / f"{NAME}.json").write_bytes(raw)
     assert read_beats(config) == {}
+
+
+def test_status_while_guard_closes_everything_says_so_and_that_the_rest_is_older(config):
+    guard = {**GOOD, "name": "guard", "flattening": True}
+    config.run_path("guard").mkdir(parents=True, exist_ok=True)
+    (config.run_path("guard") / "guard.json").write_bytes(msgspec.json.encode(guard))
+    assert "guard closes everything just now" in gather(config, Clock())["state_reason"]
+    (config.run_path("guard") / "guard.json").write_bytes(msgspec.json.encode(guard | {"flattening": False}))
+    assert "guard" not in gather(config, Clock())["state_reason"]
 
 
 def test_beat_that_is_a_pipe_or_a_link_holds_nobody_up(config, tmp_path):
