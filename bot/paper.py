@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
+from msgspec.structs import astuple, replace
 
 from bot.config import PaperConfig
 from bot.config_file import read_secret
@@ -22,9 +24,9 @@ from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.errors import ConfigError, InvariantError
 from bot.log import Tally
-from bot.paper_engine import Engine, Store
+from bot.paper_engine import Engine, Limits, Store
 from bot.paper_market import build_market
-from bot.paper_model import Count, Limits, Milliseconds, Order, Refused, Side
+from bot.paper_model import Count, Filters, Milliseconds, Refused, Side
 from bot.paper_rest import ROUTES, Answer, Request, Rest, WsRequest, refused
 from bot.paper_shapes import account_json
 from bot.paper_stream import Hub, StreamFault
@@ -55,23 +57,36 @@ def told(*fields: Any) -> Any:
     return msgspec.defstruct("Told", fields, forbid_unknown_fields=True)
 
 
-ACCOUNT, SYMBOL = ("account", str), ("symbol", str)
-CONTROLS = {
-    "faults": Fault, "stream": StreamFault, "limits": Limits,
-    "clock": told(("offset_ms", Annotated[int, Meta(ge=-86_400_000, le=86_400_000)])),
-    "mark": told(SYMBOL, ("offset_pct", Annotated[float, Meta(ge=-99, le=1_000)])),
-    "funding": told(ACCOUNT, ("rate", Decimal)), "liquidate": told(ACCOUNT, SYMBOL),
-    "symbol": told(SYMBOL, ("status", Status, "TRADING"), ("filters", dict[str, dict[str, str]], {})),
-    "adl": told(ACCOUNT, SYMBOL, ("qty", Decimal | None, None)),
-    "trade": told(ACCOUNT, SYMBOL, ("side", Side), ("qty", Decimal), ("reduce_only", bool, False))}
-
-
 class Control:
     """What /paper/... answers: faults in, and the truth out. inject: see paper_stream's Hub."""
 
-    def __init__(self, engine: Engine, inject: Callable[[StreamFault], int]) -> None:
-        self.engine, self.inject = engine, inject
+    def __init__(self, engine: Engine, inject: Callable[..., Any]) -> None:
+        self.engine, ledger = engine, engine.ledger
         self.waiting: list[Fault] = []  # first come first taken
+        account, symbol = ("account", str), ("symbol", str)
+        offset_ms = ("offset_ms", Annotated[int, Meta(ge=-86_400_000, le=86_400_000)])
+        offset_pct = ("offset_pct", Annotated[float, Meta(ge=-99, le=1_000)])
+        # What each is told, and what it does with that.
+        self.commands: dict[str, tuple[Any, Callable[..., Any]]] = {
+            "POST /paper/faults": (Fault, lambda *fault: self.waiting.append(Fault(*fault))),
+            "GET /paper/faults": (told(), lambda: self.waiting),
+            "DELETE /paper/faults": (told(), self.waiting.clear),
+            "POST /paper/stream": (told(("match", str), ("do", StreamFault), ("count", Count, 1),
+                                        ("duration_ms", Milliseconds, 0)), inject),
+            "POST /paper/limits": (Limits, lambda *most: setattr(engine.limiter, "limits", Limits(*most))),
+            "POST /paper/clock": (told(offset_ms), partial(setattr, engine, "offset_ms")),
+            "POST /paper/mark": (told(symbol, offset_pct), engine.move_mark),
+            "POST /paper/funding": (told(account, ("rate", Decimal)), ledger.fund),
+            "POST /paper/symbol": (told(symbol, ("status", Status, "TRADING"), ("filters", Filters, {})),
+                                   engine.change_symbol),
+            "POST /paper/liquidate": (told(account, symbol), partial(ledger.force, "liquidation")),
+            "POST /paper/adl": (told(account, symbol, ("qty", Decimal | None, None)),
+                                partial(ledger.force, "adl")),
+            "POST /paper/trade": (told(account, symbol, ("side", Side), ("qty", Decimal),
+                                       ("reduce_only", bool, False)), engine.trade),
+            "GET /paper/state": (told(), lambda: {
+                name: {**account_json(ledger, name, 2), "orders": ledger.mine(name, "order"),
+                       "algos": ledger.mine(name, "algo")} for name in ledger.accounts})}
 
     def take(self, request: str) -> Fault | None:
         """Return the fault of this request ("METHOD path"), counted down."""
@@ -87,61 +102,21 @@ class Control:
 
     def answer(self, request: str, body: str) -> Answer:
         try:
+            if (command := self.commands.get(request)) is None:
+                raise Refused(-5000, *request.partition(" ")[::-2])
+            wish = msgspec.json.decode(body or "{}", type=command[0])
+            ledger = self.engine.ledger
+            for name, known in (("symbol", ledger.contracts), ("account", ledger.accounts)):
+                if (value := getattr(wish, name, None)) is not None and value not in known:
+                    raise ValueError(f"{name} must be one of {', '.join(known)}; was {value}")
             self.engine.wake()
-            value = self._do(request, self._wish(request, body))
+            value = command[1](*astuple(wish))
             self.engine.commit()
-            return Answer(200, msgspec.json.encode(value), {})
+            return Answer(200, msgspec.json.encode({} if value is None else value), {})
         except (msgspec.MsgspecError, KeyError, ValueError, ArithmeticError) as error:
             return refused(Refused(-1102, text=str(error)))
         except Refused as refusal:
             return refused(refusal)
-
-    def _wish(self, request: str, body: str) -> Any:
-        type_ = CONTROLS.get(request.removeprefix("POST /paper/"))
-        wish: Any = msgspec.json.decode(body, type=type_) if type_ else None
-        ledger = self.engine.ledger
-        for name, known in (("symbol", ledger.contracts), ("account", ledger.accounts)):
-            if (value := getattr(wish, name, None)) is not None and value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; was {value}")
-        if abs(getattr(wish, "rate", 0)) > 1:
-            raise ValueError(f"rate must be within -1 and 1; was {wish.rate}")
-        return wish
-
-    def _do(self, request: str, wish: Any) -> Any:
-        engine, ledger = self.engine, self.engine.ledger
-        match request:
-            case "POST /paper/faults":
-                self.waiting.append(wish)
-            case "DELETE /paper/faults":
-                self.waiting.clear()
-            case "GET /paper/faults":
-                return self.waiting
-            case "POST /paper/stream":
-                return {"connections": self.inject(wish)}
-            case "POST /paper/limits":
-                engine.limiter.limits = wish
-            case "POST /paper/clock":
-                engine.offset_ms = wish.offset_ms
-            case "POST /paper/mark":
-                engine.feed(wish.symbol).mark_factor = 1 + Decimal(str(wish.offset_pct)) / 100
-            case "POST /paper/funding":
-                ledger.fund(wish.account, wish.rate)
-            case "POST /paper/symbol":
-                engine.change_symbol(wish.symbol, wish.status, wish.filters)
-            case "POST /paper/liquidate":
-                ledger.force("liquidation", wish.account, wish.symbol)
-            case "POST /paper/adl":
-                ledger.force("adl", wish.account, wish.symbol, wish.qty)
-            case "POST /paper/trade":
-                return engine.place(Order(
-                    account=wish.account, symbol=wish.symbol, client_id=f"web_{engine.clock.token(20)}",
-                    side=wish.side, type="MARKET", qty=wish.qty, reduce_only=wish.reduce_only))
-            case "GET /paper/state":
-                return {name: {**account_json(ledger, name, 2), "orders": ledger.mine(name, "order"),
-                               "algos": ledger.mine(name, "algo")} for name in ledger.accounts}
-            case _:
-                raise Refused(-5000, *request.partition(" ")[::-2])
-        return {}
 
 
 class Server:
@@ -239,7 +214,7 @@ async def main(daemon: Daemon) -> None:
     start_ms = store.kept("market_start_ms", int, daemon.clock.wall_ns() // 1_000_000)
     store.keep("market_start_ms", start_ms)
     if config.recording:
-        config = msgspec.structs.replace(config, recording=str(daemon.config.path(config.recording)))
+        config = replace(config, recording=str(daemon.config.path(config.recording)))
     market = build_market(config, start_ms, store.trade_ids())
     server = Server(daemon, Engine(config, market, store, daemon.clock), _keys(daemon, config))
     app = web.Application()

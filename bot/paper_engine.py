@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from bot.errors import ConfigError
 from bot.paper_feed import Feed, Frame
 from bot.paper_ledger import Ledger
 from bot.paper_market import Market
-from bot.paper_model import OPEN, Account, Event, Fill, Income, Limits, Order, OrderEvent, Refused, refuse_if
+from bot.paper_model import OPEN, Account, Event, Fill, Income, Order, OrderEvent, Refused, Side, refuse_if
 
 PATIENCE = 10  # requests answered 429 in one minute before the address is banned, for this long:
 BAN_MS = 120_000
@@ -85,6 +86,21 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO row VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                          (kind, row.account, row.symbol, row.id, name, ref, is_open, row.time_ms,
                           msgspec.json.encode(row)))
+
+
+class Limits(msgspec.Struct, forbid_unknown_fields=True):
+    """What the limiter allows (POST /paper/limits), and until when it bans every address."""
+
+    weight_1m: int = 2_400
+    orders_10s: int = 300
+    orders_1m: int = 1_200
+    banned_until_ms: int = 0
+
+    def listing(self) -> list[dict[str, Any]]:
+        return [{"rateLimitType": kind, "interval": interval, "intervalNum": number, "limit": limit}
+                for kind, interval, number, limit in (
+                    ("REQUEST_WEIGHT", "MINUTE", 1, self.weight_1m), ("ORDERS", "MINUTE", 1, self.orders_1m),
+                    ("ORDERS", "SECOND", 10, self.orders_10s))]
 
 
 class Limiter:
@@ -192,6 +208,14 @@ class Engine:
             raise Refused(-4108)
         return self.ledger.place(order)
 
+    def trade(self, name: str, symbol: str, side: Side, qty: Decimal, reduce_only: bool) -> Order:
+        """Let a person trade by hand, at the market."""
+        return self.place(Order(account=name, symbol=symbol, client_id=f"web_{self.clock.token(20)}",
+                                side=side, type="MARKET", qty=qty, reduce_only=reduce_only))
+
+    def move_mark(self, symbol: str, offset_pct: float) -> None:
+        self.feed(symbol).mark_factor = 1 + Decimal(str(offset_pct)) / 100
+
     def change_symbol(self, symbol: str, status: str, filters: dict[str, dict[str, str]]) -> None:
         """Change a listing. One that settles or closes ends its orders and positions, at the mark."""
         self.ledger.contracts[symbol] = self.feed(symbol).contract.changed(status, filters)
@@ -210,19 +234,19 @@ class Engine:
             del self.countdowns[f"{name} {symbol}"]
         self.store.keep("countdowns", self.countdowns)
 
-    def listen_key(self, account: str) -> str:
-        """Return the account's live listen key, extended, or a new one."""
+    def live_key(self, account: str) -> str:
+        """Return the account's listen key while it lives, or ""."""
         key, until_ms = self.listen_keys.get(account, ("", 0))
-        key = self.clock.token(64) if until_ms < self.now_ms() else key
-        self.listen_keys[account] = (key, self.now_ms() + LISTEN_KEY_MS)
+        return key if until_ms >= self.now_ms() else ""
+
+    def listen_key(self, account: str, *, is_new: bool = True) -> str:
+        """Return the account's listen key, extended; a new one if it may be. Raises Refused."""
+        key = self.live_key(account)
+        refuse_if((not (key or is_new), -1125))
+        self.listen_keys[account] = (key or self.clock.token(64), self.now_ms() + LISTEN_KEY_MS)
         self.store.keep("listen_keys", self.listen_keys)
-        return key
+        return self.live_key(account)
 
     def drop_listen_key(self, account: str) -> None:
         self.listen_keys.pop(account, None)
         self.store.keep("listen_keys", self.listen_keys)
-
-    def account_of(self, listen_key: str) -> str:
-        """Return whose live listen key it is, or nobody's ""."""
-        return next((name for name, (key, until_ms) in self.listen_keys.items()
-                     if key == listen_key and until_ms >= self.now_ms()), "")

@@ -130,6 +130,7 @@ class Ledger:
 
     def fund(self, name: str, rate: Decimal) -> None:
         """Settle the funding of all positions: longs pay a positive rate, at the mark."""
+        refuse_if((abs(rate) > 1, -1130, "rate"))
         for symbol, notional in self.held(name).items():
             amount = money(-notional * rate)
             self.position(name, symbol).funding += amount

@@ -247,21 +247,6 @@ class Account(msgspec.Struct):
     update_ms: int = 0
 
 
-class Limits(msgspec.Struct, forbid_unknown_fields=True):
-    """What the limiter allows (POST /paper/limits), and until when it bans every address."""
-
-    weight_1m: int = 2_400
-    orders_10s: int = 300
-    orders_1m: int = 1_200
-    banned_until_ms: int = 0
-
-    def listing(self) -> list[dict[str, Any]]:
-        return [{"rateLimitType": kind, "interval": interval, "intervalNum": number, "limit": limit}
-                for kind, interval, number, limit in (
-                    ("REQUEST_WEIGHT", "MINUTE", 1, self.weight_1m), ("ORDERS", "MINUTE", 1, self.orders_1m),
-                    ("ORDERS", "SECOND", 10, self.orders_10s))]
-
-
 class OrderEvent(msgspec.Struct, frozen=True):
     """An order changed: the order as it was then; execution as the user stream calls it."""
 

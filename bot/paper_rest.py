@@ -86,27 +86,9 @@ class Request:
 
     # The market
 
-    def time(self) -> Json:
-        return {"serverTime": self.engine.now_ms()}
-
-    def exchange_info(self) -> Json:
-        return SAME["exchange_info"] | self.time() | {
-            "rateLimits": self.engine.limiter.limits.listing(), "symbols": [
-                c.listing() for c in self.ledger.contracts.values() if c.status != "CLOSE"]}
-
     def depth(self) -> Json:
         (bids, asks, id_), now_ms = self.feed().shown(self.limit(500, 1_000)), self.engine.now_ms()
         return {"lastUpdateId": id_, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
-
-    def trades(self) -> list[Json]:
-        return self.feed().recent(self.limit(500, 1_000))
-
-    def agg_trades(self) -> list[Json]:
-        return [lettered("agg_trade", row) for row in self.trades()]
-
-    def klines(self, name: str) -> list[Any]:
-        return self.feed(name).klines(self["interval"], self.limit(500, 1_500), self.get("startTime"),
-                                      self.get("endTime"))
 
     def premium_index(self, symbol: str) -> Json:
         feed = self.engine.feed(symbol)
@@ -127,32 +109,7 @@ class Request:
         return {"symbol": symbol, "bidPrice": bid, "bidQty": bid_qty, "askPrice": ask, "askQty": ask_qty,
                 "time": self.engine.now_ms(), "lastUpdateId": update_id}
 
-    def ticker(self, symbol: str) -> Json:
-        return self.engine.feed(symbol).ticker()
-
-    def price(self, symbol: str) -> Json:
-        last = self.engine.feed(symbol).last()
-        return {"symbol": symbol, "price": f"{last:f}", "time": self.engine.now_ms()}
-
-    def open_interest(self) -> Json:
-        return {"symbol": self["symbol"], "openInterest": "0.000", "time": self.engine.now_ms()}
-
     # The account
-
-    def account_of(self, version: int) -> Json:
-        return account_json(self.ledger, self.account, version)
-
-    def balance(self) -> list[Json]:
-        return [SAME["balance"] | lettered("balance", asset) for asset in self.account_of(3)["assets"]]
-
-    def account_config(self) -> Json:
-        return SAME["account"] | self.mode()
-
-    def order_limits(self) -> list[Json]:
-        return self.engine.limiter.limits.listing()[1:]
-
-    def brackets(self, symbol: str) -> Json:
-        return {"symbol": symbol, "brackets": table("brackets", list[Json])}
 
     def position(self, symbol: str) -> Json:
         return position_json(self.ledger, self.account, symbol)
@@ -162,20 +119,16 @@ class Request:
                 if version == 2 or self.ledger.position(self.account, symbol).qty
                 or self.ledger.mine(self.account, "order", symbol)]
 
-    def mode(self) -> Json:
-        return {"dualSidePosition": self.ledger.accounts[self.account].is_hedged}
-
     def symbol_config(self, symbol: str) -> Json:
         row = self.position(symbol)
         return {"symbol": symbol, "marginType": "CROSSED", "isAutoAddMargin": False,
                 "leverage": int(row["leverage"]), "maxNotionalValue": row["maxNotionalValue"]}
 
-    def set_mode(self) -> Json:
+    def set_mode(self) -> None:
         account, wanted = self.ledger.accounts[self.account], self["dualSidePosition"]
         refuse_if((wanted == account.is_hedged, -4059), (self.ledger.held(self.account), -4068))
         account.is_hedged = wanted
         self.engine.store.keep("accounts", self.ledger.accounts)
-        return {"code": 200, "msg": "success"}
 
     def set_leverage(self) -> Json:
         self.ledger.set_leverage(self.account, self["symbol"], self["leverage"])
@@ -185,10 +138,6 @@ class Request:
     def set_margin_type(self) -> Json:
         wanted, symbol, held = self["marginType"], self["symbol"], self.ledger.held(self.account)
         raise Refused(-4046 if wanted == "CROSSED" else -4048 if symbol in held else -4047)  # cross only here
-
-    def commission(self) -> Json:
-        return {"symbol": self["symbol"], "makerCommissionRate": str(self.ledger.maker_fee),
-                "takerCommissionRate": str(self.ledger.taker_fee), "rpiCommissionRate": "0"}
 
     def history(self, kind: str) -> list[Json]:
         """Return what the store keeps, by the filters the request has."""
@@ -205,18 +154,6 @@ class Request:
         if kind == "order":  # only here
             rows = [{**row, "pair": row["symbol"], "cumBase": row["executedQty"]} for row in rows]
         return rows
-
-    def listen_key(self) -> Json:
-        return {"listenKey": self.engine.listen_key(self.account)}
-
-    def keep_listen_key(self) -> Json:
-        key = self.engine.listen_keys.get(self.account, ("", 0))[0]
-        refuse_if((not self.engine.account_of(key), -1125))
-        return self.listen_key()
-
-    def drop_listen_key(self) -> Json:
-        self.engine.drop_listen_key(self.account)
-        return {}
 
     # Orders
 
@@ -282,10 +219,6 @@ class Request:
             return {"algoId": order.id, "clientAlgoId": order.client_id, "code": "200", "msg": "success"}
         return row_json(order, self.ledger)
 
-    def cancel_all(self, kind: str) -> Json:
-        self.ledger.cancel_all(self.account, self["symbol"], (kind,))
-        return {"code": 200, "msg": "The operation of cancel all open order is done."}
-
     def one_of(self, wish: Json, action: Callable[["Request"], Json]) -> Json:
         """Answer one of a few requests in one for itself."""
         one = copy(self)
@@ -321,6 +254,36 @@ class Request:
         return {"symbol": self["symbol"], "countdownTime": str(self["countdownTime"])}
 
 
+# The answers that are one expression, by paper.toml's name for them; the others are Request's methods.
+ANSWERS: dict[str, Callable[..., Any]] = {
+    "time": lambda r: {"serverTime": r.engine.now_ms()},
+    "exchange_info": lambda r: SAME["exchange_info"] | {
+        "serverTime": r.engine.now_ms(), "rateLimits": r.engine.limiter.limits.listing(),
+        "symbols": [c.listing() for c in r.ledger.contracts.values() if c.status != "CLOSE"]},
+    "trades": lambda r: r.feed().recent(r.limit(500, 1_000)),
+    "agg_trades": lambda r: [lettered("agg_trade", row) for row in r.feed().recent(r.limit(500, 1_000))],
+    "klines": lambda r, name: r.feed(name).klines(
+        r["interval"], r.limit(500, 1_500), r.get("startTime"), r.get("endTime")),
+    "ticker": lambda r, symbol: r.engine.feed(symbol).ticker(),
+    "price": lambda r, symbol: {
+        "symbol": symbol, "price": f"{r.engine.feed(symbol).last():f}", "time": r.engine.now_ms()},
+    "open_interest": lambda r: {"symbol": r["symbol"], "openInterest": "0.000", "time": r.engine.now_ms()},
+    "account": lambda r, version: account_json(r.ledger, r.account, version),
+    "balance": lambda r: [SAME["balance"] | lettered("balance", asset)
+                          for asset in account_json(r.ledger, r.account, 3)["assets"]],
+    "account_config": lambda r: SAME["account"] | ANSWERS["mode"](r),
+    "mode": lambda r: {"dualSidePosition": r.ledger.accounts[r.account].is_hedged},
+    "order_limits": lambda r: r.engine.limiter.limits.listing()[1:],
+    "brackets": lambda r, symbol: {"symbol": symbol, "brackets": table("brackets", list[Json])},
+    "commission": lambda r: {
+        "symbol": r["symbol"], "makerCommissionRate": str(r.ledger.maker_fee),
+        "takerCommissionRate": str(r.ledger.taker_fee), "rpiCommissionRate": "0"},
+    "listen_key": lambda r: {"listenKey": r.engine.listen_key(r.account)},
+    "keep_listen_key": lambda r: {"listenKey": r.engine.listen_key(r.account, is_new=False)},
+    "drop_listen_key": lambda r: r.engine.drop_listen_key(r.account),
+    "cancel_all": lambda r, kind: r.ledger.cancel_all(r.account, r["symbol"], (kind,))}
+
+
 class Route(msgspec.Struct, forbid_unknown_fields=True):
     """One endpoint; paper.toml says what the fields mean. security: none, key, signed."""
 
@@ -343,13 +306,14 @@ class Route(msgspec.Struct, forbid_unknown_fields=True):
         return self.weight
 
     def answer(self, request: Request) -> Any:
-        if self.do:
-            function = getattr(request, self.do)
-            return function(self.of) if self.of else function()
-        if not (row := self.each or self.every):
-            return self.says
-        rows = [getattr(request, row)(symbol) for symbol in request.symbols()]
-        return rows[0] if self.each and request.get("symbol") else rows
+        def answer(name: str, *of: Any) -> Any:
+            return (ANSWERS.get(name) or getattr(Request, name))(request, *of)
+
+        if row := self.each or self.every:
+            rows = [answer(row, symbol) for symbol in request.symbols()]
+            return rows[0] if self.each and request.get("symbol") else rows
+        said = answer(self.do, *filter(None, [self.of])) if self.do else None
+        return said if self.says is None else self.says
 
 
 # By "METHOD path", and their names by those of the websocket order API.

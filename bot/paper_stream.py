@@ -15,7 +15,7 @@ from aiohttp import WSMsgType, web
 from bot.paper_engine import Engine
 from bot.paper_feed import ON_DEMAND, Frame
 from bot.paper_market import canonical_stream
-from bot.paper_model import Count, Event, Milliseconds
+from bot.paper_model import Event
 from bot.paper_shapes import event_json
 
 LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
@@ -26,15 +26,7 @@ STREAMS_MAX = 200  # per connection
 MESSAGE_BYTES_MAX = 65_536  # of a client's message
 BUFFER_BYTES = 262_144  # raw playback waits while more than this is unsent
 BUFFER_BYTES_MAX = 16_777_216  # a live connection with more unsent (a minute of a busy market) is cut
-
-
-class StreamFault(msgspec.Struct, forbid_unknown_fields=True):
-    """A fault of the open websockets that carry a stream: match is "btcusdt@trade" or "user:NAME"."""
-
-    match: str
-    do: Literal["gap", "reorder", "freeze", "half_open", "close", "expire", "age"]
-    count: Count = 1
-    duration_ms: Milliseconds = 0
+StreamFault = Literal["gap", "reorder", "freeze", "half_open", "close", "expire", "age"]
 
 
 class Connection:
@@ -123,27 +115,27 @@ class Hub:
         """Send what happened to an account to its user streams."""
         now_ms = self.engine.now_ms()
         for event in events:
-            key = self._key(event.account)
+            key = self.engine.live_key(event.account)
             if any(key in connection.names for connection in self.connections):
                 for body in event_json(event, self.engine.ledger, now_ms):
                     self._spread(key, msgspec.json.encode(body), now_ms)
         self._flush()
 
-    def inject(self, fault: StreamFault) -> int:
-        """Apply a fault to the open connections that carry the stream; return how many."""
-        account, now_ms = fault.match.removeprefix("user:"), self.engine.now_ms()
-        stream = self._key(account) if account != fault.match else canonical_stream(fault.match)
+    def inject(self, match: str, do: StreamFault, count: int, duration_ms: int) -> dict[str, int]:
+        """Apply a fault to the open connections that carry a stream: "btcusdt@trade" or "user:NAME"."""
+        account, now_ms = match.removeprefix("user:"), self.engine.now_ms()
+        stream = self.engine.live_key(account) if account != match else canonical_stream(match)
         found = [connection for connection in self.connections if stream in connection.names]
         for connection in found:
-            match fault.do:
+            match do:
                 case "gap":
-                    connection.lost += fault.count
+                    connection.lost += count
                 case "reorder":
-                    connection.reordered = fault.count
+                    connection.reordered = count
                 case "age":
-                    connection.opened_ms -= fault.duration_ms
+                    connection.opened_ms -= duration_ms
                 case "freeze":
-                    connection.frozen_until_ms = now_ms + fault.duration_ms
+                    connection.frozen_until_ms = now_ms + duration_ms
                 case "half_open":
                     connection.is_half_open = True
                     connection.transport.pause_reading()
@@ -152,7 +144,7 @@ class Hub:
                 case "expire":
                     self.engine.drop_listen_key(account)
                     self._end_old(now_ms)
-        return len(found)
+        return {"connections": len(found)}
 
     async def drain(self) -> None:
         """Wait until everybody has read most of what was sent."""
@@ -163,8 +155,8 @@ class Hub:
         for connection in list(self.connections):
             await connection.ws.close(code=1001)  # the server goes away
 
-    def _key(self, account: str) -> str:
-        return self.engine.listen_keys.get(account, ("", 0))[0]
+    def _is_live(self, key: str) -> bool:
+        return key in map(self.engine.live_key, self.engine.listen_keys)
 
     def _spread(self, stream: str, raw: bytes, now_ms: int) -> None:
         made: dict[str, bytes] = {}
@@ -183,7 +175,7 @@ class Hub:
     def _end_old(self, now_ms: int) -> None:
         # Listen keys that expired, and connections that are a day old.
         for connection in list(self.connections):
-            for key in [k for k in connection.names if is_key(k) and not self.engine.account_of(k)]:
+            for key in [k for k in connection.names if is_key(k) and not self._is_live(k)]:
                 body = msgspec.json.encode({"e": "listenKeyExpired", "E": now_ms, "listenKey": key})
                 connection.put(enveloped(body, key if connection.is_combined else ""), now_ms)
                 del connection.names[key]
@@ -196,7 +188,7 @@ class Hub:
     def _subscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
             if is_key(name):
-                connection.names |= {name: name} if self.engine.account_of(name) else {}
+                connection.names |= {name: name} if self._is_live(name) else {}
                 continue
             stream = canonical_stream(name)
             connection.names[stream] = name

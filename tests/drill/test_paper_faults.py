@@ -8,10 +8,13 @@ import json
 import re
 import time
 from decimal import Decimal
+from typing import get_args, get_type_hints
 
 import aiohttp
 import pytest
 
+from bot.paper import Fault
+from bot.paper_stream import StreamFault
 from tests.harness import API_KEY, API_SECRET, ROOT, stop_process, wait_until, write_config
 from tests.paper import KEY, SYMBOL, Paper
 
@@ -343,11 +346,10 @@ def test_docs_with_every_example_does_what_it_shows(paper):
     page = (ROOT / "docs/paper.md").read_text()
     lines = re.findall(r"^    (GET|POST|DELETE) (/paper/\S+)(?: (.*))?$", page, re.MULTILINE)
     told = {path for _, path, _ in lines}
-    source = "".join((ROOT / "bot" / name).read_text() for name in ("paper.py", "paper_stream.py"))
+    source = (ROOT / "bot/paper.py").read_text()
     assert told == set(re.findall(r'"(?:GET|POST|DELETE) (/paper/\w+)"', source)), "each has an example"
     kinds = {json.loads(body)["do"] for _, path, body in lines if body and '"do"' in body}
-    named = "".join(re.findall(r"do: Literal\[(.*?)\]", source, re.DOTALL))
-    assert kinds == set(re.findall(r'"(\w+)"', named))
+    assert kinds == {*get_args(get_type_hints(Fault)["do"]), *get_args(StreamFault)}
     for method, path, body in lines:
         status, answer, _ = paper.call(method, path, body=body or None)
         assert status == 200, (path, body, answer)

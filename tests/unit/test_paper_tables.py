@@ -6,7 +6,7 @@ from configparser import ConfigParser
 import pytest
 
 from bot.paper_model import BRACKETS
-from bot.paper_rest import PARAMETERS, ROUTES, VALUES, Request
+from bot.paper_rest import ANSWERS, PARAMETERS, ROUTES, VALUES, Request
 from bot.paper_shapes import LETTERS, SAME
 from tests.harness import ROOT
 
@@ -29,9 +29,14 @@ def test_route_with_its_words_names_one_function_and_a_weight(name, route):
     assert path.startswith(("/fapi/v", "/sapi/v"))
     assert route.security in ("none", "key", "signed")
     words = [word for word in (route.do, route.each, route.every) if word]
-    assert len(words) == (route.says is None), "one of do, each, every, says"
-    assert all(callable(getattr(Request, word)) for word in words)
+    assert words or route.says is not None, "do, each or every, or at least says"
+    assert len(words) <= 1 and not (route.says is not None and (route.each or route.every))
+    assert all(callable(getattr(Request, word, None)) != (word in ANSWERS) for word in words), "in one place"
     assert route.of is None or route.do
+
+
+def test_answers_of_one_expression_are_all_named():
+    assert {word for route in ROUTES.values() for word in (route.do, route.each, route.every)} >= {*ANSWERS}
 
 
 def test_names_of_the_websocket_order_api_mean_one_endpoint_each():
