@@ -31,7 +31,7 @@ class Contract:
         self._read_ns = clock.mono_ns()
         self._has_held, self._rights_read_ns = False, -self._reread_ns
         self._key_troubles: list[str] = []
-        self._has_rights, self._unexplained = False, 0
+        self._has_rights, self._unexplained, self._is_whole = False, 0, True  # the last: the list of income
         self.trouble = ""  # of the whole account; while it lasts nothing opens
 
     def doubt(self) -> None:
@@ -75,8 +75,8 @@ class Contract:
             told_ns, income, newest_ns = self._exchange.server_ns(), self._books.income, self._books.income_ns
             account = await self._exchange.account()
             if unexplained(self._books, account.wallet_balance, income):
-                income, newest_ns = await self._exchange.income(self._books.explained[1])
-            if not unexplained(self._books, account.wallet_balance, income):
+                income, newest_ns, self._is_whole = await self._exchange.income(self._books.explained[1])
+            if not (self._is_whole and unexplained(self._books, account.wallet_balance, income)):
                 break
         return account, told_ns, income, newest_ns
 
@@ -87,11 +87,13 @@ class Contract:
         """
         rest = unexplained(self._books, balance, income)
         self._unexplained = self._unexplained + 1 if rest else 0
-        if self._unexplained < UNEXPLAINED_MIN:
+        if self._unexplained < UNEXPLAINED_MIN and (self._is_whole or not rest):
             return [], rest
         paid = ", ".join(f"{kind} {amount}" for kind, amount in income.items())
         told = (f"account balance_differs: {rest} of {balance} is explained by no fill of ours and no income "
-                f"({paid or 'none is listed'}): somebody else trades or pays with this account")
+                f"({paid or 'none is listed'}): " + (
+                    "somebody else trades or pays with this account" if self._is_whole else
+                    "its list is too long to be read in full, what was paid behind it counts as the day's"))
         return [told], rest if self._unexplained < UNEXPLAINED_MIN + TOLD_MAX else Decimal(0)
 
     async def _check_key(self) -> None:

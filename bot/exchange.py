@@ -5,7 +5,6 @@ ccxt's own network code, rate limiter and exception classes are not used (exchan
 """
 
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import msgspec
 
 from bot.budget import SLOW_SHARE, Action, Budget, Usage
 from bot.clock import Clock
-from bot.config import SETTLE, ExchangeConfig
+from bot.config import ExchangeConfig
 from bot.errors import ConfigError, ExchangeError
 from bot.model import Candle, Instrument
 from bot.orders import ExchangeFill, OrderRequest, OrderStatus
@@ -50,10 +49,9 @@ TRADABLE = ("binanceusdm",)
 NOT_FOUND, CLOCK_REFUSED, TOO_MUCH, TOO_MANY_ORDERS = (-2011, -2013), -1021, -1003, -1015
 QUERY_SLOW_S = 0.5  # between questions once much of the weight is used: 120 a minute at most
 URGENT_TRIES, URGENT_WAIT_S = 5, 0.2  # flatten's: an overloaded exchange answers every second or third
-PAGE_ROWS, KLINES_MAX = 1_000, 1_500  # of userTrades, allOrders and allAlgoOrders; of klines
+PAGE_ROWS, KLINES_MAX = 1_000, 1_500  # of userTrades, allOrders, allAlgoOrders and income; of klines
 WEEK_MS = 7 * 86_400_000 - 1  # they answer for less than 7 days at once (exchange-facts 1.1)
-# Streams of the /public address; all others are on /market (Important WebSocket Change Notice, 2026).
-PUBLIC_STREAMS = frozenset({"depth", "rpiDepth", "bookTicker", "trade"})
+INCOME_PAGES_MAX = 10  # of weight 30 each; three such looks at two comparisons a minute leave some
 
 
 class Rest(Protocol):
@@ -160,8 +158,8 @@ class Exchange:
             closed = [row for row in rows if row[6] < now_ms]
             return [Candle(row[0] * 1_000_000, *map(float, row[1:6])) for row in closed][-count:]
 
-    def build(self, request: OrderRequest, recv_window_ms: int | None = None) -> SignedRequest:
-        """Build and sign an order; the default window is the configured one. Nothing leaves.
+    def build(self, request: OrderRequest) -> SignedRequest:
+        """Build and sign an order. Nothing leaves.
 
         Raises InvariantError when what was built is not exactly what was asked (ccxt rounds prices),
         ExchangeError when ccxt refuses to build it.
@@ -174,8 +172,7 @@ class Exchange:
                        "isAlgoOrder": True, "workingType": "MARK_PRICE", "algoType": "CONDITIONAL"}
         else:
             params["newClientOrderId"] = request.client_order_id
-        window_ms = recv_window_ms or self._config.recv_window_ms
-        timestamp_ms = self.server_ns() // 1_000_000
+        timestamp_ms, window_ms = self.server_ns() // 1_000_000, self._config.recv_window_ms
         try:
             fields = self._ccxt.create_order_request(request.symbol, "market", request.side,
                                                      f"{request.qty:f}", None, params)
@@ -232,9 +229,7 @@ class Exchange:
         A triggered conditional order is told with the end of the order it turned into, which is asked
         for by its exchange id, and keeps the client id (nautilus #3664).
         """
-        if not is_conditional:
-            return await self._find(ORDER, symbol, origClientOrderId=client_order_id)
-        status = await self._find(ALGO, symbol, clientAlgoId=client_order_id)
+        status = await self._find(ALGO, symbol, clientAlgoId=client_order_id) if is_conditional else None
         if status is None:
             return await self._find(ORDER, symbol, origClientOrderId=client_order_id)
         if not status.triggered_id:
@@ -267,22 +262,33 @@ class Exchange:
         """Return the positions that are not zero, by symbol. Raises ExchangeError in hedge mode."""
         rows = await self._query("GET", "fapiPrivateV3", "positionRisk")
         with self._reading("positionRisk"):
-            found = [read_position(row, self._symbols) for row in rows]
-            return {position.symbol: position for position in found if position.qty}
+            return {p.symbol: p for p in (read_position(row, self._symbols) for row in rows) if p.qty}
 
-    async def account(self, settle: str = SETTLE) -> AccountSettings:
-        """Return the account's modes, and its balance in one currency."""
+    async def account(self) -> AccountSettings:
+        """Return the account's modes, and its balance."""
         modes = await self._query("GET", "fapiPrivate", "accountConfig")
         balances = await self._query("GET", "fapiPrivateV3", "balance")
         with self._reading("account"):
-            return read_account(modes, balances, settle)
+            return read_account(modes, balances)
 
-    async def income(self, start_ns: int, settle: str = SETTLE) -> tuple[dict[str, Decimal], int]:
-        """Return what came in after start_ns (its clock), trades left out, by type, and the newest's time."""
-        rows = await self._query("GET", "fapiPrivate", "income", limit=PAGE_ROWS,
-                                 startTime=start_ns // 1_000_000)
+    async def income(self, start_ns: int) -> tuple[dict[str, Decimal], int, bool]:
+        """Return what came in after start_ns (its clock), trades left out, by type, and the newest's time.
+
+        And whether that is all: of a list that is too long its oldest, which is told first.
+        """
+        rows: list[Any] = []
+        start_ms, is_whole = start_ns // 1_000_000, False
         with self._reading("income"):
-            return read_income(rows, start_ns, settle)
+            for _ in range(INCOME_PAGES_MAX):
+                page = await self._query("GET", "fapiPrivate", "income", limit=PAGE_ROWS, startTime=start_ms,
+                                         endTime=start_ms + WEEK_MS)
+                is_full = len(page) >= PAGE_ROWS  # then all of the time that it ends in is asked for again
+                start_ms = max(row["time"] for row in page) if is_full else start_ms + WEEK_MS + 1
+                rows += [row for row in page if row["time"] < start_ms]
+                is_whole = not is_full and start_ms > self.server_ns() // 1_000_000
+                if is_whole or (is_full and page[0]["time"] >= start_ms):
+                    break
+            return *read_income(rows, start_ns), is_whole
 
     async def key_rights(self) -> KeyRights | None:
         """Return what the key may do, None where nobody tells it. Raises ExchangeError."""
@@ -315,14 +321,9 @@ class Exchange:
         """Return the address of the private stream."""
         return f"{self._config.ws_url.rstrip('/')}/private/ws?listenKey={listen_key}"
 
-    def market_urls(self, streams: list[str]) -> list[str]:
-        """Return the addresses that together carry the streams, one per class of data."""
-        classes: dict[str, list[str]] = {}
-        for stream in streams:
-            channel = re.split(r"[\d@]", stream.partition("@")[2])[0]
-            classes.setdefault("public" if channel in PUBLIC_STREAMS else "market", []).append(stream)
-        base = self._config.ws_url.rstrip("/")
-        return [f"{base}/{name}/stream?streams={'/'.join(names)}" for name, names in classes.items()]
+    def market_url(self, section: str, streams: list[str]) -> str:
+        """Return the address that carries the streams: public those of trades and books, market others."""
+        return f"{self._config.ws_url.rstrip('/')}/{section}/stream?streams={'/'.join(streams)}"
 
     def parse_private(self, raw: bytes) -> list[PrivateEvent]:
         """Return what a private frame says; never raises. A trade gives its order's status, then the fill."""
@@ -392,8 +393,7 @@ class Exchange:
     async def _ask(self, method: str, section: str, path: str, params: dict[str, Any]) -> Any:
         if not self._is_urgent and self.budget.share("weight_1m", self.server_ns()) >= SLOW_SHARE:
             await self._clock.sleep(QUERY_SLOW_S)
-        refusal = self.refusal("rest" if self._is_urgent else "query")
-        if refusal:
+        if refusal := self.refusal("rest" if self._is_urgent else "query"):
             raise ExchangeError(f"{path}: not asked: {refusal}", code=TOO_MUCH)
         answer = self._note(await self._queries.request(method, **self._sign(method, section, path, params)))
         if answer.status == 200 and not answer.error:

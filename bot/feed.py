@@ -12,8 +12,7 @@ from msgspec import Meta
 from bot.model import Tick, TickKind
 
 # Two connections: the exchange serves trades and quotes in one class of data, marks in another.
-PRICE_STREAMS = ("trade", "bookTicker")
-MARK_STREAMS = ("markPrice@1s",)
+CONNECTIONS = (("prices", "public", ("trade", "bookTicker")), ("marks", "market", ("markPrice@1s",)))
 EXPECTED = {"other", "unchanged", "repeated"}  # dropped, and nothing is wrong: answers, overlaps
 
 PRICE_MAX = 1e15  # beyond any price or quantity, and far from the end of a float

@@ -17,7 +17,7 @@ from bot.connection import pool
 from bot.daemon import Daemon, run
 from bot.errors import ExchangeError
 from bot.exchange import Exchange, library
-from bot.feed import EXPECTED, MARK_STREAMS, PRICE_STREAMS, FrameDecoder, SymbolFeed, stream_names
+from bot.feed import CONNECTIONS, EXPECTED, FrameDecoder, SymbolFeed, stream_names
 from bot.log import Log
 from bot.model import Candle, Heartbeat, Snapshot
 from bot.status import read_usage
@@ -191,9 +191,10 @@ class TickProducer:
         self._named.update(feeds)
         for start in range(0, len(feeds), SYMBOLS_PER_LINE):
             part = list(feeds)[start:start + SYMBOLS_PER_LINE]
-            silence_ns = max(PRICE_SILENCE_NS, self._stale_ns)
-            await self._connect("prices", stream_names(part, PRICE_STREAMS), silence_ns)
-            await self._connect("marks", stream_names(part, MARK_STREAMS), self._stale_ns)
+            for name, section, streams in CONNECTIONS:
+                url = self._exchange.market_url(section, stream_names(part, streams))
+                await self._connect(name, url, max(
+                    PRICE_SILENCE_NS if name == "prices" else 0, self._stale_ns))
 
     async def measure_clock(self) -> None:
         """Measure the exchange's clock again; ages and the heartbeat's offset go by it."""
@@ -269,12 +270,11 @@ class TickProducer:
         for symbol in self._exchange.unlisted(tuple(self.feeds)):
             self._log.error("symbol_unlisted", symbol=symbol)  # the others go on
 
-    async def _connect(self, name: str, streams: list[str], silence_ns: int) -> None:
-        for url in self._exchange.market_urls(streams):
-            line = Line(f"{name}-{len(self._lines)}", url, silence_ns)
-            self._lines.append(line)
-            self._spawn(self._follow(line))
-            await line.tried.wait()  # one after another: the exchange counts attempts
+    async def _connect(self, name: str, url: str, silence_ns: int) -> None:
+        line = Line(f"{name}-{len(self._lines)}", url, silence_ns)
+        self._lines.append(line)
+        self._spawn(self._follow(line))
+        await line.tried.wait()  # one after another: the exchange counts attempts
 
     async def _follow(self, line: Line) -> None:
         wait_ms = self._config.gateway.reconnect_ms_min

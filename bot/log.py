@@ -38,7 +38,6 @@ EVENTS = {
     "order_answered": "an order was sent and answered; what the answer proves",
     "cancel_answered": "a cancel was sent and answered",
     "status_unrecognized": "the exchange used an order status nobody here knows; kept raw",
-    "account_changed": "the exchange told of balances or settings",
     "fill": "an execution of ours was booked",
     "signal": "a new signal was journaled",
     "outcome": "a signal got its one outcome",
@@ -77,7 +76,7 @@ MONEY = frozenset((
     "signal", "signal_sent", "signal_outcome", "outcome", "order_answered", "cancel_answered", "order_absent",
     "order_missed", "fill", "halted", "resumed", "commanded", "adopted", "position_unprotected",
     "symbol_locked", "symbol_unlocked", "flattening", "dead_man", "dead_man_failed", "command_unanswered",
-    "reconciled", "canary", "account_changed", "status_unrecognized", "crashed", "killed"))
+    "reconciled", "canary", "status_unrecognized", "crashed", "killed"))
 BURST = 100  # lines of one event at once; a start of ten strategies logs fewer
 PER_S = 1.0  # then; 40 events of 300 bytes at this rate are 1 GB a day, and supervisord rotates at 20 MB
 SECRET_CHARS_MIN = 8  # shorter ones would blot out words

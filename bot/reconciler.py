@@ -23,7 +23,7 @@ from bot.exposure import transfers
 from bot.log import Log
 from bot.orders import OPEN, PREFIX, ExchangeFill, Order, OrderStatus
 from bot.recorder import NOT_OF_THE_BOOKS, Recorder
-from bot.rows import AccountChanged, ExchangePosition, ListenKeyExpired, Unrecognized
+from bot.rows import ExchangePosition, ListenKeyExpired, Unrecognized
 from bot.stream import StreamClosed
 
 MISSES_MIN = 3  # "not found" so many times, spread over absent_after_s, before absence is considered
@@ -443,8 +443,6 @@ class Reconciler:
                 self.recorder.book(said, said.client_order_id)
             elif isinstance(said, Unrecognized):
                 self._log.warning("message_dropped", channel="private", reason=said.reason)
-            elif isinstance(said, AccountChanged):
-                self._log.debug("account_changed", reason=said.reason)
         self._keeper.commit()
         self._wake()
         return True

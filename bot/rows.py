@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from bot.config import SETTLE
 from bot.model import Instrument
 from bot.orders import ExchangeFill, OrderEvent, OrderStatus, Side
 
@@ -35,7 +36,8 @@ FILL = ("symbol", "id", "orderId", "side", "qty", "price", "commission", "commis
 FILL_EVENT = ("s", "t", "i", "S", "l", "L", "n", "N", "rp", "m", "T")
 SIDES: dict[str, Side] = {"BUY": "buy", "SELL": "sell"}
 OF_TRADES = frozenset({"REALIZED_PNL", "COMMISSION"})  # income that our fills tell of already
-SILENT_EVENTS = frozenset({"TRADE_LITE"})  # says what ORDER_TRADE_UPDATE says, with less
+# They say what ORDER_TRADE_UPDATE says, with less, and what is compared: balances and positions.
+SILENT_EVENTS = frozenset({"TRADE_LITE", "ACCOUNT_UPDATE"})
 
 
 class ExchangePosition(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,14 +56,12 @@ class ExchangePosition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AccountSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The account's modes, and its balances in the settlement currency."""
+    """The account's modes, and its balance in the settlement currency."""
 
     is_hedge_mode: bool
     is_multi_asset: bool
     can_trade: bool
-    settle: str
     wallet_balance: Decimal
-    available_balance: Decimal
 
 
 class KeyRights(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,18 +87,6 @@ class SymbolSettings(msgspec.Struct, frozen=True, kw_only=True):
     leverage: int
 
 
-class AccountChanged(msgspec.Struct, frozen=True, kw_only=True):
-    """A private-stream word on balances and positions; positions are signed contracts, one-way mode.
-
-    reason: the exchange's own (ORDER, FUNDING_FEE, ...).
-    """
-
-    reason: str
-    balances: dict[str, Decimal]
-    positions: dict[str, Decimal]
-    time_ns: int
-
-
 class ListenKeyExpired(msgspec.Struct, frozen=True):
     """The private stream is dead although connected: a new listen key and connection are needed."""
 
@@ -112,7 +100,7 @@ class Unrecognized(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-PrivateEvent = OrderStatus | ExchangeFill | AccountChanged | ListenKeyExpired | Unrecognized
+PrivateEvent = OrderStatus | ExchangeFill | ListenKeyExpired | Unrecognized
 
 
 def money(value: Any) -> Decimal:
@@ -162,24 +150,23 @@ def read_position(row: Row, symbols: Mapping[str, str]) -> ExchangePosition:
         mark_price=money(row["markPrice"]), liquidation_price=money(row["liquidationPrice"]) or None)
 
 
-def read_income(rows: list[Row], after_ns: int, settle: str) -> tuple[dict[str, Decimal], int]:
-    """Return the sums of one currency by type, of what is later and comes of no trade; the newest's time."""
+def read_income(rows: list[Row], after_ns: int) -> tuple[dict[str, Decimal], int]:
+    """Return the sums in SETTLE by type, of what is later and comes of no trade; the newest's time."""
     sums: dict[str, Decimal] = {}
     newest_ns = 0
     for row in rows:
         kind, at_ns = row["incomeType"], int(row["time"]) * 1_000_000
-        if row["asset"] == settle and at_ns > after_ns and kind not in OF_TRADES:
+        if row["asset"] == SETTLE and at_ns > after_ns and kind not in OF_TRADES:
             sums[kind], newest_ns = sums.get(kind, Decimal(0)) + money(row["income"]), max(newest_ns, at_ns)
     return sums, newest_ns
 
 
-def read_account(modes: Row, balances: list[Row], settle: str) -> AccountSettings:
-    """Return the account's modes, and its balance in one currency: 0 where it is not listed."""
-    row: Row = next((row for row in balances if row["asset"] == settle), {})
+def read_account(modes: Row, balances: list[Row]) -> AccountSettings:
+    """Return the account's modes, and its balance in SETTLE: 0 where it is not listed."""
+    balance = next((row["balance"] for row in balances if row["asset"] == SETTLE), 0)
     return AccountSettings(
         is_hedge_mode=modes["dualSidePosition"], is_multi_asset=modes["multiAssetsMargin"],
-        can_trade=modes["canTrade"], settle=settle, wallet_balance=money(row.get("balance", 0)),
-        available_balance=money(row.get("availableBalance", 0)))
+        can_trade=modes["canTrade"], wallet_balance=money(balance))
 
 
 def read_key_rights(row: Row) -> KeyRights:
@@ -220,8 +207,6 @@ def read_private(raw: bytes, symbols: Mapping[str, str]) -> list[PrivateEvent]:
             return _order_event(frame["o"], raw, symbols)
         if kind == "ALGO_UPDATE":
             return [read_status({"T": frame["T"], **frame["o"]}, ALGO_EVENT, symbols)]
-        if kind == "ACCOUNT_UPDATE":
-            return [_account_event(frame, symbols)]
         if kind == "listenKeyExpired":
             return [ListenKeyExpired(str(frame.get("listenKey", "")))]
         return [] if kind in SILENT_EVENTS else [Unrecognized(kind, raw)]
@@ -242,12 +227,3 @@ def _order_event(row: Row, raw: bytes, symbols: Mapping[str, str]) -> list[Priva
     if row["t"] <= 0:  # a fill without an identity could be booked twice: reconciliation finds it
         return [status, Unrecognized(f"fill of {row['c']} without a trade id", raw)]
     return [status, read_fill(row, FILL_EVENT, symbols)]
-
-
-def _account_event(frame: Row, symbols: Mapping[str, str]) -> AccountChanged:
-    told = frame["a"]
-    return AccountChanged(
-        reason=str(told["m"]), balances={row["a"]: money(row["wb"]) for row in told.get("B", [])},
-        positions={symbols.get(row["s"], row["s"]): money(row["pa"]) for row in told.get("P", [])
-                   if row["ps"] == "BOTH"},
-        time_ns=int(frame["T"]) * 1_000_000)

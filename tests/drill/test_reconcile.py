@@ -2,10 +2,12 @@
 
 import http.client
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -118,6 +120,35 @@ def test_position_closed_in_the_exchanges_app_is_left_alone_until_it_is_adopted(
     assert running.journal().books().orders <= before + 1  # a stop for it, at the most
     assert _botctl(running, "adopt", BTC, "--reason", "my own trade")[0] == 0
     assert running.our_position() == Decimal("0.004")
+
+
+def _pay_behind_many_trades(appliance: Appliance, amount: int, *, trades: int) -> None:
+    """Write into the stopped exchange's memory what an outage may bring: fees, and then a transfer."""
+    rows = [("COMMISSION", "-0.5")] * trades + [("TRANSFER", str(amount))]
+    now_ms, path = time.time_ns() // 1_000_000, appliance.config.path(appliance.config.paper.state)
+    with closing(sqlite3.connect(path)) as store, store:
+        for n, (kind, paid) in enumerate(rows):
+            row = {"id": 10**6 + n, "account": "main", "symbol": "", "reason": kind, "amount": paid,
+                   "time_ms": now_ms - 2_000 + n // 3}
+            store.execute("INSERT INTO row VALUES ('income', 'main', '', ?, ?, 0, 0, ?, ?)",
+                          (row["id"], kind, row["time_ms"], json.dumps(row).encode()))
+        (body,), = store.execute("SELECT body FROM state WHERE name = 'accounts'")
+        accounts = json.loads(body)
+        for name in ("wallet", "deposited"):
+            accounts["main"][name] = str(Decimal(accounts["main"][name]) + amount)
+        store.execute("UPDATE state SET body = ? WHERE name = 'accounts'", (json.dumps(accounts).encode(),))
+
+
+def test_transfer_behind_more_trades_than_a_page_has_is_no_loss_of_the_day(running: Appliance) -> None:
+    for name in ("executor", "paper"):
+        running.stop(name)
+    _pay_behind_many_trades(running, -9_000, trades=2_500)
+    running.start("paper", "executor")
+    running.wait_running()
+    assert running.journal().books().day.transfers == -9_000
+    told = running.status()
+    assert not told["halted"] and told["wallet_balance"] == 1_000
+    assert _botctl(running, "reconcile") == (0, "books and exchange agree\n")
 
 
 def test_liquidation_and_adl_are_booked_and_lock_until_adopted(running: Appliance,

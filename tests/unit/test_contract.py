@@ -48,7 +48,7 @@ class Bench:
 
     def check(self, **account):
         modes = self.account | account
-        told = AccountSettings(settle="USDT", wallet_balance=1, available_balance=1, **modes)
+        told = AccountSettings(wallet_balance=1, **modes)
         return asyncio.run(self.contract.check(told, [BTC, ETH]))
 
 

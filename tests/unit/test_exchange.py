@@ -15,7 +15,7 @@ import pytest
 from bot.budget import COUNTERS, Budget, Usage
 from bot.config import ExchangeConfig
 from bot.errors import ConfigError, ExchangeError, InvariantError
-from bot.exchange import WEEK_MS, Exchange
+from bot.exchange import INCOME_PAGES_MAX, PAGE_ROWS, WEEK_MS, Exchange
 from bot.orders import OrderRequest
 from bot.outcome import Answer
 from bot.rows import SymbolSettings
@@ -195,16 +195,16 @@ def test_build_with_market_order_signs_exactly_that():
 @pytest.mark.parametrize(("kind", "name"), [("stop", "STOP_MARKET"), ("take_profit", "TAKE_PROFIT_MARKET")])
 def test_build_with_conditional_order_goes_to_the_algo_endpoint(kind, name):
     exchange, _lane, clock = loaded()
-    signed = exchange.build(stop_order(type=kind), recv_window_ms=700)
+    signed = exchange.build(stop_order(type=kind))
     text, _, signature = signed.body.decode().rpartition("&signature=")
     assert dict(parse_qsl(text)) == {
         "symbol": "BTCUSDT", "side": "SELL", "type": name, "quantity": "0.005", "triggerPrice": "61000.1",
         "reduceOnly": "true", "clientAlgoId": "th0abco0", "algoType": "CONDITIONAL",
-        "workingType": "MARK_PRICE", "newOrderRespType": "RESULT", "recvWindow": "700",
+        "workingType": "MARK_PRICE", "newOrderRespType": "RESULT", "recvWindow": "3000",
         "timestamp": str(clock.wall // 1_000_000)}
     assert signature == signature_of(text)
     assert signed.url == "http://127.0.0.1:5560/fapi/v1/algoOrder"
-    assert signed.fence_ns == clock.wall + 700 * 1_000_000
+    assert signed.fence_ns == clock.wall + 3_000 * 1_000_000
 
 
 def test_build_with_measured_clock_stamps_the_exchanges_time():
@@ -465,7 +465,7 @@ def test_account_tells_modes_and_the_settlement_balance():
     exchange, lane, _clock = loaded(accountConfig=modes, balance=balances)
     account = asyncio.run(exchange.account())
     assert (account.is_hedge_mode, account.is_multi_asset, account.can_trade) == (True, False, True)
-    assert (account.wallet_balance, account.available_balance) == (Decimal("10000.50"), Decimal(9000))
+    assert account.wallet_balance == Decimal("10000.50")
     assert [path for _, path, _, _ in lane.asked] == ["/fapi/v1/accountConfig", "/fapi/v3/balance"]
 
 
@@ -473,12 +473,37 @@ def test_income_is_of_the_settlement_currency_later_than_asked_and_of_no_trade()
     told = [("TRANSFER", "10.5", "USDT", 8), ("TRANSFER", "-3", "USDT", 9), ("TRANSFER", "10000", "USDC", 8),
             ("FUNDING_FEE", "-0.25", "USDT", 8), ("FUNDING_FEE", "-9", "USDT", 7),
             ("REALIZED_PNL", "5", "USDT", 8), ("COMMISSION", "-1", "USDT", 8), ("TRANSFER", "-5", "BNB", 8)]
-    rows = [dict(zip(("incomeType", "income", "asset", "time"), row, strict=True)) for row in told]
+    rows = [{"incomeType": kind, "income": amount, "asset": asset, "time": START_MS - 10 + ms}
+            for kind, amount, asset, ms in told]
     exchange, lane, _ = loaded(income=rows)
-    told = asyncio.run(exchange.income(7_000_000))
-    assert told == ({"TRANSFER": Decimal("7.5"), "FUNDING_FEE": Decimal("-0.25")}, 9_000_000)
+    told = asyncio.run(exchange.income((START_MS - 3) * 1_000_000))
+    assert told == ({"TRANSFER": Decimal("7.5"), "FUNDING_FEE": Decimal("-0.25")},
+                    (START_MS - 1) * 1_000_000, True)
     (asked,) = lane.of("income")
-    assert asked["startTime"] == "7" and "incomeType" not in asked
+    assert asked["startTime"] == str(START_MS - 3) and "incomeType" not in asked
+
+
+def income_of(*times, start_ms=START_MS - 3 * WEEK_MS):
+    rows = [{"incomeType": "TRANSFER", "income": "1", "asset": "USDT", "time": ms} for ms in times]
+    exchange, lane, _ = loaded(income=History(rows, "", ""))
+    sums, newest_ns, is_whole = asyncio.run(exchange.income((start_ms - 1) * 1_000_000))
+    return int(sums.get("TRANSFER", 0)), newest_ns // 1_000_000, is_whole, len(lane.of("income"))
+
+
+def test_income_of_many_pages_and_weeks_counts_each_row_once():
+    # Three in each millisecond: a page of 1,000 ends between rows of the same time.
+    times = [START_MS - 3 * WEEK_MS, *(START_MS - 1_000 + n // 3 for n in range(3_000)), START_MS]
+    found, newest_ms, is_whole, asked = income_of(*times)
+    assert (found, newest_ms, is_whole) == (len(times), START_MS, True) and asked < 10
+    assert income_of(*times[-2:], start_ms=START_MS) == (1, START_MS, True, 1)
+
+
+def test_income_that_cannot_be_read_in_full_says_so():
+    found, _, is_whole, asked = income_of(*[START_MS - 9] * (PAGE_ROWS + 1), START_MS, start_ms=START_MS - 10)
+    assert (found, is_whole, asked) == (0, False, 1), "of more in a millisecond than a page has, which is it?"
+    first_ms = START_MS - PAGE_ROWS * INCOME_PAGES_MAX
+    many = income_of(*range(first_ms, START_MS + 1), start_ms=first_ms)
+    assert not many[2] and many[3] == INCOME_PAGES_MAX and many[0] > (PAGE_ROWS - 1) * (INCOME_PAGES_MAX - 1)
 
 
 def test_key_rights_are_asked_of_the_spot_api_alone_and_may_be_unknown():
@@ -684,11 +709,8 @@ def test_listen_key_needs_the_key_and_no_signature():
 def test_urls_of_streams_go_by_class_of_data():
     exchange, _lane, _clock = loaded()
     assert exchange.private_url("abc") == "ws://127.0.0.1:5560/private/ws?listenKey=abc"
-    streams = ["btcusdt@trade", "btcusdt@markPrice@1s", "btcusdt@bookTicker", "btcusdt@depth20@0ms",
-               "btcusdt@kline_1m"]
-    assert exchange.market_urls(streams) == [
-        "ws://127.0.0.1:5560/public/stream?streams=btcusdt@trade/btcusdt@bookTicker/btcusdt@depth20@0ms",
-        "ws://127.0.0.1:5560/market/stream?streams=btcusdt@markPrice@1s/btcusdt@kline_1m"]
+    assert exchange.market_url("public", ["btcusdt@trade", "btcusdt@bookTicker"]) == (
+        "ws://127.0.0.1:5560/public/stream?streams=btcusdt@trade/btcusdt@bookTicker")
 
 
 def test_parse_private_knows_our_symbols():

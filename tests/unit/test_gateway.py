@@ -139,8 +139,8 @@ class FakeExchange:
         return [Candle(minute_ns - back * 60 * S, 1.0, 2.0, 0.5, 1.5, float(back))
                 for back in range(count, 0, -1)]
 
-    def market_urls(self, streams):
-        return [f"ws://{'marks' if 'markPrice' in streams[0] else 'prices'}/{'/'.join(streams)}"]
+    def market_url(self, section, streams):
+        return f"ws://{'marks' if section == 'market' else 'prices'}/{'/'.join(streams)}"
 
 
 class World:
@@ -260,11 +260,12 @@ def test_frames_of_all_connections_become_numbered_ticks_at_once():
 def test_connections_with_two_symbols_carry_trades_quotes_and_marks_of_both():
     async def story(world):
         urls = []
-        inner = world.exchange.market_urls
-        world.exchange.market_urls = lambda streams: urls.append(streams) or inner(streams)
+        inner = world.exchange.market_url
+        world.exchange.market_url = lambda *what: urls.append(what) or inner(*what)
         await world.start()
-        assert urls == [["btcusdt@trade", "btcusdt@bookTicker", "ethusdt@trade", "ethusdt@bookTicker"],
-                        ["btcusdt@markPrice@1s", "ethusdt@markPrice@1s"]]
+        assert urls == [
+            ("public", ["btcusdt@trade", "btcusdt@bookTicker", "ethusdt@trade", "ethusdt@bookTicker"]),
+            ("market", ["btcusdt@markPrice@1s", "ethusdt@markPrice@1s"])]
         assert [name for _, name in world.opened] == ["prices", "marks"]
 
     play(story, traded=(BTC, ETH))

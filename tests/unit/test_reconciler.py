@@ -66,7 +66,7 @@ class Bench:
         self.instruments, self.clock_offset_ns = {BTC: instrument()}, 0
         self.found, self.open, self.past, self.trades, self.held = None, [], [], [], D(0)
         self.said, self.wallet = [], D(1)
-        self.listed, self.listed_ns = {}, NOW + 1
+        self.listed, self.listed_ns, self.is_whole = {}, NOW + 1, True
         self.journal = Journal(path / "journal.db", self.clock, identity={}, checkpoint_events=50)
         self.keeper = Bookkeeper(
             self.journal, self.journal.load(), self.clock, lambda report: None, self.halt
@@ -124,13 +124,11 @@ class Bench:
 
     async def income(self, start_ns):
         rows = self.listed if self.listed_ns > start_ns else {}
-        return dict(rows), self.listed_ns if rows else 0
+        return dict(rows), self.listed_ns if rows else 0, self.is_whole
 
     async def account(self):
         return AccountSettings(
-            settle="USDT",
             wallet_balance=self.wallet,
-            available_balance=D(1),
             is_hedge_mode=False,
             is_multi_asset=False,
             can_trade=True,
@@ -823,6 +821,16 @@ def test_balance_that_nothing_explains_is_told_once_it_lasts_and_then_taken_as_i
     assert [len(f) for f in found] == [0, 0, 1, 1, 1, 1, 1, 0]
     assert "account balance_differs: -40 of -39" in found[2][0]
     assert not bench.halts and not bench.keeper.books.book(BTC).locks
+
+
+def test_balance_whose_income_is_too_long_to_read_is_told_at_once(bench):
+    asyncio.run(bench.it.reconcile("test"))
+    bench.wallet, bench.listed, bench.is_whole = D(1) - 40, {"TRANSFER": D(-30)}, False
+    (told,) = asyncio.run(bench.it.reconcile("test"))
+    assert "-10 of -39" in told and "too long to be read in full" in told
+    assert bench.keeper.books.day.transfers == -30
+    bench.wallet = D(1) - 30  # behind what was read there are trades of ours alone
+    assert asyncio.run(bench.it.reconcile("test")) == []
 
 
 def test_fill_that_is_booked_after_the_balance_with_it_is_no_difference(bench):
