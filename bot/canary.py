@@ -15,10 +15,9 @@ from bot.exchange import Exchange
 from bot.log import Log
 from bot.model import Instrument
 from bot.orders import CANARY_PREFIX, OrderRequest, Side
-from bot.outcome import classify
+from bot.outcome import NOTHING_TO_REDUCE, classify
 
 AWAY = Decimal("0.2")  # of the mark: 20 % (DESIGN 5)
-NOTHING_TO_REDUCE = -2022  # "ReduceOnly Order is rejected"
 AGAIN_S = 10  # while it is not green
 TRIES_MAX = 3  # without a word from the exchange; then that is the trouble
 

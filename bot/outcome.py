@@ -15,6 +15,7 @@ CancelKind = Literal["canceled", "gone", "rejected", "not_executed", "not_sent",
 
 # The signature or the key is refused, whatever is sent: nothing of ours gets through any more.
 KEY_REFUSED = frozenset({-1022, -2014, -2015})
+NOTHING_TO_REDUCE = -2022  # "ReduceOnly Order is rejected"
 # What the symbol's rules refused: they may have changed since they were read.
 RULES_REFUSED = frozenset({-1111, -1121, *range(-4061, -4002), -4131, -4140, -4164})
 # Codes that count only in a 4xx answer of the shape {"code": int, "msg": str} (exchange-facts 1.2,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from bot.bookkeeper import Bookkeeper
-from bot.canary import NOTHING_TO_REDUCE
 from bot.crash import point
 from bot.errors import ExchangeError, InvariantError
 from bot.events import OrderAnswered
@@ -12,7 +11,7 @@ from bot.halt import HaltFiles
 from bot.log import Log
 from bot.metrics import Histogram
 from bot.orders import Order
-from bot.outcome import KEY_REFUSED, RULES_REFUSED, classify, classify_cancel
+from bot.outcome import KEY_REFUSED, NOTHING_TO_REDUCE, RULES_REFUSED, classify, classify_cancel
 from bot.reconciler import Reconciler
 from bot.signed_request import SignedRequest
 
