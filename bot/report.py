@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from bot.alert import UNPROTECTED_S_MAX
 from bot.config import SETTLE
 from bot.errors import InvariantError
 from bot.events import (
@@ -39,7 +40,6 @@ STATIC = Path(__file__).with_name("static")
 INCIDENTS = (Started, Halted, Resumed, SymbolLocked, SymbolUnlocked, Commanded, Adopted, Restored)
 ZERO = Decimal(0)
 MS = 1e6
-NAKED_NS = 2_000_000_000  # as the alert PositionUnprotected has it
 
 
 class Pnl(msgspec.Struct):
@@ -119,7 +119,7 @@ def _see_stop(day: Day, ts_ns: int, event: Unprotected, naked_ns: dict[str, int]
     since_ns = naked_ns.pop(event.symbol, ts_ns)
     if event.since_ns:
         naked_ns[event.symbol] = event.since_ns
-    elif ts_ns - since_ns >= NAKED_NS:
+    elif ts_ns - since_ns > UNPROTECTED_S_MAX * 1e9:
         day.incidents.append(f"{clock_text(ts_ns)}  {event.symbol} had lacked its stop for "
                              f"{(ts_ns - since_ns) / 1e9:.1f} s")
 

@@ -16,7 +16,7 @@ import mistune
 import msgspec
 from aiohttp import web
 
-from bot.alert import ask
+from bot.alert import UNPROTECTED_S_MAX, ask
 from bot.bus import ZmqSubscriber
 from bot.clock import Clock
 from bot.config import Config
@@ -31,7 +31,7 @@ from bot.wire import decode_tick, snapshot_topic
 STATIC = Path(__file__).with_name("static")
 RUNBOOK = Path(__file__).resolve().parents[1] / "RUNBOOK.md"
 FRESH_NS = 900_000_000  # a page asks each second; however many are open, the journal is read once for all
-UNPROTECTED_S, NEAR_PCT, LOSS_RATIO, COMPARED_S = 2, 10, 0.7, 100  # as the alerts have them
+NEAR_PCT, LOSS_RATIO, COMPARED_S = 10, 0.7, 100  # as ops/prometheus/alerts.yml has them
 ASK_S = 1.0  # of the Alertmanager, which is on this host
 CANDLES, FILLS, COMPARISONS, ROWS = 500, 500, 2_000, 20
 NAMES = {"127.0.0.1", "localhost", "[::1]"}
@@ -39,6 +39,8 @@ HEADERS = {"Content-Security-Policy":  # the chart library writes style attribut
            "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'",
            "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
            "Referrer-Policy": "no-referrer"}
+
+
 class Ringing(TypedDict):
     """An alert as the Alertmanager holds it."""
 
@@ -189,7 +191,7 @@ def alerts(status: dict[str, Any], beats: dict[str, dict[str, Any]],
     for row in status["positions"]:  # the journal knows it also of an executor that has not told yet
         lacks_s[row["symbol"]] = max(lacks_s.get(row["symbol"], 0), row["unprotected_s"] or 0)
     found = [("PositionUnprotected", symbol, f"it lacks its stop for {lacks:.0f} s")
-             for symbol, lacks in lacks_s.items() if lacks >= UNPROTECTED_S]
+             for symbol, lacks in lacks_s.items() if lacks > UNPROTECTED_S_MAX]
     found += [("TradingHalted" if h["scope"] == "all" else "SymbolHalted", h["scope"],
                f"by {h['who']}: {h['why']}") for h in status["halted"]]
     if status["state"] == "DOWN":

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from bot import web
+from bot.alert import UNPROTECTED_S_MAX
 from bot.clock import Clock
 from bot.config_file import load
 from bot.model import Candle, Instrument, Snapshot
@@ -21,6 +22,8 @@ STATUS = {"halted": [], "state": "RUNNING", "state_reason": "", "journal_error":
           "unknown_orders": 0, "stale": [], "findings": [], "positions": []}
 SHIPPED = dict(re.findall(r"- alert: (\w+).*?severity: (\w+)",
                              (ROOT / "ops" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"), re.S))
+EXPRESSIONS = dict(re.findall(r"- alert: (\w+)\n +expr: (.*)",
+                              (ROOT / "ops" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")))
 LINKS = {f"runbook#{anchor(section.name)}" for section in sections()}
 
 
@@ -46,6 +49,14 @@ class Silent:
 
 def page_of(tmp_path) -> web.StatusPage:
     return web.StatusPage(load(write_config(tmp_path)), Clock(), Topics())
+
+
+def test_thresholds_of_page_and_direct_alerts_are_those_of_the_rules():
+    assert EXPRESSIONS["PositionUnprotected"].endswith(f"[1d]) > {UNPROTECTED_S_MAX:g}")
+    assert EXPRESSIONS["LiquidationNear"].endswith(f" < {web.NEAR_PCT / 100:.2f}")
+    assert EXPRESSIONS["DayLossNear"].endswith(f" >= {web.LOSS_RATIO} < 1")
+    assert EXPRESSIONS["DayLossLimit"].endswith(" >= 1")
+    assert f"_seconds > {web.COMPARED_S} or " in EXPRESSIONS["NotReconciled"]
 
 
 def answers(tmp_path, *requests: tuple[str, str, dict[str, str]]) -> list[tuple[int, str, dict[str, str]]]:
