@@ -93,10 +93,9 @@ def _pass_unknown(waiting: list[OpenSignal], book: SymbolBook, context: Context)
     working = {o.id for o in book.working()}
     if any(o.state != "UNKNOWN" or o.leg not in ("open", "reduce") for o in book.working()):
         return None
-    exits_ns = [o.intended_ns for o in book.working() if o.leg == "reduce"]
-    if exits_ns:
-        is_fenced = context.now_ns - max(exits_ns) > context.fence_ns
-        return _exit_again(waiting, book, context) if is_fenced else None
+    if exits := [o for o in book.working() if o.leg == "reduce"]:
+        may_arrive = any(o.may_arrive(context.now_ns, context.fence_ns) for o in exits)
+        return None if may_arrive else _exit_again(waiting, book, context)
     free = next((s for s in book.signals if s.orders and working.isdisjoint(s.orders)), None)
     if free is not None:
         step = _continue(free, book, context, newer_waits=bool(waiting))

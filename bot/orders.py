@@ -124,6 +124,14 @@ class Order(msgspec.Struct, kw_only=True):
         leaves = Decimal(0) if self.is_settled else self.request.qty - self.filled_qty
         return leaves if self.request.side == "buy" else -leaves
 
+    def may_arrive(self, now_ns: int, fence_ns: int) -> bool:
+        """Return whether the exchange might take it still, as far as this host's clock tells: it may step.
+
+        Enough before another that only reduces, and a restart does not begin it anew. For absence the
+        exchange's clock and the signed timestamp count (Reconciler).
+        """
+        return 0 <= now_ns - self.intended_ns <= fence_ns
+
 
 class OrderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the exchange says of an order, in a poll or on the private stream.

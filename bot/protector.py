@@ -104,8 +104,7 @@ class Protector:
         # Whether another stop may stand beside those nobody knows the end of: fence by fence, then doubling.
         lost = [o for o in book.unknown() if o.request.type == "stop"]
         wait_ns = self._fence_ns << min(max(len(lost) - 2, 0), DOUBLINGS_MAX)
-        now_ns = self._clock.wall_ns()
-        return not any(0 <= now_ns - o.intended_ns <= wait_ns for o in lost)
+        return not any(o.may_arrive(self._clock.wall_ns(), wait_ns) for o in lost)
 
     def _moved_lately(self, book: SymbolBook, exit_: Exit) -> bool:
         # A strategy that trails its stop with every Tick must not use up the exchange's order rate.

@@ -319,7 +319,8 @@ class Reconciler:
             self._keeper.change(order, "absent", text=f"declared absent by {who}; in no list")
 
     def _is_fenced(self, order: Order, more_ns: int = 0) -> bool:
-        # The exchange would refuse it now if it came for the first time.
+        # The exchange would refuse it now if it came for the first time: by its own clock and what was
+        # signed, as absence has to be proven; Order.may_arrive is for what may be sent beside it.
         fence_ns = self.fences.get(order.id)
         if fence_ns is None:  # sent by an earlier epoch: it left before this process began
             window_ms = self._config.exchange.recv_window_ms

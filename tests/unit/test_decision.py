@@ -346,6 +346,17 @@ def test_reduction_is_not_held_up_by_a_clock_that_stepped_back():
     assert table.act() == ["reduce sell 3"]
 
 
+def test_exit_sent_again_is_not_held_up_by_a_clock_that_stepped_back():
+    table = at("3")
+    table.send("0")
+    table.act()
+    table.answer("lose")
+    assert table.act() == []
+    table.now -= 3_600 * SECOND
+    assert table.act() == ["reduce sell 3"]
+    assert table.act() == []
+
+
 def test_reduction_larger_than_one_order_may_be_goes_in_parts():
     table = at("7")
     table.instrument = instrument(qty_max=D(3))
