@@ -127,7 +127,7 @@ class Server:
         self.rest = Rest(engine, keys)
         self.hub = Hub(engine, self.answer_ws)
         self.control = Control(engine, self.hub.inject)
-        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.broken: InvariantError | None = None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -142,8 +142,7 @@ class Server:
             return _response(answer) if answer else _cut(request)
         except InvariantError as error:
             # The books are wrong in memory and right on disk: start afresh from there.
-            if not self.broken.done():
-                self.broken.set_exception(error)
+            self.broken = error
             raise
 
     async def answer_ws(self, message: str, address: str) -> bytes | None:
@@ -198,8 +197,8 @@ class Server:
             self.hub.publish(frames)
             if not self.engine.market.is_tradable:
                 await self.hub.drain()
-            if self.broken.done():
-                self.broken.result()
+            if self.broken:
+                raise self.broken
             due_ms = self.engine.market.next_due_ms()
             wait_s = STEP_S_MAX if due_ms is None else (due_ms - self.engine.now_ms()) / 1_000
             await self.clock.sleep(

@@ -194,11 +194,10 @@ class Ledger:
         algo.trigger_ms = self.now_ms
         self._become(algo, "TRIGGERING")
         try:
-            order = self.place(Order(
-                account=algo.account, symbol=algo.symbol, client_id=algo.client_id, side=algo.side,
-                type="MARKET", qty=algo.qty or abs(self.position(algo.account, algo.symbol).qty),
-                trigger=algo.trigger, working_type=algo.working_type, orig_type=algo.type, ref=algo.id,
-                reduce_only=algo.reduce_only or algo.close_position, close_position=algo.close_position))
+            order = self.place(replace(
+                algo, kind="order", type="MARKET", tif="GTC", status="NEW", orig_type=algo.type, ref=algo.id,
+                qty=algo.qty or abs(self.position(algo.account, algo.symbol).qty), trigger_ms=0,
+                reduce_only=algo.reduce_only or algo.close_position))
         except Refused as refusal:
             algo.reason = "Reduce Only reject" if refusal.code == -2022 else refusal.text
             self._become(algo, "REJECTED")

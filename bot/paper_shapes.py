@@ -6,6 +6,8 @@ Source: recorded and documented samples of the real API; numbers are strings, ti
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
+from msgspec import to_builtins
+
 from bot import paper_model as model
 from bot.paper_ledger import Ledger
 from bot.paper_model import ZERO, Contract, Fill, Income, Order, Position, table
@@ -32,11 +34,9 @@ def row_json(row: Order | Fill | Income, ledger: Ledger) -> Json:
         return order_json(row, ledger.contracts[row.symbol])
     if isinstance(row, Fill):
         price, qty = ledger.contracts[row.symbol].level(row.price, row.qty)
-        return SAME["fill"] | {
-            "symbol": row.symbol, "id": row.id, "orderId": row.order_id, "side": row.side, "price": price,
-            "qty": qty, "realizedPnl": amount(row.realized), "quoteQty": f"{row.price * row.qty:f}",
-            "commission": amount(row.fee), "time": row.time_ms, "buyer": row.side == "BUY",
-            "maker": row.is_maker}
+        return SAME["fill"] | lettered("fill", to_builtins(row) | {
+            "price": price, "qty": qty, "spent": f"{row.price * row.qty:f}", "fee": amount(row.fee),
+            "realized": amount(row.realized), "is_buyer": row.side == "BUY"})
     trade = str(row.trade_id or "")
     return {"symbol": row.symbol, "incomeType": row.reason, "income": amount(row.amount), "asset": "USDT",
             "info": trade or row.reason, "time": row.time_ms, "tranId": row.id, "tradeId": trade}
@@ -46,20 +46,9 @@ def order_json(order: Order, contract: Contract) -> Json:
     price, filled = contract.level(order.price, order.filled)
     trigger, qty = contract.level(order.trigger, order.qty)
     average = contract.price(order.spent / order.filled, 4) if order.filled else "0.00"
-    row = SAME["order"] | {
-        "symbol": order.symbol, "side": order.side, "timeInForce": order.tif, "price": price,
-        "workingType": order.working_type, "reduceOnly": order.reduce_only,
-        "closePosition": order.close_position, "updateTime": order.update_ms}
-    if order.kind == "order":
-        return row | {
-            "orderId": order.id, "clientOrderId": order.client_id, "type": order.type, "status": order.status,
-            "origType": order.orig_type, "origQty": qty, "executedQty": filled, "cumQty": filled,
-            "cumQuote": f"{order.spent:f}", "avgPrice": average, "stopPrice": trigger, "time": order.time_ms}
-    return row | SAME["algo"] | {
-        "algoId": order.id, "clientAlgoId": order.client_id, "algoStatus": order.status, "quantity": qty,
-        "orderType": order.type, "actualOrderId": str(order.ref or ""), "actualPrice": average,
-        "actualQty": filled, "triggerPrice": trigger, "triggerTime": order.trigger_ms,
-        "createTime": order.time_ms, "icebergQuantity": None}
+    return SAME["order"] | SAME[order.kind] | lettered(f"{order.kind}_row", to_builtins(order) | {
+        "price": price, "filled": filled, "trigger": trigger, "qty": qty, "average": average,
+        "spent": f"{order.spent:f}", "ref": str(order.ref or ""), "nothing": None})
 
 
 def position_json(ledger: Ledger, name: str, symbol: str, then: Position | None = None) -> Json:
