@@ -12,7 +12,7 @@ from bot.clock import Clock
 from bot.config import PaperConfig
 from bot.crash import point
 from bot.errors import ConfigError
-from bot.paper_feed import Feed, Frame
+from bot.paper_feed import Frame
 from bot.paper_ledger import Ledger
 from bot.paper_market import Market
 from bot.paper_model import OPEN, Account, Event, Fill, Income, Order, OrderEvent, Refused, Side, refuse_if
@@ -146,6 +146,7 @@ class Engine:
 
     def __init__(self, config: PaperConfig, market: Market, store: Store, clock: Clock) -> None:
         self.config, self.market, self.store, self.clock = config, market, store, clock
+        self.feeds = market.feeds
         self.offset_ms = 0  # a fault: the exchange's clock is off by this much
         self.limiter = Limiter(self.now_ms)
         self._second = 0  # margins and funding are looked at once a second, when the mark moves
@@ -154,11 +155,11 @@ class Engine:
         # (account, symbol) as one text -> when all its orders are canceled, unless the client extends it
         self.countdowns = store.kept("countdowns", dict[str, int], {})
         self.changes = store.kept("changes", dict[str, dict[str, Any]], {})  # of listings, since
-        self.ledger = Ledger(market.feeds, taker_fee=config.taker_fee, maker_fee=config.maker_fee)
+        self.ledger = Ledger(self.feeds, taker_fee=config.taker_fee, maker_fee=config.maker_fee)
         store.load(self.ledger)
         for symbol, change in self.changes.items():
-            if symbol in market.feeds:
-                self.ledger.contracts[symbol] = self.feed(symbol).contract.changed(**change)
+            if symbol in self.feeds:
+                self.ledger.contracts[symbol] = self.feeds[symbol].contract.changed(**change)
         market.advance(self.wake())
         for name, account in config.accounts.items():
             if name not in self.ledger.accounts:
@@ -167,9 +168,6 @@ class Engine:
 
     def now_ms(self) -> int:
         return self.clock.wall_ns() // 1_000_000 + self.offset_ms
-
-    def feed(self, symbol: str) -> Feed:
-        return self.market.feeds[symbol]
 
     def wake(self) -> int:
         """Tell the ledger what time it is; return it."""
@@ -214,11 +212,11 @@ class Engine:
                                 side=side, type="MARKET", qty=qty, reduce_only=reduce_only))
 
     def move_mark(self, symbol: str, offset_pct: float) -> None:
-        self.feed(symbol).mark_factor = 1 + Decimal(str(offset_pct)) / 100
+        self.feeds[symbol].mark_factor = 1 + Decimal(str(offset_pct)) / 100
 
     def change_symbol(self, symbol: str, status: str, filters: dict[str, dict[str, str]]) -> None:
         """Change a listing. One that settles or closes ends its orders and positions, at the mark."""
-        self.ledger.contracts[symbol] = self.feed(symbol).contract.changed(status, filters)
+        self.ledger.contracts[symbol] = self.feeds[symbol].contract.changed(status, filters)
         self.changes[symbol] = {"status": status, "filters": filters}
         self.store.keep("changes", self.changes)
         if status in ("SETTLING", "CLOSE"):

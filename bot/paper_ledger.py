@@ -45,9 +45,6 @@ class Ledger:
         account.deposited += amount
         self._credit(account, "TRANSFER", "", amount)
 
-    def mark(self, symbol: str) -> Decimal:
-        return self.feeds[symbol].mark()
-
     def position(self, name: str, symbol: str) -> Position:
         return self.accounts[name].positions.get(symbol) or Position()
 
@@ -66,7 +63,7 @@ class Ledger:
 
     def held(self, name: str) -> dict[str, Decimal]:
         """Return the signed notional of each position that is not zero, at marks."""
-        return {symbol: position.qty * self.mark(symbol)
+        return {symbol: position.qty * self.feeds[symbol].mark()
                 for symbol, position in self.accounts[name].positions.items() if position.qty}
 
     def margin(self, name: str) -> tuple[Decimal, Decimal, Decimal]:
@@ -90,7 +87,7 @@ class Ledger:
 
     def liquidation_price(self, name: str, symbol: str) -> Decimal:
         """Return the mark of a symbol at which its account is due for liquidation."""
-        qty, mark = self.position(name, symbol).qty, self.mark(symbol)
+        qty, mark = self.position(name, symbol).qty, self.feeds[symbol].mark()
         relief = qty - abs(qty) * model.bracket(qty * mark).maint_margin_ratio
         return max(ZERO, mark - self._spare(name) / relief) if qty else ZERO
 
@@ -156,7 +153,7 @@ class Ledger:
         Liquidation goes into the book; what the book lacks, and all else, goes at the mark. The insurance
         fund takes its fee of it, and pays what is missing. As recorded: LIMIT, IOC, the taker's fee.
         """
-        account, mark = self.accounts[name], self.mark(symbol)
+        account, mark = self.accounts[name], self.feeds[symbol].mark()
         held, (prefix, execution) = self.position(name, symbol).qty, FORCED[kind]
         qty = abs(held) if qty is None else qty
         refuse_if((not 0 < qty <= abs(held), -4003))
@@ -233,7 +230,7 @@ class Ledger:
             (algo.is_due(self._working_price(algo)), -2021))
 
     def _check_order(self, order: Order, depth: Levels) -> None:
-        contract, mark, name = self.contracts[order.symbol], self.mark(order.symbol), order.account
+        contract, mark, name = self.contracts[order.symbol], self.feeds[order.symbol].mark(), order.account
         closable, is_buy, is_limit = self._closable(order), order.side == "BUY", order.type == "LIMIT"
         refuse_if((self.accounts[name].is_hedged, -4061), (order.reduce_only and not closable, -2022))
         if order.reduce_only:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from bot.paper_engine import Engine
 from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed
 from bot.paper_model import ZERO, Order, Refused, refuse_if, table
-from bot.paper_shapes import SAME, Json, account_json, lettered, position_json, row_json
+from bot.paper_shapes import Json, account_json, known_of_account, position_json, row_json, worded
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
 SOME_DAY_MS = 1 << 50
@@ -74,7 +74,7 @@ class Request:
         return value
 
     def feed(self, name: str = "symbol") -> Feed:
-        return self.engine.feed(self[name])
+        return self.engine.feeds[self[name]]
 
     def limit(self, default: int, most: int) -> int:
         refuse_if((not 0 < self.get("limit", default) <= most, -1130, "limit"))
@@ -90,39 +90,27 @@ class Request:
         (bids, asks, id_), now_ms = self.feed().shown(self.limit(500, 1_000)), self.engine.now_ms()
         return {"lastUpdateId": id_, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
 
-    def premium_index(self, symbol: str) -> Json:
-        feed = self.engine.feed(symbol)
-        mark, index, rate = (f"{value:.8f}" for value in (feed.mark(), feed.index(), FUNDING_RATE))
-        return {"symbol": symbol, "markPrice": mark, "indexPrice": index, "estimatedSettlePrice": index,
-                "lastFundingRate": rate, "interestRate": rate, "nextFundingTime": feed.funding_ms(),
-                "time": self.engine.now_ms()}
-
     def funding_rates(self) -> list[Json]:
         feed, symbol = self.feed(), self["symbol"]
         return [{"symbol": symbol, "fundingRate": f"{FUNDING_RATE:.8f}", "markPrice": f"{feed.mark():.8f}",
                  "fundingTime": feed.funding_ms() - back * FUNDING_MS, "rateType": "Regular"}
                 for back in range(self.limit(100, 1_000), 0, -1)]
 
-    def book_ticker(self, symbol: str) -> Json:
-        *sides, update_id = self.engine.feed(symbol).shown(1)
+    def book_ticker(self, feed: Feed) -> Json:
+        *sides, update_id = feed.shown(1)
         (bid, bid_qty), (ask, ask_qty) = (side[0] if side else ("0", "0") for side in sides)
-        return {"symbol": symbol, "bidPrice": bid, "bidQty": bid_qty, "askPrice": ask, "askQty": ask_qty,
-                "time": self.engine.now_ms(), "lastUpdateId": update_id}
+        return {"symbol": feed.contract.symbol, "bidPrice": bid, "bidQty": bid_qty, "askPrice": ask,
+                "askQty": ask_qty, "time": self.engine.now_ms(), "lastUpdateId": update_id}
 
     # The account
 
-    def position(self, symbol: str) -> Json:
-        return position_json(self.ledger, self.account, symbol)
+    def position(self, symbol: str, kind: str = "position") -> Json:
+        return position_json(self.ledger, self.account, symbol, kind)
 
     def positions(self, version: int) -> list[Json]:
         return [self.position(symbol) for symbol in self.symbols()
                 if version == 2 or self.ledger.position(self.account, symbol).qty
                 or self.ledger.mine(self.account, "order", symbol)]
-
-    def symbol_config(self, symbol: str) -> Json:
-        row = self.position(symbol)
-        return {"symbol": symbol, "marginType": "CROSSED", "isAutoAddMargin": False,
-                "leverage": int(row["leverage"]), "maxNotionalValue": row["maxNotionalValue"]}
 
     def set_mode(self) -> None:
         account, wanted = self.ledger.accounts[self.account], self["dualSidePosition"]
@@ -132,8 +120,7 @@ class Request:
 
     def set_leverage(self) -> Json:
         self.ledger.set_leverage(self.account, self["symbol"], self["leverage"])
-        return {"symbol": self["symbol"], "leverage": self["leverage"],
-                "maxNotionalValue": self.position(self["symbol"])["maxNotionalValue"]}
+        return self.position(self["symbol"], "leverage")
 
     def set_margin_type(self) -> Json:
         wanted, symbol, held = self["marginType"], self["symbol"], self.ledger.held(self.account)
@@ -257,22 +244,25 @@ class Request:
 # The answers that are one expression, by paper.toml's name for them; the others are Request's methods.
 ANSWERS: dict[str, Callable[..., Any]] = {
     "time": lambda r: {"serverTime": r.engine.now_ms()},
-    "exchange_info": lambda r: SAME["exchange_info"] | {
-        "serverTime": r.engine.now_ms(), "rateLimits": r.engine.limiter.limits.listing(),
-        "symbols": [c.listing() for c in r.ledger.contracts.values() if c.status != "CLOSE"]},
+    "exchange_info": lambda r: worded("exchange_info", {
+        "time_ms": r.engine.now_ms(), "limits": r.engine.limiter.limits.listing(),
+        "symbols": [c.listing() for c in r.ledger.contracts.values() if c.status != "CLOSE"]}),
     "trades": lambda r: r.feed().recent(r.limit(500, 1_000)),
-    "agg_trades": lambda r: [lettered("agg_trade", row) for row in r.feed().recent(r.limit(500, 1_000))],
+    "agg_trades": lambda r: [worded("agg_trade", row) for row in r.feed().recent(r.limit(500, 1_000))],
     "klines": lambda r, name: r.feed(name).klines(
         r["interval"], r.limit(500, 1_500), r.get("startTime"), r.get("endTime")),
-    "ticker": lambda r, symbol: r.engine.feed(symbol).ticker(),
-    "price": lambda r, symbol: {
-        "symbol": symbol, "price": f"{r.engine.feed(symbol).last():f}", "time": r.engine.now_ms()},
+    "premium_index": lambda r, feed: worded("premium_index", {
+        "symbol": feed.contract.symbol, "mark": feed.mark(), "index": feed.index(), "rate": FUNDING_RATE,
+        "funding_ms": feed.funding_ms(), "time_ms": r.engine.now_ms()}),
+    "ticker": lambda r, feed: feed.ticker(),
+    "price": lambda r, feed: {
+        "symbol": feed.contract.symbol, "price": f"{feed.last():f}", "time": r.engine.now_ms()},
     "open_interest": lambda r: {"symbol": r["symbol"], "openInterest": "0.000", "time": r.engine.now_ms()},
     "account": lambda r, version: account_json(r.ledger, r.account, version),
-    "balance": lambda r: [SAME["balance"] | lettered("balance", asset)
-                          for asset in account_json(r.ledger, r.account, 3)["assets"]],
-    "account_config": lambda r: SAME["account"] | ANSWERS["mode"](r),
+    "balance": lambda r: [worded("balance", known_of_account(r.ledger, r.account))],
+    "account_config": lambda r: worded("account_config", known_of_account(r.ledger, r.account)),
     "mode": lambda r: {"dualSidePosition": r.ledger.accounts[r.account].is_hedged},
+    "symbol_config": lambda r, symbol: r.position(symbol, "symbol_config"),
     "order_limits": lambda r: r.engine.limiter.limits.listing()[1:],
     "brackets": lambda r, symbol: {"symbol": symbol, "brackets": table("brackets", list[Json])},
     "commission": lambda r: {
@@ -309,9 +299,11 @@ class Route(msgspec.Struct, forbid_unknown_fields=True):
         def answer(name: str, *of: Any) -> Any:
             return (ANSWERS.get(name) or getattr(Request, name))(request, *of)
 
-        if row := self.each or self.every:
-            rows = [answer(row, symbol) for symbol in request.symbols()]
-            return rows[0] if self.each and request.get("symbol") else rows
+        if self.each:
+            rows = [answer(self.each, request.engine.feeds[symbol]) for symbol in request.symbols()]
+            return rows[0] if request.get("symbol") else rows
+        if self.every:
+            return [answer(self.every, symbol) for symbol in request.symbols()]
         said = answer(self.do, *filter(None, [self.of])) if self.do else None
         return said if self.says is None else self.says
 

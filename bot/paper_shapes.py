@@ -6,22 +6,20 @@ Source: recorded and documented samples of the real API; numbers are strings, ti
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec.structs import asdict
 
 from bot import paper_model as model
 from bot.paper_ledger import Ledger
-from bot.paper_model import ZERO, Contract, Fill, Income, Order, Position, table
+from bot.paper_model import ZERO, Fill, Income, Order, Position, table
 
 Json = dict[str, Any]
-
-# What is the same in all rows of a kind, and other names for fields of a row: (streams) letters.
-SAME = table("same", dict[str, Json])
-LETTERS = table("letters", dict[str, dict[str, str]])
+ROWS = table("rows", dict[str, Json])
 
 
-def lettered(kind: str, row: Json) -> Json:
-    """Return those fields of a row that have a name in a table of LETTERS, by it."""
-    return {letter: row[name] for letter, name in LETTERS[kind].items()}
+def worded(kind: str, known: Json) -> Json:
+    """Return a row as the exchange words it. known: what its $names stand for; amounts have eight places."""
+    row = {name: known[word[1:]] if str(word).startswith("$") else word for name, word in ROWS[kind].items()}
+    return {name: amount(value) if isinstance(value, Decimal) else value for name, value in row.items()}
 
 
 def amount(value: Decimal) -> str:
@@ -31,63 +29,60 @@ def amount(value: Decimal) -> str:
 def row_json(row: Order | Fill | Income, ledger: Ledger) -> Json:
     """Return a row of /fapi/v1/order, algoOrder, userTrades or income."""
     if isinstance(row, Order):
-        return order_json(row, ledger.contracts[row.symbol])
+        return worded(row.kind, known_of_order(row, ledger))
     if isinstance(row, Fill):
-        price, qty = ledger.contracts[row.symbol].level(row.price, row.qty)
-        return SAME["fill"] | lettered("fill", to_builtins(row) | {
-            "price": price, "qty": qty, "spent": f"{row.price * row.qty:f}", "fee": amount(row.fee),
-            "realized": amount(row.realized), "is_buyer": row.side == "BUY"})
+        return worded("fill", known_of_fill(row, ledger))
     trade = str(row.trade_id or "")
-    return {"symbol": row.symbol, "incomeType": row.reason, "income": amount(row.amount), "asset": "USDT",
-            "info": trade or row.reason, "time": row.time_ms, "tranId": row.id, "tradeId": trade}
+    return worded("income", asdict(row) | {"trade": trade, "info": trade or row.reason})
 
 
-def order_json(order: Order, contract: Contract) -> Json:
+def known_of_order(order: Order, ledger: Ledger) -> Json:
+    contract = ledger.contracts[order.symbol]
     price, filled = contract.level(order.price, order.filled)
     trigger, qty = contract.level(order.trigger, order.qty)
     average = contract.price(order.spent / order.filled, 4) if order.filled else "0.00"
-    return SAME["order"] | SAME[order.kind] | lettered(f"{order.kind}_row", to_builtins(order) | {
+    return asdict(order) | {
         "price": price, "filled": filled, "trigger": trigger, "qty": qty, "average": average,
-        "spent": f"{order.spent:f}", "ref": str(order.ref or ""), "nothing": None})
+        "spent": f"{order.spent:f}", "ref": str(order.ref or ""), "nothing": None}
 
 
-def position_json(ledger: Ledger, name: str, symbol: str, then: Position | None = None) -> Json:
-    """Return a position, as it is or was then, with the fields of all positionRisk and account versions."""
+def known_of_fill(fill: Fill, ledger: Ledger) -> Json:
+    price, qty = ledger.contracts[fill.symbol].level(fill.price, fill.qty)
+    return asdict(fill) | {"price": price, "qty": qty, "spent": f"{fill.price * fill.qty:f}",
+                           "is_buyer": fill.side == "BUY"}
+
+
+def position_json(ledger: Ledger, name: str, symbol: str, kind: str = "position",
+                  then: Position | None = None) -> Json:
+    """Return a position, as it is or was then; "position" has the fields of positionRisk and account."""
     position, contract = then or ledger.position(name, symbol), ledger.contracts[symbol]
-    leverage, mark = ledger.leverage(name, symbol), ledger.mark(symbol)
+    leverage, mark = ledger.leverage(name, symbol), ledger.feeds[symbol].mark()
     notional, fee = position.qty * mark, ledger.taker_fee if position.qty > 0 else -ledger.taker_fee
-    initial, cap = amount(abs(notional) / leverage), str(model.notional_max(leverage))
-    profit = amount(notional - position.cost)
-    return SAME["position"] | {
-        "symbol": symbol, "positionAmt": contract.qty(position.qty),
-        "entryPrice": contract.price(position.entry, 3),  # and where closing as taker would bring nothing:
-        "breakEvenPrice": contract.price(position.entry * (1 + fee) / (1 - fee), 3),
-        "markPrice": amount(mark), "unRealizedProfit": profit, "unrealizedProfit": profit,
-        "notional": amount(notional),
-        "liquidationPrice": contract.price(ledger.liquidation_price(name, symbol), 3),
-        "leverage": str(leverage), "maxNotionalValue": cap, "maxNotional": cap, "initialMargin": initial,
-        "positionInitialMargin": initial, "maintMargin": amount(model.maintenance(notional)),
-        "updateTime": position.update_ms}
+    return worded(kind, {
+        "symbol": symbol, "qty": contract.qty(position.qty), "entry": contract.price(position.entry, 3),
+        # where closing as taker would bring nothing
+        "break_even": contract.price(position.entry * (1 + fee) / (1 - fee), 3), "mark": mark,
+        "profit": notional - position.cost, "notional": notional, "realized": position.realized,
+        "liquidation": contract.price(ledger.liquidation_price(name, symbol), 3), "leverage": leverage,
+        "leverage_text": str(leverage), "cap": str(model.notional_max(leverage)),
+        "initial": abs(notional) / leverage, "maintained": model.maintenance(notional),
+        "update_ms": position.update_ms})
+
+
+def known_of_account(ledger: Ledger, name: str) -> Json:
+    account, (bound, resting, unrealized) = ledger.accounts[name], ledger.margin(name)
+    return {"wallet": account.wallet, "unrealized": unrealized, "margin": account.wallet + unrealized,
+            "bound": bound, "resting": resting, "initial": bound + resting, "update_ms": account.update_ms,
+            "maintained": ledger.maintained(name), "free": max(ZERO, ledger.available(name)),
+            "is_hedged": account.is_hedged}
 
 
 def account_json(ledger: Ledger, name: str, version: int) -> Json:
-    account = ledger.accounts[name]
-    bound, resting, unrealized = ledger.margin(name)
-    wallet, free = amount(account.wallet), amount(max(ZERO, ledger.available(name)))
-    asset = {
-        "walletBalance": wallet, "unrealizedProfit": amount(unrealized),
-        "marginBalance": amount(account.wallet + unrealized), "maintMargin": amount(ledger.maintained(name)),
-        "initialMargin": amount(bound + resting), "positionInitialMargin": amount(bound),
-        "openOrderInitialMargin": amount(resting), "crossWalletBalance": wallet,
-        "crossUnPnl": amount(unrealized)}
-    totals = {f"total{key[0].upper()}{key[1:]}": value for key, value in asset.items()}
-    frees = {"availableBalance": free, "maxWithdrawAmount": free}
-    return {
-        **(SAME["account"] if version == 2 else {}), **totals, **frees,
-        "assets": [{"asset": "USDT", **asset, **frees, "marginAvailable": True,
-                    "updateTime": account.update_ms}],
-        "positions": [position_json(ledger, name, symbol)
-                      for symbol in (ledger.contracts if version == 2 else ledger.held(name))]}
+    known = known_of_account(ledger, name)
+    symbols = ledger.contracts if version == 2 else ledger.held(name)
+    return worded(f"account_{version}", known) | {
+        "assets": [worded("asset", known)],
+        "positions": [position_json(ledger, name, symbol) for symbol in symbols]}
 
 
 def event_json(event: model.Event, ledger: Ledger, now_ms: int) -> list[Json]:
@@ -97,25 +92,19 @@ def event_json(event: model.Event, ledger: Ledger, now_ms: int) -> list[Json]:
         if event.reason == "CONFIG":
             setting = {"s": event.symbol, "l": ledger.leverage(event.account, event.symbol)}
             return [what | {"e": "ACCOUNT_CONFIG_UPDATE", "ac": setting}]
-        wallet, rows = amount(event.wallet), []
-        if event.symbol:
-            row = position_json(ledger, event.account, event.symbol, event.position)
-            row["realized"] = amount(event.position.realized)
-            rows.append(lettered("position", row))
+        wallet, rows = amount(event.wallet), [
+            position_json(ledger, event.account, event.symbol, "position_event", event.position)
+        ] if event.symbol else []
         return [what | {"a": {"m": event.reason, "P": rows, "B": [
             {"a": "USDT", "wb": wallet, "cw": wallet, "bc": amount(event.change)}]}}]
     if not isinstance(event, model.OrderEvent):
         return []
     order, fill, times = event.order, event.fill, {"T": event.order.update_ms, "E": now_ms}
-    contract = ledger.contracts[order.symbol]
-    body = lettered(order.kind, order_json(order, contract))
+    known = known_of_order(order, ledger) | {"execution": event.execution}
+    body = worded(f"{order.kind}_event", known)
     if order.kind == "algo":
         body |= {"act": "MARKET" if order.ref else "0"} | ({"rm": order.reason} if order.reason else {})
         return [{"e": "ALGO_UPDATE", **times, "o": body}]
-    body |= SAME["execution"] | {"x": event.execution}
-    if fill:
-        price, qty = contract.level(fill.price, fill.qty)
-        body |= {"l": qty, "L": price, "t": fill.id, "m": fill.is_maker, "rp": amount(fill.realized),
-                 "N": "USDT", "n": amount(fill.fee)}
+    body |= worded("fill_event", known_of_fill(fill, ledger)) if fill else {}
     lite = [{"e": "TRADE_LITE", **times, **{key: body[key] for key in "sqpmcSLlti"}}] if fill else []
     return [*lite, {"e": "ORDER_TRADE_UPDATE", **times, "o": body}]
