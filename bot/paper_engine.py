@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import asdict
 
+from bot import paper_model as model
 from bot.clock import Clock
 from bot.config import PaperConfig
 from bot.crash import point
@@ -15,7 +17,7 @@ from bot.errors import ConfigError
 from bot.paper_feed import Frame
 from bot.paper_ledger import Ledger
 from bot.paper_market import Market
-from bot.paper_model import OPEN, Account, Event, Fill, Income, Order, OrderEvent, Refused, Side, refuse_if
+from bot.paper_model import OPEN, Event, Fill, Income, Order, OrderEvent, Refused, Side, refuse_if
 
 PATIENCE = 10  # requests answered 429 in one minute before the address is banned, for this long:
 BAN_MS = 120_000
@@ -36,7 +38,7 @@ class Store:
         self.close = self._db.close
 
     def load(self, ledger: Ledger) -> None:
-        ledger.accounts = self.kept("accounts", dict[str, Account], {})
+        ledger.accounts = self.kept("accounts", dict[str, model.Account], {})
         for body, in self._db.execute("SELECT body FROM row WHERE is_open = 1 ORDER BY id"):
             order = msgspec.json.decode(body, type=Order)
             ledger.open[order.id] = order
@@ -96,11 +98,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
     orders_1m: int = 1_200
     banned_until_ms: int = 0
 
-    def listing(self) -> list[dict[str, Any]]:
-        return [{"rateLimitType": kind, "interval": interval, "intervalNum": number, "limit": limit}
-                for kind, interval, number, limit in (
-                    ("REQUEST_WEIGHT", "MINUTE", 1, self.weight_1m), ("ORDERS", "MINUTE", 1, self.orders_1m),
-                    ("ORDERS", "SECOND", 10, self.orders_10s))]
+    def listing(self) -> list[model.Json]:
+        return [model.worded(name, asdict(self)) for name in ("weight_1m", "orders_1m", "orders_10s")]
 
 
 class Limiter:

@@ -11,6 +11,7 @@ Side = Literal["BUY", "SELL"]
 Levels = list[tuple[Decimal, Decimal]]  # (price, qty), best first
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=86_400_000)]
+Json = dict[str, Any]
 Filters = dict[str, dict[str, str]]  # of a listing, by filterType
 
 ZERO = Decimal(0)
@@ -25,6 +26,16 @@ def table(name: str, type_: type[T]) -> T:
     return msgspec.convert(_TABLES[name], type_, str_keys=True)
 
 
+def worded(kind: str, known: Json) -> Json:
+    """Return a row as the exchange words it. known: what its $names stand for; amounts have eight places."""
+    row = {name: known[word[1:]] if str(word).startswith("$") else word for name, word in ROWS[kind].items()}
+    return {name: amount(value) if isinstance(value, Decimal) else value for name, value in row.items()}
+
+
+def amount(value: Decimal) -> str:
+    return f"{value.quantize(MONEY, ROUND_DOWN):f}"
+
+
 class Bracket(msgspec.Struct, rename="camel"):
     """The leverage of a position up to a notional, and its maintenance margin: notional * ratio - cum."""
 
@@ -36,7 +47,7 @@ class Bracket(msgspec.Struct, rename="camel"):
 
 BRACKETS = table("brackets", list[Bracket])
 TEXTS, STATUSES = table("refusals", dict[int, str]), table("statuses", dict[int, int])
-LISTING, FILTERS = table("listing", dict[str, Any]), table("filters", dict[str, dict[str, Any]])
+ROWS, FILTERS = table("rows", dict[str, Json]), table("filters", list[str])
 NOTIONAL_MIN = table("notional_min", dict[str, str])
 
 
@@ -116,19 +127,16 @@ class Contract:
 
     def listing(self) -> dict[str, Any]:
         """Return the entry of exchangeInfo. Shape: GET /fapi/v1/exchangeInfo."""
-        price_places, qty_places = (len(f"{n}".partition(".")[2]) for n in self._increments)
-        tick, step = map(str, self._increments)
-        lot, most = {"minQty": step, "stepSize": step}, 10_000 * 10 ** (3 - min(3, qty_places))
-        own: Filters = {
-            "PRICE_FILTER": {"minPrice": tick, "tickSize": tick}, "LOT_SIZE": {"maxQty": str(most), **lot},
-            "MARKET_LOT_SIZE": {"maxQty": str(most // 5), **lot},
-            "MIN_NOTIONAL": {"notional": NOTIONAL_MIN.get(self.symbol, "5")}}
-        return LISTING | {
-            "symbol": self.symbol, "pair": self.symbol, "status": self.status,
-            "baseAsset": self.symbol.removesuffix("USDT"), "pricePrecision": price_places,
-            "quantityPrecision": qty_places,
-            "filters": [{"filterType": kind, **row, **own.get(kind, {}), **self._filters.get(kind, {})}
-                        for kind, row in FILTERS.items()]}
+        (price_places, qty_places), (tick, step) = (
+            [len(f"{n}".partition(".")[2]) for n in self._increments], map(str, self._increments))
+        most = 10_000 * 10 ** (3 - min(3, qty_places))
+        known = {
+            "symbol": self.symbol, "status": self.status, "base": self.symbol.removesuffix("USDT"),
+            "tick": tick, "step": step, "price_places": price_places, "qty_places": qty_places,
+            "qty_max": str(most), "market_qty_max": str(most // 5),
+            "notional_min": NOTIONAL_MIN.get(self.symbol, "5")}
+        return worded("listing", known) | {
+            "filters": [worded(kind, known) | self._filters.get(kind, {}) for kind in FILTERS]}
 
 
 class Row(msgspec.Struct, kw_only=True):

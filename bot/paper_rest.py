@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from bot.paper_engine import Engine
 from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed
-from bot.paper_model import ZERO, Order, Refused, refuse_if, table
-from bot.paper_shapes import Json, account_json, known_of_account, position_json, row_json, worded
+from bot.paper_model import ZERO, Json, Order, Refused, refuse_if, table, worded
+from bot.paper_shapes import account_json, known_of_account, position_json, row_json
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
 SOME_DAY_MS = 1 << 50

@@ -3,27 +3,11 @@
 Source: recorded and documented samples of the real API; numbers are strings, times milliseconds.
 """
 
-from decimal import ROUND_DOWN, Decimal
-from typing import Any
-
 from msgspec.structs import asdict
 
 from bot import paper_model as model
 from bot.paper_ledger import Ledger
-from bot.paper_model import ZERO, Fill, Income, Order, Position, table
-
-Json = dict[str, Any]
-ROWS = table("rows", dict[str, Json])
-
-
-def worded(kind: str, known: Json) -> Json:
-    """Return a row as the exchange words it. known: what its $names stand for; amounts have eight places."""
-    row = {name: known[word[1:]] if str(word).startswith("$") else word for name, word in ROWS[kind].items()}
-    return {name: amount(value) if isinstance(value, Decimal) else value for name, value in row.items()}
-
-
-def amount(value: Decimal) -> str:
-    return f"{value.quantize(model.MONEY, ROUND_DOWN):f}"
+from bot.paper_model import ZERO, Fill, Income, Json, Order, Position, amount, worded
 
 
 def row_json(row: Order | Fill | Income, ledger: Ledger) -> Json:
