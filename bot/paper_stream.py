@@ -18,6 +18,7 @@ from bot.paper_market import canonical_stream
 from bot.paper_model import Event
 from bot.paper_shapes import event_json
 
+FOREVER_MS = 1 << 62
 LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
 CLOSE_FRAME = b"\x88\x02\x03\xe8"  # code 1000
 OF_ALL = {"markPrice@1s", "ticker", "miniTicker"}  # frames that "!...@arr" streams send together
@@ -37,9 +38,8 @@ class Connection:
         self.transport: Any = request.transport
         self.is_combined, self.is_order_api = kind == "stream", kind == "ws-fapi"
         self.names: dict[str, str] = {}
-        self.lost, self.frozen_until_ms, self.is_half_open = 0, 0, False
-        self.reordered, self.held = 0, list[bytes]()
-        self.out: list[bytes] = []
+        self.lost, self.reordered, self.frozen_until_ms = 0, 0, 0
+        self.held, self.out = list[bytes](), list[bytes]()
 
     @property
     def unsent(self) -> int:
@@ -49,13 +49,11 @@ class Connection:
         """Collect a message, unless a fault swallows or holds it."""
         if self.lost:
             self.lost -= 1
-        elif self.reordered:
+        elif now_ms >= self.frozen_until_ms:
             self.held.append(message)
-            if len(self.held) == self.reordered:
+            if len(self.held) >= self.reordered:
                 self.out += reversed(self.held)
                 self.reordered, self.held = 0, []
-        elif not self.is_half_open and now_ms >= self.frozen_until_ms:
-            self.out.append(message)
 
     def flush(self) -> None:
         if self.out and not (self.transport.is_closing() or self.ws.closed):
@@ -67,7 +65,7 @@ class Hub:
     """All websocket connections. order_api: from a message and its sender's address to the answer."""
 
     def __init__(self, engine: Engine, order_api: Callable[[str, str], Awaitable[bytes | None]]) -> None:
-        self.engine, self.order_api, self._second = engine, order_api, 0
+        self.engine, self.order_api = engine, order_api
         self.connections: set[Connection] = set()
         engine.listener = self.tell
 
@@ -88,7 +86,7 @@ class Hub:
                     else:
                         connection.out.append(enveloped(answer))
                         connection.flush()
-                while connection.is_half_open and not connection.transport.is_closing():
+                while connection.frozen_until_ms == FOREVER_MS and not connection.transport.is_closing():
                     await self.engine.clock.sleep(0.05)
         finally:
             self.connections.discard(connection)
@@ -106,10 +104,7 @@ class Hub:
                 of_all[f"!{kind.removesuffix('@1s')}@arr"].append(raw)
         for stream, rows in of_all.items():
             self._spread(stream, b"[%s]" % b",".join(rows), now_ms)
-        self._flush()
-        if now_ms // 1_000 != self._second:
-            self._second = now_ms // 1_000
-            self._end_old(now_ms)
+        self._flush(now_ms)
 
     def tell(self, events: list[Event]) -> None:
         """Send what happened to an account to its user streams."""
@@ -119,7 +114,7 @@ class Hub:
             if any(key in connection.names for connection in self.connections):
                 for body in event_json(event, self.engine.ledger, now_ms):
                     self._spread(key, msgspec.json.encode(body), now_ms)
-        self._flush()
+        self._flush(now_ms)
 
     def inject(self, match: str, do: StreamFault, count: int, duration_ms: int) -> dict[str, int]:
         """Apply a fault to the open connections that carry a stream: "btcusdt@trade" or "user:NAME"."""
@@ -137,13 +132,12 @@ class Hub:
                 case "freeze":
                     connection.frozen_until_ms = now_ms + duration_ms
                 case "half_open":
-                    connection.is_half_open = True
+                    connection.frozen_until_ms = FOREVER_MS
                     connection.transport.pause_reading()
                 case "close":
                     connection.transport.abort()
                 case "expire":
                     self.engine.drop_listen_key(account)
-                    self._end_old(now_ms)
         return {"connections": len(found)}
 
     async def drain(self) -> None:
@@ -166,24 +160,20 @@ class Hub:
                 made[name] = made.get(name) or enveloped(raw, name)
                 connection.put(made[name], now_ms)
 
-    def _flush(self) -> None:
+    def _flush(self, now_ms: int) -> None:
+        # And end what is too old, a listen key or a connection, or is not read.
         for connection in self.connections:
-            connection.flush()
-            if self.engine.market.is_tradable and connection.unsent > BUFFER_BYTES_MAX:
-                connection.transport.abort()
-
-    def _end_old(self, now_ms: int) -> None:
-        # Listen keys that expired, and connections that are a day old.
-        for connection in list(self.connections):
             for key in [k for k in connection.names if is_key(k) and not self._is_live(k)]:
                 body = msgspec.json.encode({"e": "listenKeyExpired", "E": now_ms, "listenKey": key})
                 connection.put(enveloped(body, key if connection.is_combined else ""), now_ms)
                 del connection.names[key]
-            is_old = now_ms - connection.opened_ms >= LIFE_MS and not connection.transport.is_closing()
+            is_old = now_ms - connection.opened_ms >= LIFE_MS
             connection.out += [CLOSE_FRAME] if is_old else []
             connection.flush()
             if is_old:
                 connection.transport.close()
+            elif self.engine.market.is_tradable and connection.unsent > BUFFER_BYTES_MAX:
+                connection.transport.abort()
 
     def _subscribe(self, connection: Connection, names: list[str]) -> None:
         for name in names:
