@@ -122,10 +122,6 @@ class Request:
         self.ledger.set_leverage(self.account, self["symbol"], self["leverage"])
         return self.position(self["symbol"], "leverage")
 
-    def set_margin_type(self) -> Json:
-        wanted, symbol, held = self["marginType"], self["symbol"], self.ledger.held(self.account)
-        raise Refused(-4046 if wanted == "CROSSED" else -4048 if symbol in held else -4047)  # cross only here
-
     def history(self, kind: str) -> list[Json]:
         """Return what the store keeps, by the filters the request has."""
         is_income = kind == "income"
@@ -136,11 +132,8 @@ class Request:
                  "time_ms >=": self.get("startTime"),
                  "time_ms <=": min(self.get("endTime", SOME_DAY_MS), self.seen_ms)}
         limit = self.limit(100 if is_income else 500, 1_000)
-        rows = [row_json(row, self.ledger)
+        return [row_json(row, self.ledger, "past_order" if kind == "order" else kind)
                 for row in self.engine.store.find(kind, self.account, tests, limit)]
-        if kind == "order":  # only here
-            rows = [{**row, "pair": row["symbol"], "cumBase": row["executedQty"]} for row in rows]
-        return rows
 
     # Orders
 
@@ -149,15 +142,12 @@ class Request:
         refuse_if((self["type"] not in ("LIMIT", "MARKET"), -4120),
                   (not is_limit and self.get("price"), -1106, "price"))
         self.get("positionSide")
-        wants_result = self.get("newOrderRespType") == "RESULT"
-        shown = row_json(self.engine.place(Order(
+        kind = "order_result" if self.get("newOrderRespType") == "RESULT" else "order_ack"
+        return row_json(self.engine.place(Order(
             account=self.account, symbol=symbol, side=self["side"], type=self["type"], qty=self["quantity"],
             tif=self["timeInForce"] if is_limit else self.get("timeInForce", "GTC"),
             price=self["price"] if is_limit else ZERO, reduce_only=self.get("reduceOnly", False),
-            client_id=self.get("newClientOrderId") or self.engine.clock.token(22))), self.ledger)
-        del shown["time"]
-        return shown if wants_result else shown | {
-            "status": "NEW", "executedQty": "0", "cumQty": "0", "cumQuote": "0", "avgPrice": "0.00"}
+            client_id=self.get("newClientOrderId") or self.engine.clock.token(22))), self.ledger, kind)
 
     def new_algo(self) -> Json:
         symbol, closes, _ = self["symbol"], self.get("closePosition", False), self["algoType"]
@@ -169,42 +159,29 @@ class Request:
             trigger=self["triggerPrice"], qty=ZERO if closes else self["quantity"],
             tif=self.get("timeInForce", "GTC"), reduce_only=self.get("reduceOnly", False),
             close_position=closes, working_type=self.get("workingType", "CONTRACT_PRICE"),
-            client_id=self.get("clientAlgoId") or self.engine.clock.token(22))), self.ledger)
+            client_id=self.get("clientAlgoId") or self.engine.clock.token(22))), self.ledger, "algo")
 
-    def named(self, kind: str, seen_ms: int = SOME_DAY_MS) -> Order | None:
-        """Return the newest order with the id or else the client id that the request names."""
+    def named(self, kind: str, code: int, seen_ms: int = SOME_DAY_MS, *, is_open: bool = True) -> Order:
+        """Return the newest order with the id or else the client id that is sent, or refuse with the code."""
         (id_, id_name), (client_id, client_name) = ((self.get(name), name) for name in NAMES[kind])
         if id_ is None and client_id is None:
             raise Refused(-1102, text=f"Param '{client_name}' or '{id_name}' must be sent, but both were "
                                       "empty/null!")
-        found: list[Order] = self.engine.store.find(kind, self.account, {
+        found = self.engine.store.find(kind, self.account, {
             "symbol =": self["symbol"] if kind == "order" else None, "id =": id_,
             "name =": client_id if id_ is None else None, "time_ms <=": seen_ms}, 1)
-        return found[0] if found else None
-
-    def query(self, kind: str) -> Json:
-        if (order := self.named(kind, self.seen_ms)) is None:
-            raise Refused(-2013)
-        return row_json(order, self.ledger)
-
-    def query_open(self, kind: str) -> Json:
-        row = self.query(kind)
-        refuse_if((row["orderId"] not in self.ledger.open, -2013))
-        return row
+        refuse_if((not found or (is_open and found[0].id not in self.ledger.open), code))
+        return self.ledger.open.get(found[0].id) or found[0]
 
     def list_open(self, kind: str) -> list[Json]:
-        return [row_json(order, self.ledger) for symbol in self.symbols()
+        return [row_json(order, self.ledger, kind) for symbol in self.symbols()
                 for order in self.ledger.mine(self.account, kind, symbol)
                 if order.time_ms <= self.seen_ms]
 
     def cancel(self, kind: str) -> Json:
-        stored = self.named(kind)
-        if stored is None or (order := self.ledger.open.get(stored.id)) is None:
-            raise Refused(-2011)
+        order = self.named(kind, -2011)
         self.ledger.cancel(order)
-        if kind == "algo":
-            return {"algoId": order.id, "clientAlgoId": order.client_id, "code": "200", "msg": "success"}
-        return row_json(order, self.ledger)
+        return row_json(order, self.ledger, "canceled_algo" if kind == "algo" else kind)
 
     def one_of(self, wish: Json, action: Callable[["Request"], Json]) -> Json:
         """Answer one of a few requests in one for itself."""
@@ -268,6 +245,11 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "commission": lambda r: {
         "symbol": r["symbol"], "makerCommissionRate": str(r.ledger.maker_fee),
         "takerCommissionRate": str(r.ledger.taker_fee), "rpiCommissionRate": "0"},
+    "set_margin_type": lambda r: refuse_if(  # cross only here
+        (r["marginType"] == "CROSSED", -4046), (r["symbol"] in r.ledger.held(r.account), -4048),
+        (True, -4047)),
+    "query": lambda r, kind: row_json(r.named(kind, -2013, r.seen_ms, is_open=False), r.ledger, kind),
+    "query_open": lambda r, kind: row_json(r.named(kind, -2013, r.seen_ms), r.ledger, kind),
     "listen_key": lambda r: {"listenKey": r.engine.listen_key(r.account)},
     "keep_listen_key": lambda r: {"listenKey": r.engine.listen_key(r.account, is_new=False)},
     "drop_listen_key": lambda r: r.engine.drop_listen_key(r.account),

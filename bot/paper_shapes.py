@@ -3,6 +3,8 @@
 Source: recorded and documented samples of the real API; numbers are strings, times milliseconds.
 """
 
+from typing import Any
+
 from msgspec.structs import asdict
 
 from bot import paper_model as model
@@ -10,30 +12,20 @@ from bot.paper_ledger import Ledger
 from bot.paper_model import ZERO, Fill, Income, Json, Order, Position, amount, worded
 
 
-def row_json(row: Order | Fill | Income, ledger: Ledger) -> Json:
-    """Return a row of /fapi/v1/order, algoOrder, userTrades or income."""
-    if isinstance(row, Order):
-        return worded(row.kind, known_of_order(row, ledger))
+def row_json(row: Order | Fill | Income, ledger: Ledger, kind: str, **more: Any) -> Json:
+    """Return a row about an order, a fill or an income, as REST or the user stream ("..._event") words it."""
+    if isinstance(row, Income):
+        more |= {"trade": str(row.trade_id or ""), "info": str(row.trade_id or row.reason)}
+        return worded(kind, asdict(row) | more)
+    contract = ledger.contracts[row.symbol]
+    more |= {"price": contract.price(row.price), "qty": contract.qty(row.qty)}
     if isinstance(row, Fill):
-        return worded("fill", known_of_fill(row, ledger))
-    trade = str(row.trade_id or "")
-    return worded("income", asdict(row) | {"trade": trade, "info": trade or row.reason})
-
-
-def known_of_order(order: Order, ledger: Ledger) -> Json:
-    contract = ledger.contracts[order.symbol]
-    price, filled = contract.level(order.price, order.filled)
-    trigger, qty = contract.level(order.trigger, order.qty)
-    average = contract.price(order.spent / order.filled, 4) if order.filled else "0.00"
-    return asdict(order) | {
-        "price": price, "filled": filled, "trigger": trigger, "qty": qty, "average": average,
-        "spent": f"{order.spent:f}", "ref": str(order.ref or ""), "nothing": None}
-
-
-def known_of_fill(fill: Fill, ledger: Ledger) -> Json:
-    price, qty = ledger.contracts[fill.symbol].level(fill.price, fill.qty)
-    return asdict(fill) | {"price": price, "qty": qty, "spent": f"{fill.price * fill.qty:f}",
-                           "is_buyer": fill.side == "BUY"}
+        more |= {"spent": f"{row.price * row.qty:f}", "is_buyer": row.side == "BUY"}
+    else:
+        average = contract.price(row.spent / row.filled, 4) if row.filled else "0.00"
+        more |= {"filled": contract.qty(row.filled), "trigger": contract.price(row.trigger), "nothing": None,
+                 "average": average, "spent": f"{row.spent:f}", "ref": str(row.ref or "")}
+    return worded(kind, asdict(row) | more)
 
 
 def position_json(ledger: Ledger, name: str, symbol: str, kind: str = "position",
@@ -84,11 +76,10 @@ def event_json(event: model.Event, ledger: Ledger, now_ms: int) -> list[Json]:
     if not isinstance(event, model.OrderEvent):
         return []
     order, fill, times = event.order, event.fill, {"T": event.order.update_ms, "E": now_ms}
-    known = known_of_order(order, ledger) | {"execution": event.execution}
-    body = worded(f"{order.kind}_event", known)
+    body = row_json(order, ledger, f"{order.kind}_event", execution=event.execution)
     if order.kind == "algo":
         body |= {"act": "MARKET" if order.ref else "0"} | ({"rm": order.reason} if order.reason else {})
         return [{"e": "ALGO_UPDATE", **times, "o": body}]
-    body |= worded("fill_event", known_of_fill(fill, ledger)) if fill else {}
+    body |= row_json(fill, ledger, "fill_event") if fill else {}
     lite = [{"e": "TRADE_LITE", **times, **{key: body[key] for key in "sqpmcSLlti"}}] if fill else []
     return [*lite, {"e": "ORDER_TRADE_UPDATE", **times, "o": body}]

@@ -6,9 +6,8 @@ from configparser import ConfigParser
 
 import pytest
 
-from bot.paper_model import BRACKETS
+from bot.paper_model import BRACKETS, FILTERS, ROWS
 from bot.paper_rest import ANSWERS, PARAMETERS, ROUTES, VALUES, Request
-from bot.paper_shapes import ROWS
 from tests.harness import ROOT
 
 TABLES = tomllib.loads((ROOT / "bot/paper.toml").read_text(encoding="utf-8"))
@@ -17,7 +16,7 @@ TABLES = tomllib.loads((ROOT / "bot/paper.toml").read_text(encoding="utf-8"))
 def test_tables_with_their_readers_are_all_read_and_shipped():
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bot").glob("paper*.py"))
     assert [name for name in TABLES if f'table("{name}"' not in sources] == []
-    made = {"order", "algo", "order_event", "algo_event", "account_2", "account_3"}  # by kind or version
+    made = {f"{kind}_event" for kind in ("order", "algo")} | {"account_2", "account_3", *FILTERS}
     assert [name for name in ROWS.keys() - made if f'"{name}"' not in sources] == []
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -60,7 +59,7 @@ def test_brackets_with_rising_notional_allow_less_and_join_without_a_step():
 
 def test_rows_with_their_words_name_what_is_known_or_are_constant():
     words = [word for row in ROWS.values() for word in row.values() if "$" in str(word)]
-    assert words and all(re.fullmatch(r"\$[A-Za-z_]+", word) for word in words)
+    assert words and all(re.fullmatch(r"\$[A-Za-z0-9_]+", word) for word in words)
 
 
 def test_letters_of_the_ticker_name_each_field_once():
