@@ -5,10 +5,10 @@ Without recorded depth there is a synthetic book around its quotes, or around it
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ Event = dict[str, Any]  # the JSON of a stream's frame
 Depth = dict[Decimal, Decimal]  # price -> quantity
 Bar = tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal, int, Decimal, Decimal]
 # open, high, low, close, volume, quote volume, count, taker buys: volume and quote volume
+K = TypeVar("K")
 
 GRID_MS = 100  # the exchange's fastest throttled depth stream
 UPDATES = 5  # update ids per step of the grid
@@ -25,20 +26,20 @@ KLINE_MS = 500  # the exchange sends a changed candle at most every 250 ms
 HEAL_MS = 3_000  # depth that an account took is back, linearly, after this
 FUNDING_MS = 8 * 3_600_000
 FUNDING_RATE = Decimal("0.00010000")  # the exchange's interest component, 0.01 % per 8 h
-MINUTES_MAX = 1_500  # candles reach back this far: the exchange's limit of one request
-HISTORY_MS = 500 * 60_000  # of past before the start
+MINUTES_MAX = 1_500  # so many are kept for candles: the exchange's limit of one request
 TRADES_KEPT = 2_000  # the exchange hands out 1,000; a burst fits twice
 LADDER_LEVELS = 50  # of a synthetic book, per side; 1.00 apart near 60,000, so about 0.08 % deep
 LEVEL_NOTIONAL = 150_000  # of its thickest level, USDT; the fourth power makes 1.5 million a side
-QTY_MS = 3_000  # a resting quantity of a synthetic book is drawn anew this often
+QTY_STRIDES = 16  # a resting quantity of a synthetic book is drawn anew when the price has moved so far
 INTERVALS = table("intervals", dict[str, int])  # minutes
 
 TICKER = table("letters", dict[str, dict[str, str]])["ticker"]  # the 24 h ticker's fields in frames
 TICKERS = {"ticker": ("24hrTicker", tuple(TICKER)), "miniTicker": ("24hrMiniTicker", tuple("cohlvq"))}
 PARTS = {f"depth{count}@100ms": count for count in (5, 10, 20)}  # of the book, from the best on
+CANDLES = {f"kline_{name}": name for name in INTERVALS}
 STREAMS = {"bookTicker": "bookTicker", "depthUpdate": "depth@100ms"}  # of a recorded book
 # Kinds of frames that are made when somebody subscribed.
-ON_DEMAND = {*TICKERS, *PARTS, *(f"kline_{name}" for name in INTERVALS)}
+ON_DEMAND = {*TICKERS, *PARTS, *CANDLES}
 
 
 class Frame(NamedTuple):
@@ -68,66 +69,57 @@ class Trade(NamedTuple):
 class Feed:
     """One symbol. `now_ms` moves before each event; queries are as of then.
 
-    kinds: of events the market tells. plan: the bar of the market's own trades between two whole seconds
-    before live_ms, since when the events are told. lag_ms: a trade may be published so much late.
+    firsts: of each kind of events that the market tells. lag_ms: a trade may be published so much late.
+    minutes: its candles, from the earliest on without a hole; the past is put there by the market.
     """
 
-    def __init__(self, contract: Contract, start_ms: int, plan: Callable[[int, int], Bar | None],
-                 price: float, kinds: Iterable[str] = ("trade", "bookTicker")) -> None:
-        self.contract, self.kinds = contract, set(kinds)
+    def __init__(self, contract: Contract, firsts: Mapping[str, Event]) -> None:
+        self.contract, self.kinds = contract, firsts.keys()
         self.main = "trade" if "trade" in self.kinds else "aggTrade"  # what prices are made of
-        self.now_ms = self.live_ms = start_ms
-        self.history_ms = (start_ms - HISTORY_MS) // 60_000 * 60_000
-        self.lag_ms = 0
+        self.now_ms = self.lag_ms = 0
         self.mark_factor = Decimal(1)  # moved by POST /paper/mark
         self.trades: deque[Trade] = deque(maxlen=TRADES_KEPT)
         self.pending: deque[Frame] = deque()  # what accounts' trades send: the market's own queue
         self.wanted = {"kline_1m"}  # of ON_DEMAND
         self.last_id = 0  # of public trades
         self.inserted = 0  # trades of accounts so far: later ids move up by it
-        self.update_id = 0  # of the book
-        self.depth: tuple[Depth, Depth] | None = None  # recorded; None: a synthetic book
-        self.quote, self.quote_ms = [(ZERO, ZERO), (ZERO, ZERO)], start_ms  # quantity 0: unknown
+        self.quote = [(ZERO, ZERO), (ZERO, ZERO)]  # bid and ask; quantity 0: unknown
+        self.depth: Sequence[Depth] = ({}, {})  # as recorded; of a synthetic book what was shown last
+        self.update_id = 0  # of the depth
+        self.minutes: dict[int, Bar | None] = {}
         self._mids: deque[Decimal] = deque(maxlen=10)  # of the last whole seconds
-        self.minutes: dict[int, Bar | None] = {}  # of what was traded since live_ms
-        self._plan = lru_cache(2 * MINUTES_MAX)(plan)
-        self._level_steps = LEVEL_NOTIONAL / price / float(contract.step)
         self._level = lru_cache(1_024)(self._drawn)
         self._taken: dict[tuple[int, Decimal], tuple[Decimal, int]] = {}  # (side, price) -> quantity, when
-        self._shown: Sequence[Depth] = ({}, {})
+        self._see_quote(firsts.get("bookTicker") or firsts[self.main])
+        if "book" in self.kinds:
+            self.play(firsts["book"])
 
     # Events
 
     def play(self, event: Event) -> list[Frame]:
         """Let an event of the market happen; return what it sends. "book" is the depth as a whole."""
         kind = event["e"]
-        self.see_quote(event)
-        if kind == "book":
-            before, before_id = self.depth or ({}, {}), self.update_id
-            self.depth, self.update_id = ({}, {}), event["u"]
-            self._change(event["bids"], event["asks"])
-            return self._depth_frames(before_id, before, self.depth) if before_id != self.update_id else []
-        if kind == "depthUpdate" and self.depth:
-            self._change(event["b"], event["a"])
-            self.update_id = event["u"]
+        self._see_quote(event)
         if kind in ("trade", "aggTrade"):
             return self._trade(event)
-        return [self._frame(STREAMS[kind], event)] if self.depth and kind in STREAMS else []
+        if kind == "book":
+            return self._turn([{Decimal(price): Decimal(qty) for price, qty in event[side]} for side in "ba"],
+                              event["u"])
+        if kind not in STREAMS or "book" not in self.kinds:
+            return []
+        if kind == "depthUpdate":
+            self.update_id = event["u"]
+            for depth, changes in zip(self.depth, (event["b"], event["a"]), strict=True):
+                for price, qty in changes:
+                    depth[Decimal(price)] = Decimal(qty)
+                    if not depth[Decimal(price)]:
+                        del depth[Decimal(price)]
+        return [self._frame(STREAMS[kind], event)]
 
-    def see_quote(self, event: Event) -> None:
-        """Take the best bid and ask from a quote or, of a market that tells none, a trade."""
-        if event["e"] == "bookTicker":
-            bid, bid_qty, ask, ask_qty = (Decimal(event[key]) for key in "bBaA")
-            self.quote, self.quote_ms = [(bid, bid_qty), (ask, ask_qty)], self.now_ms
-        elif self.is_price(event) and "bookTicker" not in self.kinds:
-            bid = Decimal(event["p"]) - (0 if event["m"] else self.contract.tick)
-            self.quote, self.quote_ms = [(bid, ZERO), (bid + self.contract.tick, ZERO)], self.now_ms
-
-    def is_price(self, event: Event) -> bool:
-        """Say whether an event is a trade of the market, not one of the insurance fund or ADL."""
-        return bool(event["e"] == self.main and event.get("X", "MARKET") == "MARKET")
-
-    def trade_of(self, event: Event) -> Trade:
+    def trade_of(self, event: Event) -> Trade | None:
+        """Return the trade that an event is; None: no event of prices, or of the insurance fund or ADL."""
+        if event["e"] != self.main or event.get("X", "MARKET") != "MARKET":
+            return None
         return Trade(event[self.main[0]], event["T"], Decimal(event["p"]), Decimal(event["q"]), event["m"])
 
     def consume(self, side: Side, fills: Levels) -> list[int]:
@@ -138,8 +130,18 @@ class Feed:
             self._taken[number, price] = (qty + self._gone(number, price), self.now_ms)
             self.last_id += 1
             self.inserted += 1
-            self.pending += self._record(Trade(self.last_id, self.now_ms, price, qty, side == "SELL"))
+            trade = Trade(self.last_id, self.now_ms, price, qty, side == "SELL")
+            self.pending += self._record(trade).values()
         return [*range(first_id, self.last_id + 1)]
+
+    def _see_quote(self, event: Event) -> None:
+        # From a quote or, of a market that tells none, a trade.
+        if event["e"] == "bookTicker":
+            bid, bid_qty, ask, ask_qty = (Decimal(event[key]) for key in "bBaA")
+            self.quote = [(bid, bid_qty), (ask, ask_qty)]
+        elif "bookTicker" not in self.kinds and (trade := self.trade_of(event)):
+            bid = trade.price if trade.is_buyer_maker else trade.price - self.contract.tick
+            self.quote = [(bid, ZERO), (bid + self.contract.tick, ZERO)]
 
     def _trade(self, event: Event) -> list[Frame]:
         kind = event["e"]
@@ -147,32 +149,22 @@ class Feed:
             self.inserted = max(self.inserted, self.last_id + 1 - event[kind[0]])
             self.last_id = event[kind[0]] + self.inserted
         moved = {**event, **{key: event[key] + self.inserted for key in "tafl" if key in event}}
-        frame = self._frame(kind, moved)
-        if not self.is_price(event):
-            return [frame]
-        pair = dict(zip(("trade", "aggTrade"), self._record(self.trade_of(moved)), strict=True))
-        return [frame if name == kind else made for name, made in pair.items()
-                if name == kind or name not in self.kinds]
+        trade = self.trade_of(moved)
+        frames = self._record(trade) if trade else {}
+        frames[kind] = self._frame(kind, moved)
+        return [frame for name, frame in frames.items() if name == kind or name not in self.kinds]
 
-    def _record(self, t: Trade) -> list[Frame]:
+    def _record(self, t: Trade) -> dict[str, Frame]:
         # The frames: the trade, and itself as an aggregate.
-        minute = t.time_ms // 60_000
         self.trades.append(t)
-        self.minutes[minute] = fold([self.minutes.get(minute), bar_of([t])])
-        if len(self.minutes) > 2 * MINUTES_MAX:
-            del self.minutes[min(self.minutes)]
+        add(self.minutes, t.time_ms // 60_000, t)
+        if len(self.minutes) > MINUTES_MAX:
+            del self.minutes[next(iter(self.minutes))]
         price, qty = self.contract.level(t.price, t.qty)
-        return [self._made("trade", "trade", T=t.time_ms, t=t.trade_id, p=price, q=qty, X="MARKET",
-                           m=t.is_buyer_maker),
-                self._made("aggTrade", "aggTrade", a=t.trade_id, p=price, q=qty, f=t.trade_id, l=t.trade_id,
-                           T=t.time_ms, m=t.is_buyer_maker)]
-
-    def _change(self, bids: list[list[str]], asks: list[list[str]]) -> None:
-        for side, changes in zip(self.depth or (), (bids, asks), strict=True):
-            for price, qty in changes:
-                side[Decimal(price)] = Decimal(qty)
-                if not side[Decimal(price)]:
-                    del side[Decimal(price)]
+        return {"trade": self._made("trade", "trade", T=t.time_ms, t=t.trade_id, p=price, q=qty, X="MARKET",
+                                    m=t.is_buyer_maker),
+                "aggTrade": self._made("aggTrade", "aggTrade", a=t.trade_id, p=price, q=qty, f=t.trade_id,
+                                       l=t.trade_id, T=t.time_ms, m=t.is_buyer_maker)}
 
     # Prices and depth
 
@@ -214,13 +206,13 @@ class Feed:
         return max(ZERO, qty * (HEAL_MS - self.now_ms + at_ms) / HEAL_MS).quantize(self.contract.step)
 
     def _sides(self) -> list[Levels]:
-        if self.depth:
+        if "book" in self.kinds:
             return [sorted(self.depth[0].items(), reverse=True), sorted(self.depth[1].items())]
         bid, ask = (int(price / self.contract.tick) for price, _ in self.quote)
         stride = max(1, round(bid / 60_000))  # in ticks: 1.00 near 60,000
         below = range((bid - 1) // stride * stride, 0, -stride)[:LADDER_LEVELS]
         above = range(ask // stride * stride + stride, 2 * ask, stride)[:LADDER_LEVELS]
-        sides = [[self._level(number, (self.quote_ms + number * 97) // QTY_MS) for number in numbers]
+        sides = [[self._level(number, (bid // stride + number * 7) // QTY_STRIDES) for number in numbers]
                  for numbers in ((bid, *below), (ask, *above))]
         for side, (best, qty) in zip(sides, self.quote, strict=True):
             side[0] = (best, qty or side[0][1])
@@ -229,7 +221,8 @@ class Feed:
     def _drawn(self, number: int, era: int) -> tuple[Decimal, Decimal]:
         # A synthetic level: its quantity is of price (in ticks) and time alone, by multiplicative hashing.
         share = (number * 2_654_435_761 + era * 40_503) % 1_024 / 1_024
-        return number * self.contract.tick, (1 + int(self._level_steps * share**4)) * self.contract.step
+        price, step = number * self.contract.tick, self.contract.step
+        return price, (1 + int(LEVEL_NOTIONAL / float(price * step) * share**4)) * step
 
     # Candles
 
@@ -237,16 +230,16 @@ class Feed:
                end_ms: int | None = None) -> list[list[Any]]:
         """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval."""
         length = INTERVALS[interval] * 60_000
-        earliest = max(self.history_ms, self.now_ms - MINUTES_MAX * 60_000) // length * length
+        earliest = self._earliest_ms() // length * length
         last = min(self.now_ms, self.now_ms if end_ms is None else end_ms) // length * length
         first = last - (limit - 1) * length if start_ms is None else -(-start_ms // length) * length
-        first = max(earliest, first)
-        last = min(last, first + (limit - 1) * length)
-        return [self.row(at, at + length - 1) for at in range(first, last + 1, length)]
+        times = range(max(earliest, first), last + 1, length)[:limit]
+        return [self.row(at, at + length - 1) for at in times]
 
     def row(self, open_ms: int, close_ms: int) -> list[Any]:
         """Return the kline row over whole minutes; without trades it is flat."""
-        bars = map(self._minute, range(open_ms // 60_000, close_ms // 60_000 + 1))
+        from_ms, until_ms = max(open_ms, self._earliest_ms()), min(close_ms, self.now_ms)
+        bars = map(self.minutes.get, range(from_ms // 60_000, until_ms // 60_000 + 1))
         *prices, volume, spent, count, bought, paid = fold(bars) or (*[self.last()] * 4, *[ZERO] * 5)
         qty = self.contract.qty
         return [open_ms, *map(self.contract.price, prices), qty(volume), close_ms, f"{spent:f}", int(count),
@@ -255,7 +248,7 @@ class Feed:
     def ticker(self) -> dict[str, Any]:
         """Return the last 24 hours, as far as there is a past: `GET /fapi/v1/ticker/24hr`."""
         open_ms, first, high, low, last, volume, _, spent, count, *_ = self.row(
-            max(self.history_ms, self.now_ms // 60_000 * 60_000 - 1_439 * 60_000), self.now_ms)
+            max(self._earliest_ms(), (self.now_ms // 60_000 - 1_439) * 60_000), self.now_ms)
         change, amount, newest = Decimal(last) - Decimal(first), Decimal(volume), self.recent(1)
         return {"symbol": self.contract.symbol, "priceChange": f"{change:f}", "lastPrice": last,
                 "priceChangePercent": f"{change / Decimal(first) * 100:.3f}", "openPrice": first,
@@ -271,11 +264,8 @@ class Feed:
                  "quoteQty": f"{t.price * t.qty:f}", "isBuyerMaker": t.is_buyer_maker, "isRPITrade": False}
                 for t in list(self.trades)[-limit:]]
 
-    def _minute(self, minute: int) -> Bar | None:
-        open_ms, planned = minute * 60_000, None
-        if self.history_ms <= open_ms < self.live_ms:
-            planned = self._plan(open_ms, min(open_ms + 60_000, self.live_ms))
-        return fold([planned, self.minutes.get(minute)])
+    def _earliest_ms(self) -> int:
+        return next(iter(self.minutes), self.now_ms // 60_000 + 1) * 60_000  # in raw playback there is none
 
     # Frames
 
@@ -285,61 +275,57 @@ class Feed:
     def _frame(self, kind: str, event: Event) -> Frame:
         return Frame(f"{self.contract.symbol.lower()}@{kind}", msgspec.json.encode(event), self.now_ms)
 
-    def _depth_frames(self, before_id: int, old: Sequence[Depth], new: Sequence[Depth]) -> list[Frame]:
-        # What leads from one state of the book to another: the best if it changed, and the depth.
+    def _turn(self, depth: Sequence[Depth], update_id: int) -> list[Frame]:
+        # What leads from the depth so far to another: the best if it changed, and the diff.
+        if depth == self.depth:
+            return []
         level = self.contract.level
         best = [[(p, book[p]) for p, book in zip((max(bids), min(asks)), (bids, asks), strict=True)]
-                for bids, asks in (old, new) if bids and asks]
+                for bids, asks in (self.depth, depth) if bids and asks]
         sides = [[level(p, after.get(p, ZERO)) for p in sorted(before.keys() | after.keys())
-                  if before.get(p) != after.get(p)] for before, after in zip(old, new, strict=True)]
-        frames = [self._made("depth@100ms", "depthUpdate", T=self.now_ms, U=before_id + 1, u=self.update_id,
+                  if before.get(p) != after.get(p)] for before, after in zip(self.depth, depth, strict=True)]
+        before_id, self.depth, self.update_id = self.update_id, depth, update_id
+        frames = [self._made("depth@100ms", "depthUpdate", T=self.now_ms, U=before_id + 1, u=update_id,
                              pu=before_id, b=sides[0], a=sides[1])]
         if best[0] != best[-1] or len(best) == 1:
             (bid, bid_qty), (ask, ask_qty) = (level(*pair) for pair in best[-1])
-            frames.insert(0, self._made("bookTicker", "bookTicker", u=self.update_id, b=bid, B=bid_qty, a=ask,
+            frames.insert(0, self._made("bookTicker", "bookTicker", u=update_id, b=bid, B=bid_qty, a=ask,
                                         A=ask_qty, T=self.now_ms))
         return frames
 
-    def tick(self) -> list[Frame]:
-        """Return what a step of the grid makes due: mark, tickers, candles, and the synthetic book's diff."""
-        frames = []
-        if self.now_ms % 1_000 == 0:
+    def tick(self) -> Iterator[Frame]:
+        """Yield what a step of the grid makes due: mark, tickers, candles, and the synthetic book's diff."""
+        if is_second := self.now_ms % 1_000 == 0:
             self._mids.append((self.quote[0][0] + self.quote[1][0]) / 2)
             mark, index = str(self.mark()), str(self.index())
-            frames.append(self._made("markPrice@1s", "markPriceUpdate", p=mark, ap=mark, P=index, i=index,
-                                     r=str(FUNDING_RATE), T=self.funding_ms()))
-            row = self.ticker() if self.wanted & TICKERS.keys() else {}
-            for kind in sorted(self.wanted & TICKERS.keys()):
-                event, letters = TICKERS[kind]
-                frames.append(self._made(kind, event, **{letter: row[TICKER[letter]] for letter in letters}))
-        if self.now_ms % KLINE_MS == 0 and self.trades:
-            frames += [self._kline_frame(kind) for kind in sorted(self.wanted) if kind.startswith("kline_")]
-        for kind in sorted(self.wanted & PARTS.keys()):
-            b, a, id_ = self.shown(PARTS[kind])
-            frames.append(self._made(kind, "depthUpdate", T=self.now_ms, U=id_, u=id_, pu=id_ - 1, b=b, a=a))
-        if not self.depth:
-            old, self._shown = self._shown, [dict(side) for side in self.book()[:2]]
-            if old != self._shown:
-                before_id, self.update_id = self.update_id, self.now_ms // GRID_MS * UPDATES
-                frames += self._depth_frames(before_id, old, self._shown)
-        return frames
+            yield self._made("markPrice@1s", "markPriceUpdate", p=mark, ap=mark, P=index, i=index,
+                             r=str(FUNDING_RATE), T=self.funding_ms())
+        for kind in sorted(self.wanted):
+            if kind in PARTS:
+                b, a, id_ = self.shown(PARTS[kind])
+                yield self._made(kind, "depthUpdate", T=self.now_ms, U=id_, u=id_, pu=id_ - 1, b=b, a=a)
+            elif kind in TICKERS and is_second:
+                row, (event, letters) = self.ticker(), TICKERS[kind]
+                yield self._made(kind, event, **{letter: row[TICKER[letter]] for letter in letters})
+            elif kind in CANDLES and self.now_ms % KLINE_MS == 0 and self.trades:
+                yield self._made(kind, "kline", k=self._candle(CANDLES[kind]))
+        if "book" not in self.kinds:
+            bids, asks, _ = self.book()
+            yield from self._turn((dict(bids), dict(asks)), self.now_ms // GRID_MS * UPDATES)
 
-    def _kline_frame(self, kind: str) -> Frame:
-        interval = kind.removeprefix("kline_")
-        length = INTERVALS[interval] * 60_000
-        now, before = ((self.now_ms - self.lag_ms - back) // length for back in (0, KLINE_MS))
-        row = self.row(before * length, (before + 1) * length - 1)
+    def _candle(self, interval: str) -> Event:
+        length, told_ms = INTERVALS[interval] * 60_000, self.now_ms - self.lag_ms
+        open_ms = (told_ms - KLINE_MS) // length * length
+        row = self.row(open_ms, open_ms + length - 1)
         last_id = next((t.trade_id for t in reversed(self.trades) if t.time_ms <= row[6]), self.last_id)
-        return self._made(kind, "kline", k={
-            **dict(zip("tohlcvTqnVQB", row, strict=True)), "s": self.contract.symbol, "i": interval,
-            "f": last_id - row[8] + 1, "L": last_id, "x": now != before})
+        return {**dict(zip("tohlcvTqnVQB", row, strict=True)), "s": self.contract.symbol, "i": interval,
+                "f": last_id - row[8] + 1, "L": last_id, "x": told_ms >= open_ms + length}
 
 
-def bar_of(trades: Iterable[Trade]) -> Bar | None:
-    """Return the bar of trades in order; None of none."""
-    return fold((t.price, t.price, t.price, t.price, t.qty, t.price * t.qty, 1,
-                 ZERO if t.is_buyer_maker else t.qty, ZERO if t.is_buyer_maker else t.price * t.qty)
-                for t in trades)
+def add(bars: dict[K, Bar | None], key: K, t: Trade) -> None:
+    """Add a trade to the bar that has this key."""
+    taken = (ZERO, ZERO) if t.is_buyer_maker else (t.qty, t.price * t.qty)
+    bars[key] = fold([bars.get(key), (t.price, t.price, t.price, t.price, t.qty, t.price * t.qty, 1, *taken)])
 
 
 def fold(bars: Iterable[Bar | None]) -> Bar | None:

@@ -21,6 +21,10 @@ def market(start_ms=START_MS, seed=1, **more):
     return build_market(PaperConfig(seed=seed), start_ms, **more)
 
 
+def source_of(made, symbol=BTC):
+    return next(source for source in made.sources if source.contract.symbol == symbol)
+
+
 def run(made, from_ms, to_ms, step_ms=100):
     frames = made.advance(from_ms)
     for now_ms in range(from_ms + step_ms, to_ms + 1, step_ms):
@@ -54,7 +58,7 @@ def test_frames_with_any_pace_of_advance_are_byte_equal():
 def test_frames_with_another_seed_or_start_differ():
     first = [f.raw for f in run(market(), START_MS, START_MS + 2_000)]
     assert first != [f.raw for f in run(market(seed=2), START_MS, START_MS + 2_000)]
-    assert market(seed=2).source.symbols[BTC].planted != market().source.symbols[BTC].planted
+    assert source_of(market(seed=2)).planted != source_of(market()).planted
 
 
 def test_frames_after_a_restart_go_on_where_the_clock_is(minutes):
@@ -110,7 +114,7 @@ def test_mark_price_in_a_gap_goes_on_each_second(minutes):
 
 def test_market_over_half_an_hour_has_bursts_and_gaps():
     made = market()
-    times = [at for at, *_ in made.source.symbols[BTC].trades]
+    times = [at for at, *_ in source_of(made).trades]
     bursts = Counter(at // 100 for at in times)
     silences = [b - a for a, b in zip(times, times[1:], strict=False) if b - a > 3_500]
     assert max(bursts.values()) >= 35
@@ -128,13 +132,13 @@ def test_price_after_the_start_touches_levels_again_and_again():
 
 
 def levels_of(made, symbol):
-    made = made.source.symbols[symbol]
+    made = source_of(made, symbol)
     return [level * made.contract.tick for level in made.planted]
 
 
 def touches_of(made, symbol, seconds):
     """When the path came within 0.02 % of a level, having been 0.1 % away from it before."""
-    hour = made.source.symbols[symbol]
+    hour = source_of(made, symbol)
     found, near = [], None
     for offset in range(0, seconds * 1_000, 200):
         price = hour.path[offset // GRID_MS]
@@ -173,8 +177,9 @@ def test_trades_with_a_naive_swing_detector_turn_at_the_planted_levels(minutes):
 
 
 def test_history_with_a_naive_swing_detector_turns_at_the_planted_levels(minutes):
-    made, _ = minutes
-    rows = market().feeds[BTC].klines("1m", 500)
+    made, fresh = minutes[0], market()
+    fresh.advance(START_MS)
+    rows = fresh.feeds[BTC].klines("1m", 500)
     assert len(rows) == 500 and all(b[0] - a[0] == 60_000 for a, b in zip(rows, rows[1:], strict=False))
     swings = []
     for i in range(2, len(rows) - 2):

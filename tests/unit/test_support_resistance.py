@@ -369,9 +369,8 @@ def entries_on(seed, start_ms=1_760_000_000_000):
             held[symbol] = (target.stop_loss, target.take_profit)
             play.position(target.qty, symbol)
             entries.append(((trade["T"] - start_ms) / 1_000, symbol, price))
-    made = market.source.symbols
-    planted = {symbol: [float(level * made[name].contract.tick) for level in made[name].planted]
-               for name, symbol in SYMBOLS.items()}
+    planted = {SYMBOLS[made.contract.symbol]: [float(level * made.contract.tick) for level in made.planted]
+               for made in market.sources}
     return entries, planted
 
 
