@@ -205,8 +205,8 @@ def _signal_closed(books: Books, event: events.SignalClosed) -> None:
     if event.outcome == "done" and not book.signals[at].orders:
         book.target_qty = book.signals[at].signal.target_qty
     del book.signals[at]
-    if event.reason.startswith("not_owner") and msgspec.structs.replace(book, newest={}) == SymbolBook(
-            symbol=event.symbol):
+    is_empty = msgspec.structs.replace(book, newest={}) == SymbolBook(symbol=event.symbol)
+    if event.rule == events.NOT_OWNER and is_empty:
         del books.symbols[event.symbol]  # perhaps somebody made it up: the books do not grow with each
     books.outcomes[event.outcome] = books.outcomes.get(event.outcome, 0) + 1
 

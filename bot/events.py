@@ -16,6 +16,7 @@ from bot.orders import Leg, OrderRequest, Side
 # Who or what moved the position. All but "signal" raise the position version: what a stop took
 # out does not come back on an older signal. "restored": the intent was lost with the journal's tail.
 FillCause = Literal["signal", "stop", "take_profit", "liquidation", "adl", "operator", "close", "restored"]
+NOT_OWNER = "not_owner"  # the rule that denies a signal whose symbol, or strategy, may be made up
 CREDITED_NS = 120_000_000_000  # funding is stamped 08:00:00 and credited up to 15 s later (hummingbot #3346)
 
 
@@ -57,13 +58,17 @@ class SignalReceived(Event, frozen=True, kw_only=True, tag="signal"):
 
 
 class SignalClosed(Event, frozen=True, kw_only=True, tag="outcome"):
-    """The one outcome of a signal."""
+    """The one outcome of a signal. reason: of a denied one it begins with the rule (limits.Denial)."""
 
     signal: str
     symbol: str
     outcome: Outcome
     reason: str
     filled_qty: Decimal
+
+    @property
+    def rule(self) -> str:
+        return self.reason.partition(":")[0] if self.outcome == "denied" else ""
 
     @property
     def key(self) -> str:

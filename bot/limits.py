@@ -10,6 +10,7 @@ import msgspec
 
 from bot.books import CLOCK_SLACK_NS, SymbolBook
 from bot.config import Config, LimitsConfig
+from bot.events import NOT_OWNER
 from bot.exposure import Exposure, entries_since, worst_qty
 from bot.model import Instrument, TradingSignal
 from bot.orders import Side
@@ -64,7 +65,7 @@ def waits_for_restart(old: Config, new: Config) -> list[str]:
 def check_sender(signal: TradingSignal, owner: str | None, *, now_ns: int) -> Denial | None:
     """Return why the signal has no say in its symbol, not even over older signals."""
     if signal.strategy != owner:
-        return Denial("not_owner", f"{signal.symbol} belongs to {owner or 'no strategy'}")
+        return Denial(NOT_OWNER, f"{signal.symbol} belongs to {owner or 'no strategy'}")
     if signal.created_ns > now_ns + CLOCK_SLACK_NS:
         return Denial("signal_age", f"made {(signal.created_ns - now_ns) // MS} ms in the future; "
                       "is a clock wrong?")

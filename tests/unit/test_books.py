@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bot.books import CLOCK_SLACK_NS, LAYOUT, NAMES_KEPT, SETTLED_KEPT_NS, SETTLED_ORDERS_KEPT, Books
 from bot.errors import IllegalTransition, InvariantError
 from bot.events import (
+    NOT_OWNER,
     Adopted,
     Commanded,
     ExitsSet,
@@ -27,6 +28,7 @@ from bot.events import (
     SymbolLocked,
     SymbolUnlocked,
 )
+from bot.limits import check_sender
 from tests.factory import (
     BTC,
     ETH,
@@ -78,10 +80,10 @@ def test_book_of_a_symbol_that_somebody_made_up_goes_with_its_last_signal():
     for n, symbol in enumerate(symbols, 1):
         assert symbol in books.symbols
         end = closed(f"levels/7/{n}", "denied", symbol)
-        books.apply(msgspec.structs.replace(end, reason="not_owner: of nobody"))
+        books.apply(msgspec.structs.replace(end, reason=str(check_sender(signal(), None, now_ns=NOW))))
     assert books.symbols == {} and books.outcomes == {"denied": 3}
     held = holding("1", received(signal()))
-    held.apply(msgspec.structs.replace(closed(outcome="denied"), reason="not_owner: of nobody"))
+    held.apply(msgspec.structs.replace(closed(outcome="denied"), reason=f"{NOT_OWNER}: of nobody"))
     assert held.book(BTC).position_qty, "a position is never forgotten"
 
 
