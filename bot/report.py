@@ -12,32 +12,17 @@ from typing import Any
 
 import msgspec
 
+from bot import events
 from bot.alert import UNPROTECTED_S_MAX
 from bot.config import SETTLE
 from bot.errors import InvariantError
-from bot.events import (
-    Adopted,
-    Commanded,
-    FillBooked,
-    Halted,
-    OrderChanged,
-    OrderIntended,
-    Reconciled,
-    Restored,
-    Resumed,
-    SignalClosed,
-    SignalReceived,
-    Started,
-    SymbolLocked,
-    SymbolUnlocked,
-    Unprotected,
-)
 from bot.explain import clock_text, tell
 from bot.journal import Entry
 from bot.page import table_lines
 
 STATIC = Path(__file__).with_name("static")
-INCIDENTS = (Started, Halted, Resumed, SymbolLocked, SymbolUnlocked, Commanded, Adopted, Restored)
+INCIDENTS = (events.Started, events.Halted, events.Resumed, events.SymbolLocked, events.SymbolUnlocked,
+             events.Adopted, events.Restored)
 ZERO = Decimal(0)
 MS = 1e6
 
@@ -63,7 +48,7 @@ class Day(msgspec.Struct):
     to_ns: int
     pnl: dict[str, Pnl] = {}
     wallet: list[tuple[int, Decimal]] = []
-    fills: list[FillBooked] = []
+    fills: list[events.FillBooked] = []
     outcomes: dict[str, int] = {}
     latencies_ms: dict[str, list[float]] = {}
     incidents: list[str] = []
@@ -75,31 +60,31 @@ class Day(msgspec.Struct):
 def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
     """Return the day that these journal entries, in their sequence, tell."""
     day = Day(from_ns, to_ns)
-    signals: dict[str, SignalReceived] = {}
-    intents: dict[str, OrderIntended] = {}
+    signals: dict[str, events.SignalReceived] = {}
+    intents: dict[str, events.OrderIntended] = {}
     naked_ns: dict[str, int] = {}
     traded = ZERO  # since the first comparison
     told: dict[str, Decimal] = {}  # income that the last comparison had read, where that did not explain all
     for entry in entries:
         event = entry.event
-        if isinstance(event, SignalReceived):
+        if isinstance(event, events.SignalReceived):
             signals[event.key] = event
-        elif isinstance(event, SignalClosed):
+        elif isinstance(event, events.SignalClosed):
             reason = "" if event.outcome == "done" else event.reason.partition(":")[0]
             name = f"{event.outcome} {reason}".strip()
             day.outcomes[name] = day.outcomes.get(name, 0) + 1
-        elif isinstance(event, OrderIntended):
+        elif isinstance(event, events.OrderIntended):
             intents[event.key] = event
             if event.signal in signals and event.leg not in ("stop", "take_profit"):
                 decided_ns = signals[event.signal].signal.tick_receive_ns
                 day.latencies_ms.setdefault("tick_to_order", []).append((event.intended_ns - decided_ns) / MS)
-        elif isinstance(event, OrderChanged) and event.event == "accept" and event.key in intents:
+        elif isinstance(event, events.OrderChanged) and event.event == "accept" and event.key in intents:
             waited_ns = entry.ts_ns - intents.pop(event.key).intended_ns
             day.latencies_ms.setdefault("order_round_trip", []).append(waited_ns / MS)
-        elif isinstance(event, FillBooked):
+        elif isinstance(event, events.FillBooked):
             _book(day, event, signals.get(event.signal))
             traded += event.realized_pnl - event.settle_fee if day.wallet else ZERO
-        elif isinstance(event, Reconciled):
+        elif isinstance(event, events.Reconciled):
             day.wallet.append((entry.ts_ns, event.wallet_balance))
             day.other = event.wallet_balance - day.wallet[0][1] - traded
             for kind in event.income if day.wallet[1:] else ():  # of the first: from before the span
@@ -107,14 +92,14 @@ def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
             told = {} if event.is_explained else event.income
             if event.differences:
                 day.incidents.append(tell(entry))
-        elif isinstance(event, Unprotected):
+        elif isinstance(event, events.Unprotected):
             _see_stop(day, entry.ts_ns, event, naked_ns)
-        elif isinstance(event, INCIDENTS):
-            day.incidents.append(tell(entry))
+        elif isinstance(event, INCIDENTS) or (isinstance(event, events.Commanded) and event.verb == "cancel"):
+            day.incidents.append(tell(entry))  # the other commands are told by what they led to, if anything
     return day
 
 
-def _see_stop(day: Day, ts_ns: int, event: Unprotected, naked_ns: dict[str, int]) -> None:
+def _see_stop(day: Day, ts_ns: int, event: events.Unprotected, naked_ns: dict[str, int]) -> None:
     # After each entry there are moments without a stop; longer is an incident.
     since_ns = naked_ns.pop(event.symbol, ts_ns)
     if event.since_ns:
@@ -124,7 +109,7 @@ def _see_stop(day: Day, ts_ns: int, event: Unprotected, naked_ns: dict[str, int]
                              f"{(ts_ns - since_ns) / 1e9:.1f} s")
 
 
-def _book(day: Day, fill: FillBooked, signal: SignalReceived | None) -> None:
+def _book(day: Day, fill: events.FillBooked, signal: events.SignalReceived | None) -> None:
     if fill.qty <= 0 or fill.price <= 0:
         raise InvariantError(f"a fill has a quantity and a price above 0; {fill.key} has {fill.qty} at "
                              f"{fill.price}: botctl journal verify")

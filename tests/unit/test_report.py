@@ -8,6 +8,8 @@ import pytest
 from bot.errors import InvariantError
 from bot.events import (
     CREDITED_NS,
+    Adopted,
+    Commanded,
     FillBooked,
     Halted,
     OrderChanged,
@@ -141,6 +143,17 @@ def test_outcomes_and_incidents_with_reasons_are_counted_and_told():
     assert day_json(day)["outcomes"] == {"denied stale_mark": 2}
     assert [text.partition("  ")[2][:8] for text in day.incidents] == ["executor", "halted (", "compared"]
     assert "incidents: 3" in day_lines(day)
+
+
+def test_commands_are_incidents_by_what_they_led_to():
+    def typed(verb: str) -> Commanded:
+        return Commanded(id=verb, verb=verb, symbol=BTC, who="op", why="a look")
+    adopted = Adopted(symbol=BTC, qty=Decimal(1), entry_price=Decimal(9), cursor=1, causes=(), who="op",
+                      why="mine")
+    day = day_of(typed("reconcile"), compared("1"), typed("adopt"), typed("flatten"))  # both refused
+    assert day.incidents == []
+    day = day_of(typed("cancel"), typed("adopt"), adopted)
+    assert [text.partition("  ")[2][:14] for text in day.incidents] == ["operator op: c", f"{BTC}:"]
 
 
 def test_day_with_a_fill_of_nothing_is_no_money_to_report():
