@@ -138,7 +138,8 @@ VERBS = (
              option("--chart", type=Path, metavar="FILE", help="write an HTML file with the charts"))),
     Verb("explain", views.tell_story, "tell the story of a signal, order or fill", "sr/1763848800/17", (
         option("id", type=_name, metavar="ID",
-               help="a signal (strategy/run/seq), client order id, or SYMBOL#TRADE"),)),
+               help="a signal (strategy/run/seq), client order id, fill (SYMBOL#TRADE), or SYMBOL: its "
+                    "locks, adoptions, and what no signal stands behind"),)),
 )
 EXIT_CODES = ("exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 no answer yet (the command stays), "
               "78 the configuration is wrong")

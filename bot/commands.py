@@ -40,10 +40,11 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What became of a command."""
+    """What became of a command. what: itself, in words."""
 
     is_done: bool
     text: str
+    what: str = ""
 
 
 LATE = Answered(False, f"nothing was done: the command had waited longer than {WAIT_S_MAX} s; type it again")
@@ -92,8 +93,10 @@ class CommandFiles:
 
     def answer(self, command: Command, answered: Answered, log: Log) -> None:
         """Answer the command and remove it: what was done is not done again, also where the disk is full."""
+        what = f"{command.verb} {command.strategy or command.symbol}".strip() + f" by {command.who}"
         try:
-            write_synced(self._done / f"{command.id}.json", msgspec.json.encode(answered))
+            write_synced(self._done / f"{command.id}.json", msgspec.json.encode(
+                msgspec.structs.replace(answered, what=what)))
         except OSError as error:
             log.error("command_unanswered", verb=command.verb, error=str(error))
         self.withdraw(command)
@@ -115,10 +118,18 @@ class CommandFiles:
 
     def take_answer(self, command: Command) -> Answered | None:
         """Return the answer, once; None while there is none."""
-        path = self._done / f"{command.id}.json"
-        try:
-            answered = msgspec.json.decode(path.read_bytes(), type=Answered)
-        except FileNotFoundError:
-            return None
-        path.unlink()
+        answered = self._read(command.id)
+        if answered is not None:
+            (self._done / f"{command.id}.json").unlink()
         return answered
+
+    def untaken(self) -> dict[str, Answered]:
+        """Return the answers that nobody has come for yet, by the command's id, oldest first."""
+        names = (path.stem for path in sorted(self._done.glob("*.json")))
+        return {name: answered for name in names if (answered := self._read(name)) is not None}
+
+    def _read(self, name: str) -> Answered | None:
+        try:
+            return msgspec.json.decode((self._done / f"{name}.json").read_bytes(), type=Answered)
+        except (OSError, msgspec.MsgspecError):
+            return None

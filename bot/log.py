@@ -101,9 +101,6 @@ class Log:
         """Blot these texts out of every line from now on, wherever they stand."""
         self._formatter.secrets += tuple(s for s in secrets if len(s) >= SECRET_CHARS_MIN)
 
-    def debug(self, event: str, **fields: Any) -> None:
-        self._write(logging.DEBUG, event, fields)
-
     def info(self, event: str, **fields: Any) -> None:
         self._write(logging.INFO, event, fields)
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from bot import __version__
 from bot.bus import ZmqSubscriber
 from bot.clock import Clock
+from bot.commands import CommandFiles
 from bot.config import Config
 from bot.config_file import load, parse
 from bot.daemon import PR_SET_PDEATHSIG, take_lock
@@ -45,6 +46,8 @@ class Foreground:
         self._supervisor = Supervisor(config.path("run/supervisor.sock"))
         self._programs: dict[str, ProgramInfo] = {}
         self._stopping = asyncio.Event()
+        self._commands = CommandFiles(config.path("commands"))
+        self._answers = self._commands.untaken()
 
     async def live(self) -> int:
         """Run until Ctrl-C, SIGTERM or the end of supervisord; return the exit code."""
@@ -110,6 +113,10 @@ class Foreground:
                 self._programs[program.name] = program
                 if before is None or (before.state, before.pid) != (program.state, program.pid):
                     self._tell(program, before)
+            answers = self._commands.untaken()  # typed while the executor was away: whoever did has gone
+            for told in (answers[name] for name in answers if name not in self._answers):
+                self._say(event_line(self._clock.wall_ns(), f"{told.what}: {told.text}", "command"))
+            self._answers = answers
             await self._clock.sleep(POLL_S)
 
     def _tell(self, program: ProgramInfo, before: ProgramInfo | None) -> None:

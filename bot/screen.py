@@ -83,9 +83,9 @@ class Screen:
         return _line(now_ns, "status", " | ".join(parts))
 
 
-def event_line(now_ns: int, text: str) -> str:
-    """Return a line about the processes themselves."""
-    return _line(now_ns, "process", text)
+def event_line(now_ns: int, text: str, word: str = "process") -> str:
+    """Return a line about the processes themselves, or a command."""
+    return _line(now_ns, word, text)
 
 
 def _told(report: PositionReport) -> tuple:

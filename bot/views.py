@@ -37,9 +37,14 @@ def show_status(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         return print_json(status, status["state"] != "DOWN")
     lines = status_lines(status)
-    missing = [f"{p['name']} {p['state']}" for p in status["processes"] if p["state"] != "UP"]
+    stopped = [f["subject"] for f in status["findings"] if f["text"].startswith("STOPPED: ")]  # process_down
+    missing = [f"{p['name']} {p['state']}" for p in status["processes"]
+               if p["state"] != "UP" and p["name"] not in stopped]
     if missing:
         lines.insert(1, f"NOT UP {', '.join(missing)}: see the logs in {config.path('log')}")
+    if stopped:
+        lines.insert(1, f"STOPPED by hand. To start again: {Path(sys.executable).with_name('supervisorctl')} "
+                        f"-s unix://{config.path('run/supervisor.sock')} start {' '.join(stopped)}")
     show("\n".join(lines))
     return EXIT_OK if status["state"] != "DOWN" else EXIT_NO
 

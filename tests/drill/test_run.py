@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from bot.clock import Clock
+from bot.commands import CommandFiles
 from bot.config_file import load, parse
 from bot.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError
 from bot.programs import find_config
@@ -167,6 +168,26 @@ def test_run_with_supervisord_killed_says_so_and_ends_the_rest(tmp_path):
         assert run.process.wait(15) == EXIT_SOFTWARE
         assert "supervisord ended by itself, code -9" in run.text
         run.assert_nothing_left()
+
+
+@pytest.mark.parametrize("module", ["bot", "bot.errors", "bot.bus", "bot.probe"])
+def test_run_with_ctrl_c_while_it_imports_ends_without_a_traceback(tmp_path, module):
+    program, *args = command(example_config(tmp_path))
+    with subprocess.Popen([program, "-X", "importtime", *args], stderr=subprocess.PIPE, text=True,
+                          cwd=ROOT) as run:
+        assert any(line.split("|")[-1].strip() == module for line in run.stderr)  # it is imported
+        run.send_signal(signal.SIGINT)
+        rest = run.stderr.read()
+    assert run.returncode in (0, -signal.SIGINT) and "Traceback" not in rest
+
+
+def test_run_shows_what_a_command_came_to_that_waited_for_the_executor(tmp_path):
+    path = example_config(tmp_path)
+    config = parse(path)
+    CommandFiles(config.path("commands")).put("reconcile", who="op", why="a look", clock=Clock())
+    with Run(path) as run:
+        wait_until(lambda: re.search(r"command +reconcile by op: books and exchange agree", run.text), 40)
+        assert run.end() == 0
 
 
 def test_run_with_a_taken_port_is_one_error_and_starts_nothing(tmp_path):

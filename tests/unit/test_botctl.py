@@ -15,6 +15,7 @@ from bot import botctl, steer
 from bot.botctl import GROUPS, VERBS
 from bot.clock import Clock
 from bot.commands import Answered, CommandFiles
+from bot.config_file import load
 from bot.halt import HaltFiles
 from tests.harness import ROOT, wait_until, write_config
 from tests.schemas import SCHEMAS, Error
@@ -107,6 +108,27 @@ def test_no_with_json_is_json_too(words, code, tmp_path, capsys):
     assert botctl.main([*words.split(), "--json", "--config", str(write_config(tmp_path))]) == code
     out, err = capsys.readouterr()
     assert msgspec.json.decode(out, type=Error).error in err
+
+
+def test_help_of_explain_names_everything_that_has_a_story(capsys):
+    text = " ".join(said(capsys, 0, "explain", "--help").split())
+    assert "client order id, fill (SYMBOL#TRADE), or SYMBOL: its locks, adoptions" in text
+
+
+def test_status_with_a_strategy_that_was_stopped_by_hand_says_how_to_start_it(tmp_path, capsys):
+    path = write_config(tmp_path)
+    config, clock = load(path), Clock()
+    beat = {"name": "health", "pid": os.getpid(), "run": clock.wall_ns(), "mono_ns": clock.mono_ns(),
+            "version": "1", "config": "c", "ended": False, "crash_starts": [], "descriptors": 9,
+            "descriptors_max": 99, "findings": [
+                {"rule": "process_down", "subject": "strategy-levels", "text": "STOPPED: Nov 30", "age_s": 5},
+                {"rule": "process_down", "subject": "gateway", "text": "FATAL: too quickly", "age_s": 5}]}
+    config.run_path("health").mkdir(parents=True)
+    (config.run_path("health") / "health.json").write_bytes(msgspec.json.encode(beat))
+    assert botctl.main(["status", "--config", str(path)]) == 1
+    _, stopped, missing, *_ = capsys.readouterr().out.splitlines()
+    assert stopped.startswith("STOPPED by hand") and stopped.endswith("supervisor.sock start strategy-levels")
+    assert "gateway DOWN" in missing and "strategy-levels" not in missing and "see the logs in" in missing
 
 
 @pytest.mark.parametrize("words", ["stauts", "orders --count 0", "halt --nonsense", "config chekc"])

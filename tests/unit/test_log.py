@@ -41,7 +41,6 @@ def test_log_with_an_unlisted_event_raises():
 def test_log_with_a_level_leaves_out_what_is_below():
     stream = io.StringIO()
     log = Log("gateway", StillClock(), "WARNING", stream)
-    log.debug("started")
     log.info("started")
     log.warning("started")
     log.error("crashed")
