@@ -12,9 +12,10 @@ from contextlib import suppress
 
 import pytest
 
+from bot import journal as journal_module
 from bot.errors import ConfigError, JournalError
 from bot.events import ExitsSet, SignalClosed, Started
-from bot.journal import CHECKPOINTS_KEPT, Journal, JournalReader
+from bot.journal import CHECKPOINTS_KEPT, LOOK_EVENTS, Journal, JournalReader
 from tests.factory import BTC, NOW, D, HandClock, changed, filled, folded, intended, received, signal
 from tests.harness import ROOT, wait_until
 
@@ -518,6 +519,27 @@ def test_journal_that_grows_for_long_is_looked_at_without_a_word(path):
         journal.checkpoint(books)
         journal.look()
     journal.close()
+
+
+def test_look_at_a_long_journal_reads_its_newest_events_alone(path, monkeypatch):
+    connect, steps, took = journal_module._connect, [], []
+
+    def counted(*args):
+        db = connect(*args)
+        db.set_progress_handler(lambda: steps.append(1), 100)  # of SQLite's virtual machine
+        return db
+
+    journal, events = opened(path), history(1_500)
+    monkeypatch.setattr(journal_module, "_connect", counted)
+    for part in (events[:LOOK_EVENTS * 2], events[LOOK_EVENTS * 2:]):
+        for event in part:
+            journal.append(event)
+        journal.commit()
+        steps.clear()
+        journal.look()
+        took.append(len(steps))
+    journal.close()
+    assert 0 < took[1] <= took[0] + 5, took
 
 
 @pytest.mark.parametrize("tip", [None, b"", b"x", b"7 8\n", b"\xff" * 40])
