@@ -28,6 +28,7 @@ CHECKPOINTS_KEPT = 3
 # that is not whole, and says nothing (sqlite.org/fileformat2.html#walformat): a lost tail shows here.
 TIP, TIP_BYTES = "-tip", 64
 LOOK_EVENTS = 200  # of the newest, verified while the executor runs: some ms
+NEWEST_EVENTS = 100_000  # among which the newest of a kind are looked for, each second by an open page
 TOLD_EVENTS = 20_000  # folded between two words of it: half a second
 
 _SCHEMA = f"""
@@ -280,8 +281,9 @@ class JournalReader:
             order, symbol, order)
 
     def newest(self, kind: str, count: int) -> list[Entry]:
-        """Return the newest events of a kind, the newest first."""
-        return self._entries("kind = ? ORDER BY seq DESC LIMIT ?", kind, count)
+        """Return the newest events of a kind, the newest first, of the last NEWEST_EVENTS events."""
+        return self._entries("kind = ? AND seq > (SELECT max(seq) FROM events) - ? ORDER BY seq DESC LIMIT ?",
+                             kind, NEWEST_EVENTS, count)
 
     def since(self, ts_ns: int) -> Iterator[Entry]:
         """Yield all events from a time on, in the sequence they happened."""

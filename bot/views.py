@@ -94,10 +94,7 @@ def show_doctor(args: argparse.Namespace, config: Config) -> int:
     checks = [msgspec.to_builtins(check) for check in asyncio.run(
         examine(config, Clock(), args.config or find_config(), is_candidate=args.candidate))]
     is_good = all(check["verdict"] != "bad" for check in checks)
-    if args.json:
-        return print_json(checks, is_good)
-    _table(checks, ("verdict", "name", "text"))
-    return EXIT_OK if is_good else EXIT_NO
+    return _tell_rows(args, checks, ("verdict", "name", "text"), is_good=is_good)
 
 
 def verify_journal(args: argparse.Namespace, config: Config) -> int:
@@ -120,32 +117,24 @@ def verify_journal(args: argparse.Namespace, config: Config) -> int:
 def list_orders(args: argparse.Namespace, config: Config) -> int:
     """Print the open orders, or all that the books keep, the newest first."""
     rows = order_rows(open_reader(config).books(), is_all=args.all)[:args.count]
-    if args.json:
-        return print_json(rows, True)
-    _table(rows, ("time", "client_order_id", "symbol", "leg", "side", "qty", "filled_qty", "trigger_price",
-                  "state", "text"), "no open order (--all shows the closed ones too)")
-    return EXIT_OK
+    return _tell_rows(args, rows, ("time", "client_order_id", "symbol", "leg", "side", "qty", "filled_qty",
+                                   "trigger_price", "state", "text"),
+                      "no open order (--all shows the closed ones too)")
 
 
 def list_signals(args: argparse.Namespace, config: Config) -> int:
     """Print the signals with their outcomes, the newest first."""
     rows = signal_rows(open_reader(config), args.count)
-    if args.json:
-        return print_json(rows, True)
-    _table(rows, ("time", "signal", "symbol", "target_qty", "outcome", "filled_qty", "why"),
-           "no signal was received yet")
-    return EXIT_OK
+    return _tell_rows(args, rows, ("time", "signal", "symbol", "target_qty", "outcome", "filled_qty", "why"),
+                      "no signal among the newest events")
 
 
 def list_positions(args: argparse.Namespace, config: Config) -> int:
     """Print the positions with their exits."""
     books, now_ns = open_reader(config).books(), Clock().wall_ns()
     rows = [position_row(book, config, now_ns) for book in books.symbols.values()]
-    if args.json:
-        return print_json(rows, True)
-    _table(rows, ("symbol", "strategy", "qty", "entry_price", "stop", "take_profit", "version",
-                  "realized_pnl", "fees"), "no position yet")
-    return EXIT_OK
+    return _tell_rows(args, rows, ("symbol", "strategy", "qty", "entry_price", "stop", "take_profit",
+                                   "version", "realized_pnl", "fees"), "no position yet")
 
 
 def tell_story(args: argparse.Namespace, config: Config) -> int:
@@ -196,5 +185,9 @@ def say(args: argparse.Namespace, text: str) -> None:
     show(text, is_trouble=args.json)
 
 
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...], empty: str = "none") -> None:
+def _tell_rows(args: argparse.Namespace, rows: list[dict[str, Any]], columns: tuple[str, ...],
+               empty: str = "none", *, is_good: bool = True) -> int:
+    if args.json:
+        return print_json(rows, is_good)
     show("\n".join(table_lines(rows, columns, empty)))
+    return EXIT_OK if is_good else EXIT_NO

@@ -113,7 +113,7 @@ function showState() {
   fill("orders", ["time", "symbol", "leg", "state", "side", "qty", "filled_qty", "trigger_price", "client_order_id"],
     orders, "no open order", (row) => row.state === "UNKNOWN");
   fill("signals", ["time", "outcome", "symbol", "target_qty", "filled_qty", "why", "decided_because"],
-    signals, "no signal was received yet");
+    signals, "no signal among the newest events");
   fill("processes", ["name", "state", "pid", "uptime_s", "heartbeat_age_ms", "memory_mb", "cpu_pct"],
     status.processes, "none", (row) => row.state !== "UP");
   drawState();

@@ -149,6 +149,17 @@ def test_find_and_story_in_a_long_journal_look_at_a_few_rows(path):
     reader.close()
 
 
+def test_newest_of_a_rare_kind_in_a_long_journal_reads_so_far_back_and_no_farther(path, monkeypatch):
+    monkeypatch.setattr(journal_module, "NEWEST_EVENTS", 100, raising=False)
+    written(path, history(400))
+    reader, steps = JournalReader(path), []
+    reader._db.set_progress_handler(lambda: steps.append(1), 100)
+    assert reader.newest("started", 5) == [], "the very first event"
+    assert len(steps) < 10
+    assert len(reader.newest("signal", 5)) == 5 and len(reader.newest("signal", 999)) < 100
+    reader.close()
+
+
 def test_find_with_a_kind_that_is_not_unique_is_a_mistake_of_ours(path):
     journal = opened(path)
     for kind in ("order", "", "signal' OR 1=1 --"):
