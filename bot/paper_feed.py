@@ -5,10 +5,10 @@ Without recorded depth there is a synthetic book around its quotes, or around it
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,11 +18,11 @@ Event = dict[str, Any]  # the JSON of a stream's frame
 Depth = dict[Decimal, Decimal]  # price -> quantity
 Bar = tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal, int, Decimal, Decimal]
 # open, high, low, close, volume, quote volume, count, taker buys: volume and quote volume
-K = TypeVar("K")
 
 GRID_MS = 100  # the exchange's fastest throttled depth stream
 UPDATES = 5  # update ids per step of the grid
 KLINE_MS = 500  # the exchange sends a changed candle at most every 250 ms
+LAG_MS = 500  # no trade is published later than that
 HEAL_MS = 3_000  # depth that an account took is back, linearly, after this
 FUNDING_MS = 8 * 3_600_000
 FUNDING_RATE = Decimal("0.00010000")  # the exchange's interest component, 0.01 % per 8 h
@@ -35,6 +35,8 @@ INTERVALS = table("intervals", dict[str, int])  # minutes
 
 TICKER = table("letters", dict[str, dict[str, str]])["ticker"]  # the 24 h ticker's fields in frames
 TICKERS = {"ticker": ("24hrTicker", tuple(TICKER)), "miniTicker": ("24hrMiniTicker", tuple("cohlvq"))}
+ROW = ("openTime", "openPrice", "highPrice", "lowPrice", "lastPrice", "volume", "closeTime", "quoteVolume",
+       "count")  # a candle's first fields, as the 24 h ticker calls them
 PARTS = {f"depth{count}@100ms": count for count in (5, 10, 20)}  # of the book, from the best on
 CANDLES = {f"kline_{name}": name for name in INTERVALS}
 STREAMS = {"bookTicker": "bookTicker", "depthUpdate": "depth@100ms"}  # of a recorded book
@@ -69,43 +71,44 @@ class Trade(NamedTuple):
 class Feed:
     """One symbol. `now_ms` moves before each event; queries are as of then.
 
-    firsts: of each kind of events that the market tells. lag_ms: a trade may be published so much late.
-    minutes: its candles, from the earliest on without a hole; the past is put there by the market.
+    kinds: of events that the market tells. price: about the first. book: the first event of a recorded one.
+    minutes: its candles, from the earliest on; the past is put there by the market.
     """
 
-    def __init__(self, contract: Contract, firsts: Mapping[str, Event]) -> None:
-        self.contract, self.kinds = contract, firsts.keys()
+    def __init__(self, contract: Contract, kinds: set[str], price: Decimal, book: Event | None) -> None:
+        self.contract, self.kinds, self.has_book = contract, kinds, bool(book)
         self.main = "trade" if "trade" in self.kinds else "aggTrade"  # what prices are made of
-        self.now_ms = self.lag_ms = 0
+        self.now_ms = 0
         self.mark_factor = Decimal(1)  # moved by POST /paper/mark
         self.trades: deque[Trade] = deque(maxlen=TRADES_KEPT)
         self.pending: deque[Frame] = deque()  # what accounts' trades send: the market's own queue
         self.wanted = {"kline_1m"}  # of ON_DEMAND
         self.last_id = 0  # of public trades
         self.inserted = 0  # trades of accounts so far: later ids move up by it
-        self.quote = [(ZERO, ZERO), (ZERO, ZERO)]  # bid and ask; quantity 0: unknown
         self.depth: Sequence[Depth] = ({}, {})  # as recorded; of a synthetic book what was shown last
         self.update_id = 0  # of the depth
         self.minutes: dict[int, Bar | None] = {}
         self._mids: deque[Decimal] = deque(maxlen=10)  # of the last whole seconds
         self._level = lru_cache(1_024)(self._drawn)
         self._taken: dict[tuple[int, Decimal], tuple[Decimal, int]] = {}  # (side, price) -> quantity, when
-        self._see_quote(firsts.get("bookTicker") or firsts[self.main])
-        if "book" in self.kinds:
-            self.play(firsts["book"])
+        self._quote(price)
+        if book:
+            self.play(book)
 
     # Events
 
     def play(self, event: Event) -> list[Frame]:
         """Let an event of the market happen; return what it sends. "book" is the depth as a whole."""
         kind = event["e"]
-        self._see_quote(event)
         if kind in ("trade", "aggTrade"):
             return self._trade(event)
+        if kind == "bookTicker":
+            bid, bid_qty, ask, ask_qty = (Decimal(event[key]) for key in "bBaA")
+            self.quote = [(bid, bid_qty), (ask, ask_qty)]
         if kind == "book":
-            return self._turn([{Decimal(price): Decimal(qty) for price, qty in event[side]} for side in "ba"],
-                              event["u"])
-        if kind not in STREAMS or "book" not in self.kinds:
+            whole = [{Decimal(price): Decimal(qty) for price, qty in event[side]} for side in "ba"]
+            return [*self._turn(whole, event["u"])]
+        if kind not in STREAMS or not self.has_book:
             return []
         if kind == "depthUpdate":
             self.update_id = event["u"]
@@ -134,14 +137,8 @@ class Feed:
             self.pending += self._record(trade).values()
         return [*range(first_id, self.last_id + 1)]
 
-    def _see_quote(self, event: Event) -> None:
-        # From a quote or, of a market that tells none, a trade.
-        if event["e"] == "bookTicker":
-            bid, bid_qty, ask, ask_qty = (Decimal(event[key]) for key in "bBaA")
-            self.quote = [(bid, bid_qty), (ask, ask_qty)]
-        elif "bookTicker" not in self.kinds and (trade := self.trade_of(event)):
-            bid = trade.price if trade.is_buyer_maker else trade.price - self.contract.tick
-            self.quote = [(bid, ZERO), (bid + self.contract.tick, ZERO)]
+    def _quote(self, bid: Decimal) -> None:
+        self.quote = [(bid, ZERO), (bid + self.contract.tick, ZERO)]  # quantity 0: unknown
 
     def _trade(self, event: Event) -> list[Frame]:
         kind = event["e"]
@@ -150,6 +147,8 @@ class Feed:
             self.last_id = event[kind[0]] + self.inserted
         moved = {**event, **{key: event[key] + self.inserted for key in "tafl" if key in event}}
         trade = self.trade_of(moved)
+        if trade and "bookTicker" not in self.kinds:
+            self._quote(trade.price if trade.is_buyer_maker else trade.price - self.contract.tick)
         frames = self._record(trade) if trade else {}
         frames[kind] = self._frame(kind, moved)
         return [frame for name, frame in frames.items() if name == kind or name not in self.kinds]
@@ -160,11 +159,10 @@ class Feed:
         add(self.minutes, t.time_ms // 60_000, t)
         if len(self.minutes) > MINUTES_MAX:
             del self.minutes[next(iter(self.minutes))]
-        price, qty = self.contract.level(t.price, t.qty)
-        return {"trade": self._made("trade", "trade", T=t.time_ms, t=t.trade_id, p=price, q=qty, X="MARKET",
-                                    m=t.is_buyer_maker),
-                "aggTrade": self._made("aggTrade", "aggTrade", a=t.trade_id, p=price, q=qty, f=t.trade_id,
-                                       l=t.trade_id, T=t.time_ms, m=t.is_buyer_maker)}
+        id_, (price, qty) = t.trade_id, self.contract.level(t.price, t.qty)
+        told: Event = {"p": price, "q": qty, "T": t.time_ms, "m": t.is_buyer_maker}
+        return {"trade": self._made("trade", t=id_, X="MARKET", **told),
+                "aggTrade": self._made("aggTrade", a=id_, f=id_, l=id_, **told)}
 
     # Prices and depth
 
@@ -206,7 +204,7 @@ class Feed:
         return max(ZERO, qty * (HEAL_MS - self.now_ms + at_ms) / HEAL_MS).quantize(self.contract.step)
 
     def _sides(self) -> list[Levels]:
-        if "book" in self.kinds:
+        if self.has_book:
             return [sorted(self.depth[0].items(), reverse=True), sorted(self.depth[1].items())]
         bid, ask = (int(price / self.contract.tick) for price, _ in self.quote)
         stride = max(1, round(bid / 60_000))  # in ticks: 1.00 near 60,000
@@ -230,10 +228,9 @@ class Feed:
                end_ms: int | None = None) -> list[list[Any]]:
         """Return kline rows, oldest first, the running candle last. Raises KeyError: unknown interval."""
         length = INTERVALS[interval] * 60_000
-        earliest = self._earliest_ms() // length * length
         last = min(self.now_ms, self.now_ms if end_ms is None else end_ms) // length * length
         first = last - (limit - 1) * length if start_ms is None else -(-start_ms // length) * length
-        times = range(max(earliest, first), last + 1, length)[:limit]
+        times = range(max(first, self._earliest_ms() // length * length), last + 1, length)[:limit]
         return [self.row(at, at + length - 1) for at in times]
 
     def row(self, open_ms: int, close_ms: int) -> list[Any]:
@@ -247,15 +244,15 @@ class Feed:
 
     def ticker(self) -> dict[str, Any]:
         """Return the last 24 hours, as far as there is a past: `GET /fapi/v1/ticker/24hr`."""
-        open_ms, first, high, low, last, volume, _, spent, count, *_ = self.row(
-            max(self._earliest_ms(), (self.now_ms // 60_000 - 1_439) * 60_000), self.now_ms)
-        change, amount, newest = Decimal(last) - Decimal(first), Decimal(volume), self.recent(1)
-        return {"symbol": self.contract.symbol, "priceChange": f"{change:f}", "lastPrice": last,
-                "priceChangePercent": f"{change / Decimal(first) * 100:.3f}", "openPrice": first,
-                "weightedAvgPrice": f"{Decimal(spent) / amount if amount else Decimal(last):.2f}",
-                "highPrice": high, "lowPrice": low, "volume": volume, "quoteVolume": spent, "count": count,
-                "lastQty": newest[0]["qty"] if newest else "0", "openTime": open_ms, "closeTime": self.now_ms,
-                "firstId": self.last_id - count, "lastId": self.last_id}
+        from_ms = max(self._earliest_ms(), (self.now_ms // 60_000 - 1_439) * 60_000)
+        row = dict(zip(ROW, self.row(from_ms, self.now_ms), strict=False))
+        first, last, volume, spent = (
+            Decimal(row[key]) for key in ("openPrice", "lastPrice", "volume", "quoteVolume"))
+        return {**row, "symbol": self.contract.symbol, "priceChange": f"{last - first:f}",
+                "priceChangePercent": f"{(last - first) / first * 100:.3f}",
+                "weightedAvgPrice": f"{spent / volume if volume else last:.2f}",
+                "lastQty": self.contract.qty(self.trades[-1].qty) if self.trades else "0",
+                "firstId": self.last_id - row["count"], "lastId": self.last_id}
 
     def recent(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
@@ -269,29 +266,26 @@ class Feed:
 
     # Frames
 
-    def _made(self, kind: str, event: str, **fields: Any) -> Frame:
-        return self._frame(kind, {"e": event, "E": self.now_ms, "s": self.contract.symbol, **fields})
+    def _made(self, kind: str, event: str = "", **fields: Any) -> Frame:
+        return self._frame(kind, {"e": event or kind, "E": self.now_ms, "s": self.contract.symbol, **fields})
 
     def _frame(self, kind: str, event: Event) -> Frame:
         return Frame(f"{self.contract.symbol.lower()}@{kind}", msgspec.json.encode(event), self.now_ms)
 
-    def _turn(self, depth: Sequence[Depth], update_id: int) -> list[Frame]:
-        # What leads from the depth so far to another: the best if it changed, and the diff.
+    def _turn(self, depth: Sequence[Depth], update_id: int) -> Iterator[Frame]:
+        # What leads from the depth so far to another: its best, and the diff.
         if depth == self.depth:
-            return []
-        level = self.contract.level
-        best = [[(p, book[p]) for p, book in zip((max(bids), min(asks)), (bids, asks), strict=True)]
-                for bids, asks in (self.depth, depth) if bids and asks]
+            return
+        level, now_ms = self.contract.level, self.now_ms
         sides = [[level(p, after.get(p, ZERO)) for p in sorted(before.keys() | after.keys())
                   if before.get(p) != after.get(p)] for before, after in zip(self.depth, depth, strict=True)]
         before_id, self.depth, self.update_id = self.update_id, depth, update_id
-        frames = [self._made("depth@100ms", "depthUpdate", T=self.now_ms, U=before_id + 1, u=update_id,
-                             pu=before_id, b=sides[0], a=sides[1])]
-        if best[0] != best[-1] or len(best) == 1:
-            (bid, bid_qty), (ask, ask_qty) = (level(*pair) for pair in best[-1])
-            frames.insert(0, self._made("bookTicker", "bookTicker", u=update_id, b=bid, B=bid_qty, a=ask,
-                                        A=ask_qty, T=self.now_ms))
-        return frames
+        bids, asks = depth
+        if bids and asks:
+            (b, B), (a, A) = (level(p, side[p]) for p, side in ((max(bids), bids), (min(asks), asks)))
+            yield self._made("bookTicker", u=update_id, b=b, B=B, a=a, A=A, T=now_ms)
+        yield self._made("depth@100ms", "depthUpdate", T=now_ms, U=before_id + 1, u=update_id, pu=before_id,
+                         b=sides[0], a=sides[1])
 
     def tick(self) -> Iterator[Frame]:
         """Yield what a step of the grid makes due: mark, tickers, candles, and the synthetic book's diff."""
@@ -309,12 +303,12 @@ class Feed:
                 yield self._made(kind, event, **{letter: row[TICKER[letter]] for letter in letters})
             elif kind in CANDLES and self.now_ms % KLINE_MS == 0 and self.trades:
                 yield self._made(kind, "kline", k=self._candle(CANDLES[kind]))
-        if "book" not in self.kinds:
+        if not self.has_book:
             bids, asks, _ = self.book()
             yield from self._turn((dict(bids), dict(asks)), self.now_ms // GRID_MS * UPDATES)
 
     def _candle(self, interval: str) -> Event:
-        length, told_ms = INTERVALS[interval] * 60_000, self.now_ms - self.lag_ms
+        length, told_ms = INTERVALS[interval] * 60_000, self.now_ms - LAG_MS
         open_ms = (told_ms - KLINE_MS) // length * length
         row = self.row(open_ms, open_ms + length - 1)
         last_id = next((t.trade_id for t in reversed(self.trades) if t.time_ms <= row[6]), self.last_id)
@@ -322,7 +316,7 @@ class Feed:
                 "f": last_id - row[8] + 1, "L": last_id, "x": told_ms >= open_ms + length}
 
 
-def add(bars: dict[K, Bar | None], key: K, t: Trade) -> None:
+def add(bars: dict[Any, Bar | None], key: Any, t: Trade) -> None:
     """Add a trade to the bar that has this key."""
     taken = (ZERO, ZERO) if t.is_buyer_maker else (t.qty, t.price * t.qty)
     bars[key] = fold([bars.get(key), (t.price, t.price, t.price, t.price, t.qty, t.price * t.qty, 1, *taken)])

@@ -4,31 +4,35 @@ Time is an argument (`now_ms`, the exchange's clock); nothing here reads a clock
 """
 
 import gzip
+import hashlib
 import heapq
 import math
 import re
+import struct
 import zipfile
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 import msgspec
 
 from bot.config import PaperConfig
 from bot.errors import ConfigError
 from bot.paper_feed import GRID_MS, MINUTES_MAX, Bar, Event, Feed, Frame, add, fold
-from bot.paper_model import Contract
-from bot.paper_synthetic import Synthetic
+from bot.paper_model import Contract, table
 
 HEAD_LINES = 20_000  # symbols, increments and a REST depth answer are found in these
 HISTORY_MS = 500 * 60_000  # of past before the start
 CATCH_UP_MS = 600_000  # a longer pause of the process is passed over, as a restart is
-WARM_MS = 15_000  # before a start the clock's steps are gone through for so long: marks are means of 10 s,
-WARM_TRADES_MS = 60_000  # and of a synthetic market this and up to a minute more is played
+WARM_MS = 30_000  # so much of the past is played before a start: marks are means of 10 s
+SHAPE = SimpleNamespace(**table("synthetic", dict[str, Any]))  # a synthetic half hour's numbers
+LOOP_MS: int = SHAPE.loop_ms
+STEPS = LOOP_MS // GRID_MS
 ENVELOPE = b'{"stream":"', b'","data":'  # before a recorded frame's stream and JSON
 # Which fields of an event are ids, and of which series; which are prices and quantities.
 IDS = {"trade": {"t": "t"}, "aggTrade": {"a": "a", "f": "f", "l": "f"}, "bookTicker": {"u": "u"},
@@ -46,8 +50,8 @@ class Recording:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._book: Event | None = None  # at the beginning of a loop
-        self._firsts: dict[str, dict[str, Event]] = {}  # symbol -> kind -> its first event
-        self._numbers: dict[str, tuple[set[str], set[str]]] = {}  # symbol -> prices, quantities
+        self._kinds = defaultdict[str, set[str]](set)  # of a symbol's events
+        self._numbers: dict[str, tuple[Decimal, set[str], set[str]]] = {}  # first price, all, quantities
         self._first_line = 0  # where a loop begins: the first diff that continues the REST answer
         try:
             self._read_head()
@@ -57,8 +61,9 @@ class Recording:
             raise ConfigError(f"[paper] recording must hold trades or quotes, was {path} without any")
 
     def feeds(self) -> dict[str, Feed]:
-        return {symbol: Feed(Contract(symbol, _increment(prices), _increment(qtys, 1)), self._firsts[symbol])
-                for symbol, (prices, qtys) in self._numbers.items()}
+        return {symbol: Feed(Contract(symbol, _increment(prices), _increment(qtys, 1)), self._kinds[symbol],
+                             price, self._book)
+                for symbol, (price, prices, qtys) in self._numbers.items()}
 
     def lines(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Yield (local time in ns, stream, JSON); a CSV row is an aggTrade, a REST answer has no stream."""
@@ -93,19 +98,132 @@ class Recording:
             if not stream:
                 rest = rest or event
                 continue
-            firsts = self._firsts.setdefault(event["s"], {})
-            firsts.setdefault(event["e"], event)
+            self._kinds[event["s"]].add(event["e"])
             if keys := NUMBERS.get(event["e"]):
-                prices, qtys = self._numbers.setdefault(event["s"], (set(), set()))
+                _, prices, qtys = self._numbers.setdefault(
+                    event["s"], (Decimal(event[keys[0]]), set(), set()))
                 prices.update(event[key] for key in keys[::2])
                 qtys.update(event[key] for key in keys[1::2])
             elif event["e"] == "depthUpdate":
                 diffs.append((number, event["u"], {key: event[key] for key in ("s", "E", "pu")}))
         continuing = [(number, diff) for number, u, diff in diffs if rest and u >= rest["lastUpdateId"]]
-        if rest and continuing and len(self._firsts) == 1:  # a REST answer does not name its symbol
+        if rest and continuing and len(self._kinds) == 1:  # a REST answer does not name its symbol
             self._first_line, diff = continuing[0]
-            self._book = firsts["book"] = {"e": "book", "u": rest["lastUpdateId"], "b": rest["bids"],
-                                           "a": rest["asks"], **diff}
+            self._book = {**diff, "e": "book", "u": rest["lastUpdateId"], "b": rest["bids"],
+                          "a": rest["asks"]}
+
+
+class Synthetic:
+    """A recording that never was: one symbol's half hour made of a seed, lively enough to watch.
+
+    Price walks between planted levels in legs of 20 to 70 s and turns at each with a little overshoot; now
+    and then it breaks through and trades between the next two levels. It ends where it begins, so it can be
+    looped. In ticks: path and bids at the grid's steps (bid 0: a gap), and the trades.
+    """
+
+    def __init__(self, name: str, seed: int) -> None:
+        contracts = table("synthetic_contracts", dict[str, tuple[str, str, int]])
+        tick, step, self.middle = contracts.get(name, contracts["other"])
+        self.contract, self._seed = Contract(name, Decimal(tick), Decimal(step)), f"{seed}/{name}"
+        self.planted = self._plant(int(self.middle / self.contract.tick))
+        lead = int(self._draws("lead", 1, *SHAPE.lead_s)[0]) * 1_000 // GRID_MS
+        knots = self._knots()
+        walked = self._walk(knots)  # made from the first touch on, and turned so that it begins before
+        self.path, self.bids = zip(*walked[-lead:], *walked[:-lead], strict=True)
+        self.trades = self._trades([at + lead * GRID_MS for at, _, is_break in knots if is_break])
+
+    def _draws(self, name: str, count: int, least: float = 0.0, more: float = 1.0) -> list[float]:
+        # Seeded numbers from the least on, the same for ever and on every machine.
+        raw = hashlib.shake_256(f"{self._seed}/{name}".encode()).digest(4 * count)
+        return [least + more * (n / 2**32) for n in struct.unpack(f"<{count}I", raw)]
+
+    def _plant(self, middle: int) -> list[int]:
+        levels = [middle]
+        for up, down in zip(*(self._draws(name, SHAPE.levels, *SHAPE.spacing)
+                              for name in ("levels", "levels below")), strict=True):
+            levels = [round(levels[0] * (1 - down)), *levels, round(levels[-1] * (1 + up))]
+        return levels
+
+    def _legs(self) -> list[int]:
+        # The levels between the legs, from 0 out and the same way back.
+        walked, direction, is_running = [0], 1, False
+        for leg, draw in enumerate(self._draws("legs", SHAPE.legs // 2)):
+            chance = SHAPE.break_again if is_running else SHAPE.break_once
+            if walked[-1] * direction > 0:  # outward is harder than back, and impossible at the end
+                chance *= 1 - abs(walked[-1]) / SHAPE.levels
+            is_running = leg >= SHAPE.calm_legs and draw < chance
+            direction = direction if is_running else -direction
+            walked.append(walked[-1] + direction)
+        return walked + walked[-2::-1]
+
+    def _knots(self) -> list[tuple[float, float, bool]]:
+        # Where the legs meet: when, at which price, whether a level breaks there.
+        levels, beyond = self._legs(), self._draws("turns", SHAPE.legs, *SHAPE.overshoot)
+        weights = self._draws("weights", SHAPE.legs, *SHAPE.leg_spread)
+        weights[-1] = sum(SHAPE.leg_spread)  # the one that the loop begins within, away from its level
+        knots, begun = list[tuple[float, float, bool]](), 0.0
+        for leg, weight in enumerate(weights):
+            before, at, after = levels[leg - 1 if leg else -2], levels[leg], levels[leg + 1]
+            price = float(self.planted[at + SHAPE.levels])
+            if before == after:
+                price *= 1 - (after - at) * beyond[leg]
+            knots.append((begun, price, before != after))
+            begun += LOOP_MS * weight / sum(weights)
+        return [*knots, (begun, knots[0][1], False)]
+
+    def _walk(self, knots: list[tuple[float, float, bool]]) -> list[tuple[float, int]]:
+        # The path, and the bid of each step.
+        noise = [sum(waves) for waves in zip(*(self._wave(*wave) for wave in SHAPE.waves), strict=True)]
+        walked = list[tuple[float, int]]()
+        for leg, ((begun, price, _), (end, target, _)) in enumerate(pairwise(knots)):
+            gap_ms = SHAPE.gap_ms if leg in SHAPE.gap_legs else 0
+            for step in range(len(walked), min(STEPS, math.ceil(end / GRID_MS))):
+                at = step * GRID_MS
+                calm = min(1.0, (at - begun) / SHAPE.calm_ms, (end - at) / SHAPE.calm_ms)
+                share = (at - begun) / (end - begun)
+                here = (price + share * (target - price)) * (1 + noise[step] * calm)
+                is_gap = abs(at + GRID_MS / 2 - (begun + end) / 2) <= (gap_ms - GRID_MS) / 2
+                walked.append((here, 0 if is_gap else int(here)))
+        return walked
+
+    def _wave(self, length_ms: int, size: float) -> list[float]:
+        steps = length_ms // GRID_MS
+        draws = self._draws(f"wave/{length_ms}", STEPS // steps + 1, -size, 2 * size)
+        return [a + (b - a) * i / steps for a, b in pairwise(draws) for i in range(steps)]
+
+    def _trades(self, breaks: list[float]) -> list[tuple[int, int, int, bool]]:
+        # When, at which price, how many lots, whether the taker sold; by time.
+        bursts = [*breaks, *self._draws("bursts", SHAPE.bursts, 0, LOOP_MS)][:SHAPE.bursts]
+        marks = [(at, -1) for at in self._draws("trades", SHAPE.trades, 0, LOOP_MS)]
+        for number, burst in enumerate(bursts):
+            later = self._draws(f"burst/{number}", SHAPE.burst_trades, 0, SHAPE.burst_ms)
+            marks += [((burst + ms) % LOOP_MS, run) for run, ms in enumerate(later)]
+        largest = SHAPE.trade_notional / self.middle / float(self.contract.step)
+        sides, sizes, made = self._draws("sides", len(marks)), self._draws("sizes", len(marks)), []
+        for (at, run), side, size in zip(sorted(marks), sides, sizes, strict=True):
+            step = int(at // GRID_MS)
+            if bid := self.bids[step]:
+                is_sale, away = side < 0.5, max(0, run) // 8
+                if run >= 0:  # a burst runs with the market, and eats a tick now and then
+                    is_sale = self.path[min(step + 10, STEPS - 1)] < bid
+                price = bid - away if is_sale else bid + 1 + away
+                made.append((int(at), price, 1 + int(largest * size**6), is_sale))
+        return made
+
+    def feeds(self) -> dict[str, Feed]:
+        price = self.bids[0] * self.contract.tick
+        return {self.contract.symbol: Feed(self.contract, {"trade", "bookTicker"}, price, None)}
+
+    def events(self) -> Iterator[tuple[int, Event]]:
+        """Yield (when, event): a quote at each step, and the trades."""
+        name, tick, lot = self.contract.symbol, self.contract.tick, self.contract.step
+        quotes = ((step * GRID_MS, {"e": "bookTicker", "s": name, "u": 0, "b": bid * tick, "B": 0,
+                                    "a": (bid + 1) * tick, "A": 0})
+                  for step, bid in enumerate(self.bids) if bid)
+        trades = ((at, {"e": "trade", "E": at, "T": at, "s": name, "t": SHAPE.first_trade_id + number,
+                        "p": price * tick, "q": lots * lot, "X": "MARKET", "m": is_sale})
+                  for number, (at, price, lots, is_sale) in enumerate(self.trades))
+        return heapq.merge(quotes, trades, key=itemgetter(0))
 
 
 class Market:
@@ -122,10 +240,12 @@ class Market:
                  booked: Mapping[str, int]) -> None:
         self.sources, self._booked = sources, booked
         self.feeds = {symbol: feed for source in sources for symbol, feed in source.feeds().items()}
+        self._pending: deque[Frame] = deque()
+        for feed in self.feeds.values():
+            feed.pending = self._pending
         if strange := [name for name in self.feeds if not name.endswith("USDT")]:
             raise ConfigError(f"[paper] recording must be of USDT contracts for `rebased`, was {strange}")
         self._now_ms = -1 << 62
-        self._pending: deque[Frame] = deque()
         self._ids: dict[tuple[str, str], tuple[int, int]] = {}  # lowest and highest of a symbol's series
         self._seconds: dict[tuple[str, int], Bar | None] = {}  # of a loop
         self._start_ms = -(-start_ms // 1_000) * 1_000
@@ -147,7 +267,7 @@ class Market:
         """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
 
     def _begin(self, now_ms: int) -> None:
-        from_ms = now_ms // 60_000 * 60_000 - WARM_TRADES_MS
+        from_ms = (now_ms - WARM_MS) // 1_000 * 1_000
         if isinstance(self.sources[0], Recording):  # its book is followed from the loop's beginning
             from_ms = max(0, now_ms - self._start_ms) // self._length_ms * self._length_ms + self._start_ms
         self._events = self._looped(from_ms)
@@ -176,20 +296,17 @@ class Market:
             feed.now_ms = now_ms
 
     def _learn(self) -> None:
-        # A loop's ids and bars; when it begins, before the earliest T, and how long it is.
-        first_ms = at_ms = lag_ms = 0
+        # A loop's ids and bars; when it begins, at the earliest T, and how long it is.
+        first_ms, at_ms = 1 << 62, 0
         for at_ms, event in self._once():
-            symbol, feed = event["s"], self.feeds[event["s"]]
             for key, series in IDS.get(event["e"], {}).items():
-                low, high = self._ids.get((symbol, series), (event[key], event[key]))
-                self._ids[symbol, series] = min(low, event[key]), max(high, event[key])
-            if trade := feed.trade_of(event):
-                add(self._seconds, (symbol, trade.time_ms // 1_000), trade)
-            first_ms, lag_ms = first_ms or at_ms, max(lag_ms, at_ms - event.get("T", at_ms))
-        self._origin_ms = (first_ms - lag_ms) // 1_000 * 1_000
+                low, high = self._ids.get((event["s"], series), (event[key], event[key]))
+                self._ids[event["s"], series] = min(low, event[key]), max(high, event[key])
+            if trade := self.feeds[event["s"]].trade_of(event):
+                add(self._seconds, (event["s"], trade.time_ms // 1_000), trade)
+            first_ms = min(first_ms, event.get("T", at_ms))
+        self._origin_ms = first_ms // 1_000 * 1_000
         self._length_ms = (at_ms - self._origin_ms) // 1_000 * 1_000 + 1_000
-        for feed in self.feeds.values():
-            feed.pending, feed.lag_ms = self._pending, lag_ms
 
     def _once(self) -> Iterator[tuple[int, Event]]:
         return heapq.merge(*(source.events() for source in self.sources), key=itemgetter(0))

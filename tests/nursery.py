@@ -20,7 +20,6 @@ import bot.daemon
 import bot.executor
 import bot.gateway
 import bot.paper
-import bot.paper_synthetic
 import bot.strategy
 
 INSTEAD = dict(pair.split("=") for pair in sys.argv[2:])  # bot.NAME -> the module that plays it

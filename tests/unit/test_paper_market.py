@@ -10,8 +10,7 @@ import pytest
 
 from bot.config import PaperConfig
 from bot.paper_feed import FUNDING_RATE, GRID_MS
-from bot.paper_market import build_market, canonical_stream
-from bot.paper_synthetic import LOOP_MS
+from bot.paper_market import LOOP_MS, build_market, canonical_stream
 
 START_MS = 1_700_000_012_345
 BTC = "BTCUSDT"
