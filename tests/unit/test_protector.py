@@ -33,7 +33,7 @@ class NoJournal:
 
 class Bench:
     def __init__(self):
-        self.clock, self.count, self.out = HandClock(), 0, io.StringIO()
+        self.clock, self.count, self.out, self.budget_s = HandClock(), 0, io.StringIO(), BUDGET_S
         self.books = Books()
         self.keeper = Bookkeeper(NoJournal(), self.books, self.clock, lambda report: None,
                                  lambda who, why: None)
@@ -42,7 +42,7 @@ class Bench:
     def restart(self):
         log = Log("executor", self.clock, stream=self.out)
         self.protector = Protector(
-            ExecutorConfig(unprotected_s_max=BUDGET_S),
+            ExecutorConfig(unprotected_s_max=self.budget_s),
             self.clock,
             log,
             keeper=self.keeper,
@@ -388,6 +388,21 @@ def test_stop_lost_before_its_first_byte_is_placed_again_behind_the_fence_and_no
     assert bench.act() == ([], ["s2"])
     bench.keeper.change(bench.book.orders["s2"], "cancel")
     assert bench.act() == ([], []) and [o.id for o in bench.book.live_orders()] == ["s3"]
+
+
+def test_budget_shorter_than_the_fence_closes_what_lost_its_stop_and_places_no_other(bench):
+    bench.budget_s = FENCE_S - 2
+    bench.restart()
+    bench.enter()
+    bench.act()
+    bench.answer("lose")
+    bench.clock.step(bench.budget_s)
+    assert bench.act("LOCKED") == ([], [])
+    bench.clock.step(0.1)
+    assert bench.act("LOCKED") == (["close sell 10"], [])
+    bench.fill("10", "sell", name=bench.book.working()[-1].id, cause="close")
+    bench.keeper.change(bench.book.unknown()[0], "accept")  # it arrives after all
+    assert bench.act("LOCKED")[1] == ["s2"]
 
 
 def test_resized_stop_whose_outcome_is_unknown_is_placed_again_beside_the_old_one(bench):
