@@ -57,7 +57,7 @@ class Ledger:
         refuse_if((not 1 <= leverage <= model.BRACKETS[0].initial_leverage, -4028, leverage))
         more = notional / leverage - notional / before
         refuse_if((notional > model.notional_max(leverage), -2027),
-                  (leverage < before and more > self.available(name), -2028))
+                  (leverage < before and more > self.sums(name)["free"], -2028))
         account.leverage[symbol] = leverage
         self._account_event(account, "CONFIG", symbol)
 
@@ -66,33 +66,26 @@ class Ledger:
         return {symbol: position.qty * self.feeds[symbol].mark()
                 for symbol, position in self.accounts[name].positions.items() if position.qty}
 
-    def margin(self, name: str) -> tuple[Decimal, Decimal, Decimal]:
-        """Return what positions and what open orders bind, and the unrealized profit, at marks."""
-        held = self.held(name)
+    def sums(self, name: str) -> dict[str, Decimal]:
+        """Return an account's money by name, at marks; `spare` below zero: it is due for liquidation."""
+        account, held = self.accounts[name], self.held(name)
         bound = sum((abs(value) / self.leverage(name, symbol) for symbol, value in held.items()), ZERO)
         resting = sum((self._margin_of(order, order.price) for order in self.mine(name, "order")), ZERO)
-        return bound, resting, sum((value - self.position(name, symbol).cost
-                                    for symbol, value in held.items()), ZERO)
-
-    def available(self, name: str) -> Decimal:
-        bound, resting, unrealized = self.margin(name)
-        return self.accounts[name].wallet + unrealized - bound - resting
-
-    def maintained(self, name: str) -> Decimal:
-        return sum(map(model.maintenance, self.held(name).values()), ZERO)
+        unrealized = sum(held.values(), ZERO) - sum(p.cost for p in account.positions.values())
+        maintained, margin = sum(map(model.maintenance, held.values()), ZERO), account.wallet + unrealized
+        return {"wallet": account.wallet, "unrealized": unrealized, "margin": margin, "bound": bound,
+                "resting": resting, "initial": bound + resting, "free": margin - bound - resting,
+                "maintained": maintained, "spare": margin - maintained}
 
     def is_due_for_liquidation(self, name: str) -> bool:
         """Say whether the wallet and unrealized profit no longer cover the maintenance margin."""
-        return bool(self.held(name)) and self._spare(name) < 0
+        return bool(self.held(name)) and self.sums(name)["spare"] < 0
 
     def liquidation_price(self, name: str, symbol: str) -> Decimal:
         """Return the mark of a symbol at which its account is due for liquidation."""
         qty, mark = self.position(name, symbol).qty, self.feeds[symbol].mark()
         relief = qty - abs(qty) * model.bracket(qty * mark).maint_margin_ratio
-        return max(ZERO, mark - self._spare(name) / relief) if qty else ZERO
-
-    def _spare(self, name: str) -> Decimal:
-        return self.accounts[name].wallet + self.margin(name)[2] - self.maintained(name)
+        return max(ZERO, mark - self.sums(name)["spare"] / relief) if qty else ZERO
 
     def mine(self, name: str, kind: str, symbol: str | None = None) -> list[Order]:
         return [o for o in self.open.values()
@@ -251,7 +244,7 @@ class Ledger:
             (len(self.mine(name, "order", order.symbol)) >= contract.numbers["MAX_NUM_ORDERS.limit"], -2025),
             (need and abs(size) * price > model.notional_max(self.leverage(name, order.symbol)), -2027),
             (order.tif == "GTX" and depth, -5022),
-            (need and need + order.qty * price * self.taker_fee > self.available(name), -2019))
+            (need and need + order.qty * price * self.taker_fee > self.sums(name)["free"], -2019))
 
     def _depth(self, order: Order) -> Levels:
         # What it may trade with.

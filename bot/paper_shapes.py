@@ -46,10 +46,8 @@ def position_json(ledger: Ledger, name: str, symbol: str, kind: str = "position"
 
 
 def known_of_account(ledger: Ledger, name: str) -> Json:
-    account, (bound, resting, unrealized) = ledger.accounts[name], ledger.margin(name)
-    return {"wallet": account.wallet, "unrealized": unrealized, "margin": account.wallet + unrealized,
-            "bound": bound, "resting": resting, "initial": bound + resting, "update_ms": account.update_ms,
-            "maintained": ledger.maintained(name), "free": max(ZERO, ledger.available(name)),
+    account, sums = ledger.accounts[name], ledger.sums(name)
+    return {**sums, "free": max(ZERO, sums["free"]), "update_ms": account.update_ms,
             "is_hedged": account.is_hedged}
 
 
