@@ -139,7 +139,9 @@ class Server:
             answer = await self._serve(self.rest.over_http(
                 name, request.raw_path.partition("?")[2], body, request.headers.get("X-MBX-APIKEY", ""),
                 request.remote or ""))
-            return _response(answer) if answer else _cut(request)
+            if answer is None and request.transport:
+                request.transport.abort()
+            return _response(answer or Answer(500, b"", {}))
         except InvariantError as error:
             # The books are wrong in memory and right on disk: start afresh from there.
             self.broken = error
@@ -231,7 +233,8 @@ async def main(daemon: Daemon) -> None:
     try:
         await server.play(daemon.stopping)
     finally:
-        await server.hub.close()
+        for connection in list(server.hub.connections):
+            await connection.ws.close(code=1001)  # the server goes away
         await runner.cleanup()
         store.close()
 
@@ -245,12 +248,6 @@ def _keys(daemon: Daemon, config: PaperConfig) -> dict[str, tuple[str, str]]:
             raise ConfigError(f"{table}.api_key_file: is the key of {keys[key][0]} too; give it its own")
         keys[key] = (name, read_secret(path(account.api_secret_file), f"{table}.api_secret_file"))
     return keys
-
-
-def _cut(request: web.Request) -> web.Response:
-    if request.transport:
-        request.transport.abort()
-    return web.Response(status=500)
 
 
 def _response(answer: Answer) -> web.Response:

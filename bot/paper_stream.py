@@ -145,10 +145,6 @@ class Hub:
         while any(c.unsent > BUFFER_BYTES for c in self.connections):
             await self.engine.clock.sleep(0.001)
 
-    async def close(self) -> None:
-        for connection in list(self.connections):
-            await connection.ws.close(code=1001)  # the server goes away
-
     def _is_live(self, key: str) -> bool:
         return key in map(self.engine.live_key, self.engine.listen_keys)
 
