@@ -5,6 +5,7 @@ Reads: requests. Writes: its state file. State: accounts, orders, positions, fil
 """
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Callable
 from decimal import Decimal
@@ -127,7 +128,7 @@ class Server:
         self.rest = Rest(engine, keys)
         self.hub = Hub(engine, self.answer_ws)
         self.control = Control(engine, self.hub.inject)
-        self.broken: InvariantError | None = None
+        self.broken: Exception | None = None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -142,8 +143,8 @@ class Server:
             if answer is None and request.transport:
                 request.transport.abort()
             return _response(answer or Answer(500, b"", {}))
-        except InvariantError as error:
-            # The books are wrong in memory and right on disk: start afresh from there.
+        except (InvariantError, sqlite3.Error) as error:
+            # The books in memory are wrong, or not what is on disk: start afresh from there.
             self.broken = error
             raise
 

@@ -156,6 +156,11 @@ class Engine:
         self.changes = store.kept("changes", dict[str, dict[str, Any]], {})  # of listings, since
         self.ledger = Ledger(self.feeds, taker_fee=config.taker_fee, maker_fee=config.maker_fee)
         store.load(self.ledger)
+        used = {order.symbol for order in self.ledger.open.values()} | {
+            symbol for a in self.ledger.accounts.values() for symbol, p in a.positions.items() if p.qty}
+        if used - self.feeds.keys():
+            raise ConfigError("paper.symbols: must name all in which paper.state has a position or order; "
+                              f"was without {', '.join(used - self.feeds.keys())}")
         for symbol, change in self.changes.items():
             if symbol in self.feeds:
                 self.ledger.contracts[symbol] = self.feeds[symbol].contract.changed(**change)
@@ -192,6 +197,7 @@ class Engine:
         for key in [key for key, due_ms in self.countdowns.items() if due_ms <= now_ms]:
             name, symbol = key.split()
             ledger.cancel_all(name, symbol, ("order",))
+            self.commit()
             self.count_down(name, symbol, 0)
         if now_ms // 1_000 != self._second and self.market.is_tradable:
             self._second = now_ms // 1_000
@@ -216,13 +222,14 @@ class Engine:
     def change_symbol(self, symbol: str, status: str, filters: dict[str, dict[str, str]]) -> None:
         """Change a listing. One that settles or closes ends its orders and positions, at the mark."""
         self.ledger.contracts[symbol] = self.feeds[symbol].contract.changed(status, filters)
-        self.changes[symbol] = {"status": status, "filters": filters}
-        self.store.keep("changes", self.changes)
         if status in ("SETTLING", "CLOSE"):
             for name in self.ledger.accounts:
                 self.ledger.cancel_all(name, symbol)
                 if symbol in self.ledger.held(name):
                     self.ledger.force("settlement", name, symbol)
+        self.commit()  # first the end of what was open, then that nothing trades any more
+        self.changes[symbol] = {"status": status, "filters": filters}
+        self.store.keep("changes", self.changes)
 
     def count_down(self, name: str, symbol: str, time_ms: int) -> None:
         """Cancel all plain orders of a symbol after so long; 0: never."""

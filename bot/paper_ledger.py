@@ -96,6 +96,7 @@ class Ledger:
         order.time_ms = order.update_ms = self.now_ms
         depth = [] if order.kind == "algo" else self._depth(order)
         refuse_if((self.contracts[order.symbol].status != "TRADING", -4108),
+                  (self.accounts[order.account].is_hedged, -4061),
                   (not order.ref and any(o.client_id == order.client_id
                                          for o in self.mine(order.account, order.kind)), -4116))
         if order.kind == "algo":
@@ -130,10 +131,9 @@ class Ledger:
     def care(self, name: str) -> None:
         """Settle funding by market time; liquidate: first the orders go, then the largest positions."""
         account, settled_ms = self.accounts[name], self.now_ms // FUNDING_MS * FUNDING_MS
-        if account.funded_ms < settled_ms:
-            if account.funded_ms:
-                self.fund(name, FUNDING_RATE)
-            account.funded_ms = settled_ms
+        for _ in range(account.funded_ms or settled_ms, settled_ms, FUNDING_MS):
+            self.fund(name, FUNDING_RATE)
+        account.funded_ms = max(account.funded_ms, settled_ms)
         if self.is_due_for_liquidation(name):
             self.cancel_all(name, None)
         while self.is_due_for_liquidation(name):
@@ -149,7 +149,8 @@ class Ledger:
         account, mark = self.accounts[name], self.feeds[symbol].mark()
         held, (prefix, execution) = self.position(name, symbol).qty, FORCED[kind]
         qty = abs(held) if qty is None else qty
-        refuse_if((not 0 < qty <= abs(held), -4003))
+        refuse_if((not 0 < qty <= abs(held), -4003),
+                  (qty != abs(held) and qty % self.contracts[symbol].step, -1111))
         order = Order(account=name, symbol=symbol, client_id=f"{prefix}{self.last_ids['order'] + 1}", qty=qty,
                       side="SELL" if held > 0 else "BUY", type="LIMIT", tif="IOC", reduce_only=True,
                       execution=execution, time_ms=self.now_ms)
@@ -225,7 +226,7 @@ class Ledger:
     def _check_order(self, order: Order, depth: Levels) -> None:
         contract, mark, name = self.contracts[order.symbol], self.feeds[order.symbol].mark(), order.account
         closable, is_buy, is_limit = self._closable(order), order.side == "BUY", order.type == "LIMIT"
-        refuse_if((self.accounts[name].is_hedged, -4061), (order.reduce_only and not closable, -2022))
+        refuse_if((order.reduce_only and not closable, -2022))
         if order.reduce_only:
             order.qty = min(order.qty, closable)
         contract.check_qty(order.qty, "LOT_SIZE" if is_limit else "MARKET_LOT_SIZE")

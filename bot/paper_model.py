@@ -98,8 +98,8 @@ class Contract:
         self.numbers = {f"{row['filterType']}.{key}": Decimal(value) for row in self.listing()["filters"]
                         for key, value in row.items() if key != "filterType"}
         self.tick, self.step = self.numbers["PRICE_FILTER.tickSize"], self.numbers["LOT_SIZE.stepSize"]
-        if min(self.tick, self.step) <= 0:
-            raise ValueError(f"tickSize and stepSize must be greater than 0; were {self.tick}, {self.step}")
+        if min(self.tick, self.step) <= 0 or not all(n.is_finite() for n in self.numbers.values()):
+            raise ValueError(f"filters must be numbers, tickSize and stepSize above 0; were {self.numbers}")
 
     def changed(self, status: str, filters: Filters) -> "Contract":
         return Contract(self.symbol, *self._increments, status, filters)
@@ -122,7 +122,7 @@ class Contract:
     def check_price(self, price: Decimal) -> None:
         """Check a price against the price filter. Raises Refused."""
         refuse_if((price <= 0, -4001), (price > self.numbers["PRICE_FILTER.maxPrice"], -4002),
-                  (price.normalize().quantize(self.tick.normalize()) != price, -1111),
+                  (price.quantize(self._increments[0]) != price, -1111),
                   (price % self.tick, -4014), (price < self.numbers["PRICE_FILTER.minPrice"], -4013))
 
     def listing(self) -> dict[str, Any]:

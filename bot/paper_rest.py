@@ -57,7 +57,7 @@ class Request:
 
     @property
     def seen_ms(self) -> int:
-        return self.engine.now_ms() - self.lag_ms
+        return self.engine.now_ms() - self.lag_ms if self.lag_ms else SOME_DAY_MS
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a parameter's value, the default when it was not sent."""
@@ -87,7 +87,8 @@ class Request:
     # The market
 
     def depth(self) -> Json:
-        (bids, asks, id_), now_ms = self.feed().shown(self.limit(500, 1_000)), self.engine.now_ms()
+        refuse_if((self.get("limit", 500) not in (5, 10, 20, 50, 100, 500, 1_000), -4021))
+        (bids, asks, id_), now_ms = self.feed().shown(self.get("limit", 500)), self.engine.now_ms()
         return {"lastUpdateId": id_, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
 
     def funding_rates(self) -> list[Json]:
@@ -114,7 +115,9 @@ class Request:
 
     def set_mode(self) -> None:
         account, wanted = self.ledger.accounts[self.account], self["dualSidePosition"]
-        refuse_if((wanted == account.is_hedged, -4059), (self.ledger.held(self.account), -4068))
+        refuse_if(
+            (wanted == account.is_hedged, -4059), (self.ledger.held(self.account), -4068),
+            (any(order.account == self.account for order in self.ledger.open.values()), -4067))
         account.is_hedged = wanted
         self.engine.store.keep("accounts", self.ledger.accounts)
 
@@ -312,13 +315,13 @@ class Rest:
     def over_http(self, name: str, query: str, body: str, key: str, address: str) -> Request:
         """Return the request; query and body as they were on the wire."""
         signed = "".join(re.sub(r"(^|&)signature=[^&]*", "", part) for part in (query, body))
-        values = parse_qsl(f"{query}&{body}", keep_blank_values=True)
+        values = parse_qsl(f"{body}&{query}", keep_blank_values=True)
         return Request(self.engine, name, values, signed, key, address)
 
     def over_ws(self, wish: WsRequest, address: str) -> Request:
         values = {name: plain(value) for name, value in wish.params.items()}
         signed = "&".join(f"{name}={value}" for name, value in sorted(values.items()) if name != "signature")
-        name = WS_METHODS.get(wish.method, wish.method)
+        name = WS_METHODS.get(wish.method, f"{wish.method} ")
         return Request(self.engine, name, values.items(), signed, values.get("apiKey", ""), address)
 
     def told_ws(self, wish: WsRequest, answer: Answer) -> bytes:
@@ -352,7 +355,7 @@ class Rest:
 
 def _check_signature(request: Request, secret: str) -> None:
     right = hmac.new(secret.encode(), request.signed.encode(errors="replace"), hashlib.sha256).hexdigest()
-    sent, time_ms = request["signature"].encode(errors="replace"), request["timestamp"]
+    sent, time_ms = request["signature"].lower().encode(errors="replace"), request["timestamp"]
     window_ms, received_ms = request.get("recvWindow", RECV_WINDOW_MS), request.received_ms
     refuse_if((not hmac.compare_digest(right.encode(), sent), -1022),
               (not 0 <= window_ms <= RECV_WINDOW_MS_MAX, -1131),

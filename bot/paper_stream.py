@@ -21,6 +21,8 @@ from bot.paper_shapes import event_json
 FOREVER_MS = 1 << 62
 LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
 CLOSE_FRAME = b"\x88\x02\x03\xe8"  # code 1000
+PUBLIC = "depth|bookTicker|trade"
+ROUTES = {"public": PUBLIC, "market": f"(?!{PUBLIC})", "private": "$"}  # the kinds of streams each has
 OF_ALL = {"markPrice@1s", "ticker", "miniTicker"}  # frames that "!...@arr" streams send together
 PING_S = 180.0  # the exchange pings every three minutes
 STREAMS_MAX = 200  # per connection
@@ -33,10 +35,11 @@ StreamFault = Literal["gap", "reorder", "freeze", "half_open", "close", "expire"
 class Connection:
     """One websocket. names: stream, canonical or a listen key -> as the client called it."""
 
-    def __init__(self, ws: web.WebSocketResponse, request: web.Request, kind: str, opened_ms: int) -> None:
+    def __init__(self, ws: web.WebSocketResponse, request: web.Request, route: str, kind: str,
+                 opened_ms: int) -> None:
         self.ws, self.address, self.opened_ms = ws, request.remote or "", opened_ms
         self.transport: Any = request.transport
-        self.is_combined, self.is_order_api = kind == "stream", kind == "ws-fapi"
+        self.route, self.is_combined, self.is_order_api = route, kind == "stream", kind == "ws-fapi"
         self.names: dict[str, str] = {}
         self.lost, self.reordered, self.frozen_until_ms = 0, 0, 0
         self.held, self.out = list[bytes](), list[bytes]()
@@ -72,8 +75,8 @@ class Hub:
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse(compress=False, heartbeat=PING_S, max_msg_size=MESSAGE_BYTES_MAX)
         await ws.prepare(request)
-        kind, *wanted = re.sub("^/(public|market|private)/", "/", request.path).strip("/").split("/")
-        connection = Connection(ws, request, kind, self.engine.now_ms())
+        route, kind, *wanted = re.sub(f"^/(?!({'|'.join(ROUTES)})/)", "/any/", request.path)[1:].split("/")
+        connection = Connection(ws, request, route, kind, self.engine.now_ms())
         self.connections.add(connection)
         try:
             wanted += [*request.query.get("streams", "").split("/"), request.query.get("listenKey", "")]
@@ -177,8 +180,10 @@ class Hub:
                 connection.names |= {name: name} if self._is_live(name) else {}
                 continue
             stream = canonical_stream(name)
-            connection.names[stream] = name
             symbol, _, kind = stream.partition("@")
+            if not re.match(ROUTES.get(connection.route, ""), kind or symbol[1:]):
+                continue  # the real one acknowledges, and is silent
+            connection.names[stream] = name
             for feed in self.engine.market.feeds.values():
                 if symbol.upper() == feed.contract.symbol or stream.startswith("!"):
                     feed.wanted |= {kind, symbol[1:]} & ON_DEMAND

@@ -345,8 +345,8 @@ def test_market_streams_with_both_generations_of_urls_say_the_same(paper):
     async def first(ws):
         return await ws.receive_json()
 
-    for path in ("/ws/btcusdt@trade", "/market/ws/btcusdt@trade", "/public/ws/btcusdt@bookTicker",
-                 "/ws/btcusdt@markPrice@1s", "/ws/btcusdt@depth@100ms", "/ws/btcusdt@aggTrade"):
+    for path in ("/ws/btcusdt@trade", "/public/ws/btcusdt@trade", "/public/ws/btcusdt@bookTicker",
+                 "/ws/btcusdt@markPrice@1s", "/ws/btcusdt@depth@100ms", "/market/ws/btcusdt@aggTrade"):
         frame = run_ws(paper, path, first)
         assert (frame["s"], "stream" in frame) == (SYMBOL, False)
     for path in ("/stream?streams=btcusdt@trade/ethusdt@trade", "/market/stream?streams=btcusdt@kline_1m"):
@@ -376,7 +376,7 @@ def test_subscriptions_with_ids_are_added_listed_and_removed(paper):
             assert "error" in await ws.receive_json()
         return await ask("LIST_SUBSCRIPTIONS", [], 6)
 
-    assert run_ws(paper, "/public/stream", work) == {"result": [], "id": 6}
+    assert run_ws(paper, "/stream", work) == {"result": [], "id": 6}
 
 
 def test_stream_faults_with_open_connections_gap_freeze_close_and_go_half_open(paper):
