@@ -5,7 +5,6 @@ Reads: requests. Writes: its state file. State: accounts, orders, positions, fil
 """
 
 import asyncio
-import sqlite3
 import sys
 from collections.abc import Callable
 from decimal import Decimal
@@ -25,7 +24,7 @@ from bot.crash import point
 from bot.daemon import Daemon, run
 from bot.errors import ConfigError, InvariantError
 from bot.log import Tally
-from bot.paper_engine import Engine, Limits, Store
+from bot.paper_engine import Engine, Limits, Store, StoreError
 from bot.paper_market import build_market
 from bot.paper_model import Count, Filters, Milliseconds, Refused, Side
 from bot.paper_rest import ROUTES, Answer, Request, Rest, WsRequest, refused
@@ -143,7 +142,7 @@ class Server:
             if answer is None and request.transport:
                 request.transport.abort()
             return _response(answer or Answer(500, b"", {}))
-        except (InvariantError, sqlite3.Error) as error:
+        except (InvariantError, StoreError) as error:
             # The books in memory are wrong, or not what is on disk: start afresh from there.
             self.broken = error
             raise

@@ -23,6 +23,7 @@ PATIENCE = 10  # requests answered 429 in one minute before the address is banne
 BAN_MS = 120_000
 LISTEN_KEY_MS = 3_600_000  # a listen key lives 60 minutes, and again from each keepalive
 TYPES = {"order": Order, "algo": Order, "fill": Fill, "income": Income}  # kinds of rows
+StoreError = sqlite3.Error
 T = TypeVar("T")
 
 

@@ -105,11 +105,8 @@ class Request:
 
     # The account
 
-    def position(self, symbol: str, kind: str = "position") -> Json:
-        return position_json(self.ledger, self.account, symbol, kind)
-
     def positions(self, version: int) -> list[Json]:
-        return [self.position(symbol) for symbol in self.symbols()
+        return [position_json(self.ledger, self.account, symbol) for symbol in self.symbols()
                 if version == 2 or self.ledger.position(self.account, symbol).qty
                 or self.ledger.mine(self.account, "order", symbol)]
 
@@ -123,7 +120,7 @@ class Request:
 
     def set_leverage(self) -> Json:
         self.ledger.set_leverage(self.account, self["symbol"], self["leverage"])
-        return self.position(self["symbol"], "leverage")
+        return position_json(self.ledger, self.account, self["symbol"], "leverage")
 
     def history(self, kind: str) -> list[Json]:
         """Return what the store keeps, by the filters the request has."""
@@ -242,7 +239,7 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "balance": lambda r: [worded("balance", known_of_account(r.ledger, r.account))],
     "account_config": lambda r: worded("account_config", known_of_account(r.ledger, r.account)),
     "mode": lambda r: {"dualSidePosition": r.ledger.accounts[r.account].is_hedged},
-    "symbol_config": lambda r, symbol: r.position(symbol, "symbol_config"),
+    "symbol_config": lambda r, symbol: position_json(r.ledger, r.account, symbol, "symbol_config"),
     "order_limits": lambda r: r.engine.limiter.limits.listing()[1:],
     "brackets": lambda r, symbol: {"symbol": symbol, "brackets": table("brackets", list[Json])},
     "commission": lambda r: {
