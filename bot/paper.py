@@ -27,8 +27,7 @@ from bot.log import Tally
 from bot.paper_engine import Engine, Limits, Store, StoreError
 from bot.paper_market import build_market
 from bot.paper_model import Count, Filters, Milliseconds, Refused, Side
-from bot.paper_rest import ROUTES, Answer, Request, Rest, WsRequest, refused
-from bot.paper_shapes import account_json
+from bot.paper_rest import ROUTES, Answer, Request, Rest, WsRequest, account_json, refused
 from bot.paper_stream import Hub, StreamFault
 
 FRAMES_MAX = 500  # per step: about 150 kB a connection

@@ -1,4 +1,4 @@
-"""The paper exchange's REST interface and websocket order API: endpoints, signatures, time windows, weights.
+"""The paper exchange's REST interface and websocket order API: endpoints, rows, signatures, time windows.
 
 Plain values in and out, no socket. What cannot be parsed is a refusal too, never an error of the server.
 """
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
+from bot import paper_model as model
 from bot.paper_engine import Engine
 from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed
-from bot.paper_model import ZERO, Json, Order, Refused, refuse_if, table, worded
-from bot.paper_shapes import account_json, known_of_account, position_json, row_json
+from bot.paper_ledger import Ledger
+from bot.paper_model import ZERO, Fill, Income, Json, Order, Position, Refused, refuse_if, table, worded
 
 RECV_WINDOW_MS, RECV_WINDOW_MS_MAX, AHEAD_MS_MAX = 5_000, 60_000, 1_000
 SOME_DAY_MS = 1 << 50
@@ -28,6 +29,53 @@ VALUES: dict[str, Callable[[str], Any]] = {
 # name -> what it may look like, the code of the refusal, and what is made of it.
 PARAMETERS = table("parameters", dict[str, tuple[str, int, str]])
 INTEGER = "-?[0-9]{1,18}", -1102, "integer"
+
+
+def row_json(row: Order | Fill | Income, ledger: Ledger, kind: str, **more: Any) -> Json:
+    """Return a row about an order, a fill or an income, as REST or the user stream ("..._event") words it."""
+    if isinstance(row, Income):
+        more |= {"trade": str(row.trade_id or ""), "info": str(row.trade_id or row.reason)}
+        return worded(kind, asdict(row) | more)
+    contract = ledger.contracts[row.symbol]
+    more |= {"price": contract.price(row.price), "qty": contract.qty(row.qty)}
+    if isinstance(row, Fill):
+        more |= {"spent": f"{row.price * row.qty:f}", "is_buyer": row.side == "BUY"}
+    else:
+        average = contract.price(row.spent / row.filled, 4) if row.filled else "0.00"
+        more |= {"filled": contract.qty(row.filled), "trigger": contract.price(row.trigger), "nothing": None,
+                 "average": average, "spent": f"{row.spent:f}", "ref": str(row.ref or "")}
+    return worded(kind, asdict(row) | more)
+
+
+def position_json(ledger: Ledger, name: str, symbol: str, kind: str = "position",
+                  then: Position | None = None) -> Json:
+    """Return a position, as it is or was then; "position" has the fields of positionRisk and account."""
+    position, contract = then or ledger.position(name, symbol), ledger.contracts[symbol]
+    leverage, mark = ledger.leverage(name, symbol), ledger.feeds[symbol].mark()
+    notional, fee = position.qty * mark, ledger.taker_fee if position.qty > 0 else -ledger.taker_fee
+    return worded(kind, {
+        "symbol": symbol, "qty": contract.qty(position.qty), "entry": contract.price(position.entry, 3),
+        # where closing as taker would bring nothing
+        "break_even": contract.price(position.entry * (1 + fee) / (1 - fee), 3), "mark": mark,
+        "profit": notional - position.cost, "notional": notional, "realized": position.realized,
+        "liquidation": contract.price(ledger.liquidation_price(name, symbol), 3), "leverage": leverage,
+        "leverage_text": str(leverage), "cap": str(model.notional_max(leverage)),
+        "initial": abs(notional) / leverage, "maintained": model.maintenance(notional),
+        "update_ms": position.update_ms})
+
+
+def known_of_account(ledger: Ledger, name: str) -> Json:
+    account, sums = ledger.accounts[name], ledger.sums(name)
+    return {**sums, "free": max(ZERO, sums["free"]), "update_ms": account.update_ms,
+            "is_hedged": account.is_hedged}
+
+
+def account_json(ledger: Ledger, name: str, version: int) -> Json:
+    known = known_of_account(ledger, name)
+    symbols = ledger.contracts if version == 2 else ledger.held(name)
+    return worded(f"account_{version}", known) | {
+        "assets": [worded("asset", known)],
+        "positions": [position_json(ledger, name, symbol) for symbol in symbols]}
 
 
 class Answer(NamedTuple):

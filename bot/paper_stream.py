@@ -14,9 +14,10 @@ from aiohttp import WSMsgType, web
 
 from bot.paper_engine import Engine
 from bot.paper_feed import ON_DEMAND, Frame
+from bot.paper_ledger import Ledger
 from bot.paper_market import canonical_stream
-from bot.paper_model import Event
-from bot.paper_shapes import event_json
+from bot.paper_model import AccountEvent, Event, Json, OrderEvent, amount
+from bot.paper_rest import position_json, row_json
 
 FOREVER_MS = 1 << 62
 LIFE_MS = 86_400_000  # the exchange ends each connection after 24 hours
@@ -234,3 +235,27 @@ def enveloped(raw: bytes, name: str = "") -> bytes:
         return bytes((0x81, size)) + payload
     length = b"\x7e" + size.to_bytes(2, "big") if size < 65_536 else b"\x7f" + size.to_bytes(8, "big")
     return b"\x81" + length + payload
+
+
+def event_json(event: Event, ledger: Ledger, now_ms: int) -> list[Json]:
+    """Return what the user stream says about an event."""
+    if isinstance(event, AccountEvent):
+        what: Json = {"e": "ACCOUNT_UPDATE", "T": event.time_ms, "E": now_ms}
+        if event.reason == "CONFIG":
+            setting = {"s": event.symbol, "l": ledger.leverage(event.account, event.symbol)}
+            return [what | {"e": "ACCOUNT_CONFIG_UPDATE", "ac": setting}]
+        wallet, rows = amount(event.wallet), [
+            position_json(ledger, event.account, event.symbol, "position_event", event.position)
+        ] if event.symbol else []
+        return [what | {"a": {"m": event.reason, "P": rows, "B": [
+            {"a": "USDT", "wb": wallet, "cw": wallet, "bc": amount(event.change)}]}}]
+    if not isinstance(event, OrderEvent):
+        return []
+    order, fill, times = event.order, event.fill, {"T": event.order.update_ms, "E": now_ms}
+    body = row_json(order, ledger, f"{order.kind}_event", execution=event.execution)
+    if order.kind == "algo":
+        body |= {"act": "MARKET" if order.ref else "0"} | ({"rm": order.reason} if order.reason else {})
+        return [{"e": "ALGO_UPDATE", **times, "o": body}]
+    body |= row_json(fill, ledger, "fill_event") if fill else {}
+    lite = [{"e": "TRADE_LITE", **times, **{key: body[key] for key in "sqpmcSLlti"}}] if fill else []
+    return [*lite, {"e": "ORDER_TRADE_UPDATE", **times, "o": body}]
