@@ -75,7 +75,8 @@ class Feed:
     minutes: its candles, from the earliest on; the past is put there by the market.
     """
 
-    def __init__(self, contract: Contract, kinds: set[str], price: Decimal, book: Event | None) -> None:
+    def __init__(self, contract: Contract, kinds: set[str], price: Decimal,
+                 book: Event | None = None) -> None:
         self.contract, self.kinds, self.has_book = contract, kinds, bool(book)
         self.main = "trade" if "trade" in self.kinds else "aggTrade"  # what prices are made of
         self.now_ms = 0
@@ -91,7 +92,7 @@ class Feed:
         self._mids: deque[Decimal] = deque(maxlen=10)  # of the last whole seconds
         self._level = lru_cache(1_024)(self._drawn)
         self._taken: dict[tuple[int, Decimal], tuple[Decimal, int]] = {}  # (side, price) -> quantity, when
-        self._quote(price)
+        self.quote = [(price, ZERO), (price + contract.tick, ZERO)]  # bid and ask; quantity 0: unknown
         if book:
             self.play(book)
 
@@ -137,9 +138,6 @@ class Feed:
             self.pending += self._record(trade).values()
         return [*range(first_id, self.last_id + 1)]
 
-    def _quote(self, bid: Decimal) -> None:
-        self.quote = [(bid, ZERO), (bid + self.contract.tick, ZERO)]  # quantity 0: unknown
-
     def _trade(self, event: Event) -> list[Frame]:
         kind = event["e"]
         if kind == self.main:  # ids go on behind the last, whatever a restart and accounts did to them
@@ -148,7 +146,8 @@ class Feed:
         moved = {**event, **{key: event[key] + self.inserted for key in "tafl" if key in event}}
         trade = self.trade_of(moved)
         if trade and "bookTicker" not in self.kinds:
-            self._quote(trade.price if trade.is_buyer_maker else trade.price - self.contract.tick)
+            bid = trade.price if trade.is_buyer_maker else trade.price - self.contract.tick
+            self.quote = [(bid, ZERO), (bid + self.contract.tick, ZERO)]
         frames = self._record(trade) if trade else {}
         frames[kind] = self._frame(kind, moved)
         return [frame for name, frame in frames.items() if name == kind or name not in self.kinds]
@@ -189,9 +188,8 @@ class Feed:
         return Book(sides[0][:limit], sides[1][:limit], self.update_id)
 
     def shown(self, limit: int) -> tuple[list[list[str]], list[list[str]], int]:
-        bids, asks, update_id = self.book(limit)
-        return ([self.contract.level(*pair) for pair in bids], [self.contract.level(*pair) for pair in asks],
-                update_id)
+        bids, asks = ([self.contract.level(*pair) for pair in side] for side in self.book(limit)[:2])
+        return bids, asks, self.update_id
 
     def _mean(self, seconds: int) -> Decimal:
         mids = list(self._mids)[-seconds:] or [(self.quote[0][0] + self.quote[1][0]) / 2]

@@ -211,8 +211,7 @@ class Synthetic:
         return made
 
     def feeds(self) -> dict[str, Feed]:
-        price = self.bids[0] * self.contract.tick
-        return {self.contract.symbol: Feed(self.contract, {"trade", "bookTicker"}, price, None)}
+        return {self.contract.symbol: Feed(self.contract, {"trade", "bookTicker"}, Decimal(self.middle))}
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """Yield (when, event): a quote at each step, and the trades."""
@@ -240,12 +239,10 @@ class Market:
                  booked: Mapping[str, int]) -> None:
         self.sources, self._booked = sources, booked
         self.feeds = {symbol: feed for source in sources for symbol, feed in source.feeds().items()}
-        self._pending: deque[Frame] = deque()
-        for feed in self.feeds.values():
-            feed.pending = self._pending
         if strange := [name for name in self.feeds if not name.endswith("USDT")]:
             raise ConfigError(f"[paper] recording must be of USDT contracts for `rebased`, was {strange}")
         self._now_ms = -1 << 62
+        self._pending: deque[Frame] = deque()
         self._ids: dict[tuple[str, str], tuple[int, int]] = {}  # lowest and highest of a symbol's series
         self._seconds: dict[tuple[str, int], Bar | None] = {}  # of a loop
         self._start_ms = -(-start_ms // 1_000) * 1_000
@@ -274,7 +271,7 @@ class Market:
         self._next = next(self._events)
         self._grid_ms = max(from_ms, now_ms - WARM_MS) // GRID_MS * GRID_MS + GRID_MS
         for feed in self.feeds.values():
-            feed.minutes = self._past(feed.contract.symbol, from_ms)
+            feed.minutes, feed.pending = self._past(feed.contract.symbol, from_ms), self._pending
         for _ in self._play(now_ms):
             pass  # nobody hears of what was before
         for symbol, feed in self.feeds.items():
