@@ -18,17 +18,17 @@ KEY = {"X-MBX-APIKEY": API_KEY}
 class Paper:
     """A running paper exchange and a client that signs for it."""
 
-    def __init__(self, config):
+    def __init__(self, config, module="bot.paper"):
         self.config = config
         self.host = tomllib.loads(config.read_text())["paper"]["bind"]
-        self.start()
+        self.start(module)
 
-    def start(self):
-        self.process = start_process("bot.paper", self.config)
+    def start(self, module="bot.paper"):
+        self.log, self.process = self.config.parent / f"{module}.log", start_process(module, self.config)
         wait_until(self.is_up, 20)
 
     def is_up(self):
-        assert self.process.poll() is None, (self.config.parent / "bot.paper.log").read_text()
+        assert self.process.poll() is None, self.log.read_text()
         try:
             return self.call("GET", "/fapi/v1/ping")[0] == 200
         except OSError:

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from bot import paper_model
 from bot.errors import InvariantError
 from bot.paper_engine import Store
-from bot.paper_feed import Book
+from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Book
 from bot.paper_ledger import Ledger
-from bot.paper_model import TEXTS, Contract, Order, OrderEvent, Refused
+from bot.paper_model import TEXTS, Contract, Income, Order, OrderEvent, Refused
 from bot.paper_rest import PARAMETERS
 
 D = Decimal
-BTC = "BTCUSDT"
+BTC, ETH = "BTCUSDT", "ETHUSDT"
 CONTRACT = Contract(BTC, D("0.1"), D("0.001"), "TRADING", {
     "PRICE_FILTER": {"minPrice": "1", "maxPrice": "1000000"}, "LOT_SIZE": {"maxQty": "100"},
     "MARKET_LOT_SIZE": {"maxQty": "50"}, "MIN_NOTIONAL": {"notional": "50"}, "MAX_NUM_ORDERS": {"limit": "3"},
@@ -175,6 +175,14 @@ def test_order_with_a_broken_rule_is_refused_with_the_exchanges_code(row, code):
     assert refusal(new_ledger(), row) == code
 
 
+@pytest.mark.parametrize(("price", "code"), [("102.5", -4014), ("102.55", -1111), ("102.500", -4014)])
+def test_price_off_the_tick_is_told_from_one_beyond_the_precision(price, code):
+    ledger = new_ledger()
+    ledger.contracts[BTC] = CONTRACT.changed("TRADING", {"PRICE_FILTER": {"tickSize": "5", "minPrice": "5"}})
+    assert refusal(ledger, order("BUY", "1", price=price)) == code
+    assert refusal(ledger, algo("BUY", "1", price)) == code
+
+
 def test_order_with_too_little_margin_is_refused_until_leverage_allows_it():
     ledger = new_ledger("100")
     assert refusal(ledger, order("BUY", "20.1")) == -2019
@@ -198,6 +206,7 @@ def test_hedged_account_with_any_order_refuses_it():
     ledger = new_ledger()
     ledger.accounts["main"].is_hedged = True
     assert refusal(ledger, order("BUY", "1")) == -4061
+    assert refusal(ledger, algo("SELL", "1", "90")) == -4061
 
 
 def test_reduce_only_order_with_more_than_the_position_is_cut_to_it():
@@ -280,6 +289,68 @@ def test_open_orders_with_their_number_reached_refuse_one_more():
         place(ledger, algo("SELL", "1", "90"))
     assert refusal(ledger, order("BUY", "1", price="99")) == -2025
     assert refusal(ledger, algo("SELL", "1", "90")) == -4045
+
+
+def paid(ledger: Ledger, reason: str) -> list[Decimal]:
+    return [e.amount for e in ledger.events() if isinstance(e, Income) and e.reason == reason]
+
+
+def test_funding_by_market_time_is_paid_once_for_each_boundary_that_passed():
+    ledger = new_ledger()
+    ledger.now_ms = 10 * FUNDING_MS + 1
+    place(ledger, order("BUY", "2"))
+    fee, told = -2 * D("100") * FUNDING_RATE, []
+    for at_ms in (10 * FUNDING_MS + 1, 11 * FUNDING_MS - 1, 11 * FUNDING_MS, 11 * FUNDING_MS + 1_000,
+                  14 * FUNDING_MS + 1, 14 * FUNDING_MS + 2):
+        ledger.now_ms = at_ms
+        ledger.care("main")
+        told.append(paid(ledger, "FUNDING_FEE"))
+    assert told == [[], [], [fee], [], [fee] * 3, []]
+    assert ledger.position("main", BTC).funding == 4 * fee
+
+
+def test_funding_by_market_time_with_a_short_position_is_received():
+    ledger = new_ledger()
+    for ledger.now_ms in (FUNDING_MS, FUNDING_MS + 1):
+        ledger.care("main")
+    place(ledger, order("SELL", "2"))
+    ledger.events()
+    ledger.now_ms = 2 * FUNDING_MS
+    ledger.care("main")
+    assert paid(ledger, "FUNDING_FEE") == [2 * D("100") * FUNDING_RATE]
+
+
+@pytest.mark.parametrize(("btc", "eth", "left"), [
+    ("100", "100", [BTC, ETH]), ("91.3", "110", [ETH]), ("60", "60", [])])
+def test_liquidation_goes_on_over_positions_from_the_largest_as_long_as_it_is_due(btc, eth, left):
+    ledger = new_ledger("30")
+    ledger.feeds[ETH], ledger.contracts[ETH] = Feed(), CONTRACT
+    for symbol, qty in ((ETH, "0.6"), (BTC, "4")):
+        ledger.feeds[symbol].asks = levels(("100", "9"))
+        ledger.place(msgspec.structs.replace(order("BUY", qty), symbol=symbol))
+    ledger.place(order("BUY", "0.6", price="96"))
+    ledger.events()
+    for symbol, mark in ((BTC, btc), (ETH, eth)):
+        ledger.feeds[symbol].mark_price, ledger.feeds[symbol].bids = D(mark), levels((mark, "9"))
+    assert ledger.is_due_for_liquidation("main") == (left != [BTC, ETH])
+    ledger.care("main")
+    fills = [e.order for e in ledger.events() if isinstance(e, OrderEvent) and e.fill]
+    assert [row.symbol for row in fills] == [symbol for symbol in (BTC, ETH) if symbol not in left]
+    assert sorted(ledger.held("main")) == left
+    assert len(ledger.open) == (left == [BTC, ETH]), "orders go first"
+    assert left or ledger.accounts["main"].wallet == 0, "the insurance fund pays what is missing"
+
+
+def test_adl_of_a_quantity_off_the_step_is_refused():
+    ledger = new_ledger()
+    place(ledger, order("BUY", "1"))
+    ledger.events()
+    for qty, code in (("0.0005", -1111), ("1.001", -4003), ("0", -4003)):
+        with pytest.raises(Refused) as caught:
+            ledger.force("adl", "main", BTC, D(qty))
+        assert (caught.value.code, ledger.events(), ledger.open) == (code, [], {})
+    ledger.force("adl", "main", BTC, D("0.001"))
+    assert ledger.position("main", BTC).qty == D("0.999")
 
 
 @pytest.mark.parametrize("damage", ["wallet", "realized", "qty", "fees"])
