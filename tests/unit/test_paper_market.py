@@ -1,23 +1,31 @@
 """The synthetic market: the same for the same seed, honest about its levels, and followed by its frames."""
 
 import json
+import sys
 from collections import Counter
+from copy import deepcopy
 from decimal import Decimal
+from functools import lru_cache
 from itertools import pairwise
 
 import ccxt
 import pytest
 
 from bot.config import PaperConfig
-from bot.paper_feed import FUNDING_RATE, GRID_MS
+from bot.paper_feed import CANDLES, FUNDING_RATE, GRID_MS, INTERVALS, MINUTES_MAX
 from bot.paper_market import LOOP_MS, build_market, canonical_stream
 
 START_MS = 1_700_000_012_345
 BTC = "BTCUSDT"
 
 
-def market(start_ms=START_MS, seed=1, **more):
-    return build_market(PaperConfig(seed=seed), start_ms, **more)
+built = lru_cache(lambda seed: build_market(PaperConfig(seed=seed), START_MS))
+
+
+def market(seed=1):
+    """Return a fresh market: a copy of one that took half a second; they share what never changes."""
+    made = built(seed)
+    return deepcopy(made, {id(part): part for part in (*made.sources, made._seconds)})
 
 
 def source_of(made, symbol=BTC):
@@ -221,6 +229,38 @@ def test_klines_with_span_and_interval_are_cut_as_asked(minutes):
         made.feeds[BTC].klines("7m", 1)
 
 
+def python_calls(action):
+    """Return how many functions of Python an action calls: what it costs, on any machine."""
+    names = []
+    sys.setprofile(lambda frame, event, arg: names.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return len(names)
+
+
+def test_candle_of_a_month_costs_hardly_more_than_that_of_a_minute():
+    made = market()
+    made.advance(START_MS + 3 * 86_400_000)
+    feed = made.feeds[BTC]
+    assert len(feed.minutes) == MINUTES_MAX
+    costs = {name: python_calls(lambda: feed.klines(name, 1)) for name in INTERVALS}
+    assert max(costs.values()) < 2 * costs["1m"] < 100, costs
+    assert feed.klines("1M", 1)[0][8] > 1_000 * feed.klines("1m", 1)[0][8], "it is of all of them"
+
+
+def test_kline_streams_of_all_intervals_cost_little_beside_the_market():
+    costs = []
+    for wanted in ({"kline_1m"}, CANDLES):
+        made = market()
+        made.advance(START_MS)
+        for feed in made.feeds.values():
+            feed.wanted |= {*wanted}
+        costs.append(python_calls(lambda: made.advance(START_MS + 2_000)))
+    assert costs[0] > 1_000 and costs[1] < 5 * costs[0], costs
+
+
 class Follower:
     """A client that keeps a book as the exchange's documentation says, strictly."""
 
@@ -329,7 +369,7 @@ def test_trade_ids_after_a_restart_stay_above_the_ledger():
     made = market()
     made.advance(START_MS + 1_000)
     booked = made.feeds[BTC].recent(1)[0]["id"] + 5_000
-    again = market(trade_ids={BTC: booked})
+    again = build_market(PaperConfig(), START_MS, {BTC: booked})
     frames = run(again, START_MS + 1_000, START_MS + 2_000)
     assert kinds(frames, "trade")[0]["t"] == booked + 1
 
