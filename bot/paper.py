@@ -51,39 +51,36 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     is_executed: bool = False
 
 
-def told(*fields: Any) -> Any:
-    """Make the type of what a control is told: (name, type), and a default where it need not be."""
-    return msgspec.defstruct("Told", fields, forbid_unknown_fields=True)
-
-
 class Control:
     """What /paper/... answers: faults in, and the truth out. inject: see paper_stream's Hub."""
 
     def __init__(self, engine: Engine, inject: Callable[..., Any]) -> None:
         self.engine, ledger = engine, engine.ledger
         self.waiting: list[Fault] = []  # first come first taken
-        account, symbol = ("account", str), ("symbol", str)
+        # The types of what they are told.
+        told = partial(msgspec.defstruct, "Told", forbid_unknown_fields=True)
+        one_of: Any = Literal.__getitem__
+        account, symbol = ("account", one_of((*ledger.accounts,))), ("symbol", one_of((*ledger.contracts,)))
         offset_ms = ("offset_ms", Annotated[int, Meta(ge=-86_400_000, le=86_400_000)])
         offset_pct = ("offset_pct", Annotated[float, Meta(ge=-99, le=1_000)])
-        # What each is told, and what it does with that.
         self.commands: dict[str, tuple[Any, Callable[..., Any]]] = {
             "POST /paper/faults": (Fault, lambda *fault: self.waiting.append(Fault(*fault))),
-            "GET /paper/faults": (told(), lambda: self.waiting),
-            "DELETE /paper/faults": (told(), self.waiting.clear),
-            "POST /paper/stream": (told(("match", str), ("do", StreamFault), ("count", Count, 1),
-                                        ("duration_ms", Milliseconds, 0)), inject),
+            "GET /paper/faults": (told([]), lambda: self.waiting),
+            "DELETE /paper/faults": (told([]), self.waiting.clear),
+            "POST /paper/stream": (told([("match", str), ("do", StreamFault), ("count", Count, 1),
+                                        ("duration_ms", Milliseconds, 0)]), inject),
             "POST /paper/limits": (Limits, lambda *most: setattr(engine.limiter, "limits", Limits(*most))),
-            "POST /paper/clock": (told(offset_ms), partial(setattr, engine, "offset_ms")),
-            "POST /paper/mark": (told(symbol, offset_pct), engine.move_mark),
-            "POST /paper/funding": (told(account, ("rate", Decimal)), ledger.fund),
-            "POST /paper/symbol": (told(symbol, ("status", Status, "TRADING"), ("filters", Filters, {})),
+            "POST /paper/clock": (told([offset_ms]), partial(setattr, engine, "offset_ms")),
+            "POST /paper/mark": (told([symbol, offset_pct]), engine.move_mark),
+            "POST /paper/funding": (told([account, ("rate", Decimal)]), ledger.fund),
+            "POST /paper/symbol": (told([symbol, ("status", Status, "TRADING"), ("filters", Filters, {})]),
                                    engine.change_symbol),
-            "POST /paper/liquidate": (told(account, symbol), partial(ledger.force, "liquidation")),
-            "POST /paper/adl": (told(account, symbol, ("qty", Decimal | None, None)),
+            "POST /paper/liquidate": (told([account, symbol]), partial(ledger.force, "liquidation")),
+            "POST /paper/adl": (told([account, symbol, ("qty", Decimal | None, None)]),
                                 partial(ledger.force, "adl")),
-            "POST /paper/trade": (told(account, symbol, ("side", Side), ("qty", Decimal),
-                                       ("reduce_only", bool, False)), engine.trade),
-            "GET /paper/state": (told(), lambda: {
+            "POST /paper/trade": (told([account, symbol, ("side", Side), ("qty", Decimal),
+                                       ("reduce_only", bool, False)]), engine.trade),
+            "GET /paper/state": (told([]), lambda: {
                 name: {**account_json(ledger, name, 2), "orders": ledger.mine(name, "order"),
                        "algos": ledger.mine(name, "algo")} for name in ledger.accounts})}
 
@@ -104,10 +101,6 @@ class Control:
             if (command := self.commands.get(request)) is None:
                 raise Refused(-5000, *request.partition(" ")[::-2])
             wish = msgspec.json.decode(body or "{}", type=command[0])
-            ledger = self.engine.ledger
-            for name, known in (("symbol", ledger.contracts), ("account", ledger.accounts)):
-                if (value := getattr(wish, name, None)) is not None and value not in known:
-                    raise ValueError(f"{name} must be one of {', '.join(known)}; was {value}")
             self.engine.wake()
             value = command[1](*astuple(wish))
             self.engine.commit()
@@ -208,13 +201,12 @@ class Server:
 
 async def main(daemon: Daemon) -> None:
     config = daemon.config.paper
-    if config is None:
-        raise ConfigError("paper: the table is missing; the paper exchange needs [paper] and an account")
+    if config is None or not config.accounts:
+        raise ConfigError("paper: must have at least one account; see paper.accounts in docs/config.md")
     store = Store(daemon.config.path(config.state))
     start_ms = store.kept("market_start_ms", int, daemon.clock.wall_ns() // 1_000_000)
     store.keep("market_start_ms", start_ms)
-    if config.recording:
-        config = replace(config, recording=str(daemon.config.path(config.recording)))
+    config = replace(config, recording=str(daemon.config.path(config.recording)))
     market = build_market(config, start_ms, store.trade_ids())
     server = Server(daemon, Engine(config, market, store, daemon.clock), _keys(daemon, config))
     app = web.Application()

@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from bot import paper_model as model
 from bot.paper_engine import Engine
-from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed
+from bot.paper_feed import FUNDING_MS, FUNDING_RATE, TRADES_KEPT, Feed
 from bot.paper_ledger import Ledger
 from bot.paper_model import ZERO, Fill, Income, Json, Order, Position, Refused, refuse_if, table, worded
 
@@ -138,6 +138,13 @@ class Request:
         refuse_if((self.get("limit", 500) not in (5, 10, 20, 50, 100, 500, 1_000), -4021))
         (bids, asks, id_), now_ms = self.feed().shown(self.get("limit", 500)), self.engine.now_ms()
         return {"lastUpdateId": id_, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
+
+    def trades(self) -> list[Json]:
+        """Return public trades: from an id or a time on, or else the newest."""
+        from_id, start_ms, limit = self.get("fromId", 0), self.get("startTime", 0), self.limit(500, 1_000)
+        rows = [row for row in self.feed().recent(TRADES_KEPT) if row["id"] >= from_id
+                and start_ms <= row["time"] <= self.get("endTime", SOME_DAY_MS)]
+        return rows[:limit] if from_id or start_ms else rows[-limit:]
 
     def funding_rates(self) -> list[Json]:
         feed, symbol = self.feed(), self["symbol"]
@@ -272,8 +279,7 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "exchange_info": lambda r: worded("exchange_info", {
         "time_ms": r.engine.now_ms(), "limits": r.engine.limiter.limits.listing(),
         "symbols": [c.listing() for c in r.ledger.contracts.values() if c.status != "CLOSE"]}),
-    "trades": lambda r: r.feed().recent(r.limit(500, 1_000)),
-    "agg_trades": lambda r: [worded("agg_trade", row) for row in r.feed().recent(r.limit(500, 1_000))],
+    "agg_trades": lambda r: [worded("agg_trade", row) for row in r.trades()],
     "klines": lambda r, name: r.feed(name).klines(
         r["interval"], r.limit(500, 1_500), r.get("startTime"), r.get("endTime")),
     "premium_index": lambda r, feed: worded("premium_index", {
