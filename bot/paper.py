@@ -71,7 +71,8 @@ class Control:
                                         ("duration_ms", Milliseconds, 0)]), inject),
             "POST /paper/limits": (Limits, lambda *most: setattr(engine.limiter, "limits", Limits(*most))),
             "POST /paper/clock": (told([offset_ms]), partial(setattr, engine, "offset_ms")),
-            "POST /paper/mark": (told([symbol, offset_pct]), engine.move_mark),
+            "POST /paper/mark": (told([symbol, offset_pct]), lambda symbol, pct: setattr(
+                engine.feeds[symbol], "mark_factor", 1 + Decimal(str(pct)) / 100)),
             "POST /paper/funding": (told([account, ("rate", Decimal)]), ledger.fund),
             "POST /paper/symbol": (told([symbol, ("status", Status, "TRADING"), ("filters", Filters, {})]),
                                    engine.change_symbol),

@@ -217,9 +217,6 @@ class Engine:
         return self.place(Order(account=name, symbol=symbol, client_id=f"web_{self.clock.token(20)}",
                                 side=side, type="MARKET", qty=qty, reduce_only=reduce_only))
 
-    def move_mark(self, symbol: str, offset_pct: float) -> None:
-        self.feeds[symbol].mark_factor = 1 + Decimal(str(offset_pct)) / 100
-
     def change_symbol(self, symbol: str, status: str, filters: dict[str, dict[str, str]]) -> None:
         """Change a listing. One that settles or closes ends its orders and positions, at the mark."""
         self.ledger.contracts[symbol] = self.feeds[symbol].contract.changed(status, filters)

@@ -17,8 +17,7 @@ from bot.paper_model import OPEN, ZERO, Account, Levels, Order, Position, Refuse
 LEVERAGE = 20  # of a symbol whose leverage was never set, as on a fresh account
 LIQUIDATION_FEE = Decimal("0.0125")  # liquidationFee of exchangeInfo; it goes to the insurance fund
 # Orders of the exchange itself: how their client ids begin, and what their fills are called.
-FORCED = {"liquidation": ("autoclose-", "CALCULATED"), "adl": ("adl_autoclose-", "CALCULATED"),
-          "settlement": ("settlement_autoclose-", "TRADE")}
+FORCED = model.table("forced", dict[str, tuple[str, str]])
 
 
 class Ledger:

@@ -222,10 +222,6 @@ class Position(msgspec.Struct):
     funding: Decimal = ZERO
     update_ms: int = 0
 
-    @property
-    def entry(self) -> Decimal:
-        return self.cost / self.qty if self.qty else ZERO
-
     def apply(self, qty: Decimal, price: Decimal) -> Decimal:
         """Book a fill of signed qty; return the profit it realized.
 

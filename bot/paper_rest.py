@@ -52,11 +52,12 @@ def position_json(ledger: Ledger, name: str, symbol: str, kind: str = "position"
     """Return a position, as it is or was then; "position" has the fields of positionRisk and account."""
     position, contract = then or ledger.position(name, symbol), ledger.contracts[symbol]
     leverage, mark = ledger.leverage(name, symbol), ledger.feeds[symbol].mark()
+    entry = position.cost / position.qty if position.qty else ZERO
     notional, fee = position.qty * mark, ledger.taker_fee if position.qty > 0 else -ledger.taker_fee
     return worded(kind, {
-        "symbol": symbol, "qty": contract.qty(position.qty), "entry": contract.price(position.entry, 3),
+        "symbol": symbol, "qty": contract.qty(position.qty), "entry": contract.price(entry, 3),
         # where closing as taker would bring nothing
-        "break_even": contract.price(position.entry * (1 + fee) / (1 - fee), 3), "mark": mark,
+        "break_even": contract.price(entry * (1 + fee) / (1 - fee), 3), "mark": mark,
         "profit": notional - position.cost, "notional": notional, "realized": position.realized,
         "liquidation": contract.price(ledger.liquidation_price(name, symbol), 3), "leverage": leverage,
         "leverage_text": str(leverage), "cap": str(model.notional_max(leverage)),
@@ -121,9 +122,6 @@ class Request:
         refuse_if(((value := self.get(name)) is None, -1102, name))
         return value
 
-    def feed(self, name: str = "symbol") -> Feed:
-        return self.engine.feeds[self[name]]
-
     def limit(self, default: int, most: int) -> int:
         refuse_if((not 0 < self.get("limit", default) <= most, -1130, "limit"))
         return int(self.get("limit", default))
@@ -135,19 +133,20 @@ class Request:
     # The market
 
     def depth(self) -> Json:
-        refuse_if((self.get("limit", 500) not in (5, 10, 20, 50, 100, 500, 1_000), -4021))
-        (bids, asks, id_), now_ms = self.feed().shown(self.get("limit", 500)), self.engine.now_ms()
+        symbol, limit = self["symbol"], self.get("limit", 500)
+        refuse_if((limit not in (5, 10, 20, 50, 100, 500, 1_000), -4021))
+        (bids, asks, id_), now_ms = self.engine.feeds[symbol].shown(limit), self.engine.now_ms()
         return {"lastUpdateId": id_, "E": now_ms, "T": now_ms, "bids": bids, "asks": asks}
 
     def trades(self) -> list[Json]:
         """Return public trades: from an id or a time on, or else the newest."""
         from_id, start_ms, limit = self.get("fromId", 0), self.get("startTime", 0), self.limit(500, 1_000)
-        rows = [row for row in self.feed().recent(TRADES_KEPT) if row["id"] >= from_id
+        rows = [row for row in self.engine.feeds[self["symbol"]].recent(TRADES_KEPT) if row["id"] >= from_id
                 and start_ms <= row["time"] <= self.get("endTime", SOME_DAY_MS)]
         return rows[:limit] if from_id or start_ms else rows[-limit:]
 
     def funding_rates(self) -> list[Json]:
-        feed, symbol = self.feed(), self["symbol"]
+        feed, symbol = self.engine.feeds[self["symbol"]], self["symbol"]
         return [{"symbol": symbol, "fundingRate": f"{FUNDING_RATE:.8f}", "markPrice": f"{feed.mark():.8f}",
                  "fundingTime": feed.funding_ms() - back * FUNDING_MS, "rateType": "Regular"}
                 for back in range(self.limit(100, 1_000), 0, -1)]
@@ -280,7 +279,7 @@ ANSWERS: dict[str, Callable[..., Any]] = {
         "time_ms": r.engine.now_ms(), "limits": r.engine.limiter.limits.listing(),
         "symbols": [c.listing() for c in r.ledger.contracts.values() if c.status != "CLOSE"]}),
     "agg_trades": lambda r: [worded("agg_trade", row) for row in r.trades()],
-    "klines": lambda r, name: r.feed(name).klines(
+    "klines": lambda r, name: r.engine.feeds[r[name]].klines(
         r["interval"], r.limit(500, 1_500), r.get("startTime"), r.get("endTime")),
     "premium_index": lambda r, feed: worded("premium_index", {
         "symbol": feed.contract.symbol, "mark": feed.mark(), "index": feed.index(), "rate": FUNDING_RATE,
