@@ -31,7 +31,7 @@ from bot.paper_rest import ROUTES, Answer, Request, Rest, WsRequest, account_jso
 from bot.paper_stream import Hub, StreamFault
 
 FRAMES_MAX = 500  # per step: about 150 kB a connection
-STEP_S_MIN, STEP_S_MAX = 0.002, 0.05  # frames due within 2 ms go out together
+STEP_S = 0.005  # frames due within it go out together
 HANG_S = 3_600.0
 Status = Literal["PENDING_TRADING", "TRADING", "PRE_SETTLE", "SETTLING", "CLOSE"]
 
@@ -194,10 +194,7 @@ class Server:
                 await self.hub.drain()
             if self.broken:
                 raise self.broken
-            due_ms = self.engine.market.next_due_ms()
-            wait_s = STEP_S_MAX if due_ms is None else (due_ms - self.engine.now_ms()) / 1_000
-            await self.clock.sleep(
-                0 if len(frames) == FRAMES_MAX else min(max(wait_s, STEP_S_MIN), STEP_S_MAX))
+            await self.clock.sleep(0 if len(frames) == FRAMES_MAX else STEP_S)
 
 
 async def main(daemon: Daemon) -> None:

@@ -256,10 +256,6 @@ class Market:
         self._pending.extend(self._play(self._now_ms))
         return [self._pending.popleft() for _ in range(min(frames_max, len(self._pending)))]
 
-    def next_due_ms(self) -> int | None:
-        """Return when advance() has something again; None: never (not started, or ended)."""
-        return self._pending[0].time_ms if self._pending else min(self._next[0], self._grid_ms)
-
     def start(self, now_ms: int) -> None:
         """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
 
@@ -356,9 +352,6 @@ class RawMarket(Market):
         for feed in self.feeds.values():
             feed.now_ms = now_ms
         return frames
-
-    def next_due_ms(self) -> int | None:
-        return self._due.time_ms if self._due else None
 
     def _dated(self, recording: Recording, speed: float) -> Iterator[Frame]:
         first_ns = 0

@@ -87,10 +87,9 @@ def test_start_a_month_later_costs_no_simulation():
 
 
 def test_frames_with_their_times_are_in_order_and_due(minutes):
-    made, frames = minutes
+    _, frames = minutes
     assert all(a.time_ms <= b.time_ms for a, b in zip(frames, frames[1:], strict=False))
     assert all(json.loads(f.raw)["E"] == f.time_ms for f in frames)
-    assert made.next_due_ms() > START_MS + 300_000
 
 
 def test_trades_with_both_streams_are_numbered_without_a_hole(minutes):
@@ -336,7 +335,6 @@ def test_consume_with_the_best_asks_takes_depth_that_heals():
     before = run(made, start_ms, start_ms + 20_000)
     asks = made.feeds[BTC].book().asks
     ids = made.feeds[BTC].consume("BUY", [asks[0], (asks[1][0], asks[1][1] / 2)])
-    assert made.next_due_ms() <= start_ms + 20_000
     now = made.feeds[BTC].book()
     assert now.asks[0][0] == asks[1][0] and now.asks[0][1] < asks[1][1]
     assert kinds(before, "trade")[-1]["t"] + 1 == ids[0]

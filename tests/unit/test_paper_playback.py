@@ -68,15 +68,14 @@ def payloads(path, kind):
 
 def test_raw_at_full_speed_sends_every_byte_as_recorded_in_little_memory():
     made = market(recorded(HFT), "raw", speed=0)
-    assert made.next_due_ms() is None and made.advance(1_000) == [] and not made.is_tradable
+    assert made.advance(1_000) == [] and not made.is_tradable
     made.start(1_000)
     counts, now_ms = Counter(), 1_000
     tracemalloc.start()
     with gzip.open(HFT, "rb") as file:
         expected = (line.split(b" ", 1)[1].rstrip(b"\n") for line in file)
-        while made.next_due_ms() is not None:
+        while frames := made.advance(now_ms, 700):
             now_ms += 1
-            frames = made.advance(now_ms, 700)
             assert len(frames) <= 700 and {f.time_ms for f in frames} == {1_000}
             for frame in frames:
                 wanted = next(expected)
@@ -99,7 +98,7 @@ def test_raw_at_speed_keeps_the_recorded_pace(cut):
         made = market(cut, "raw", speed=speed)
         made.start(5_000)
         frames = run(made, 5_000, 5_050 + (stamps[-1] - stamps[0]) // 1_000_000 // speed, 50)
-        assert len(frames) == len(stamps) and made.next_due_ms() is None
+        assert len(frames) == len(stamps) and not made.advance(1 << 60)
         for frame, stamp in zip(frames, stamps, strict=True):
             assert abs(frame.time_ms - 5_000 - (stamp - stamps[0]) / 1e6 / speed) <= 1
     assert set(made.feeds) == {BTC} and made.feeds[BTC].klines("1m", 500) == []
@@ -110,8 +109,8 @@ def test_raw_of_the_other_format_sends_every_byte():
     made = market(recorded(CRYPTOFEED), "raw", speed=0)
     made.start(1)
     frames = []
-    while made.next_due_ms() is not None:
-        frames += made.advance(2)
+    while part := made.advance(2, 500):
+        frames += part
     lines = CRYPTOFEED.read_bytes().splitlines()[1:]
     assert all(b",\"data\":%s}" % f.raw in line for f, line in zip(frames, lines, strict=True))
     assert len(frames) == 1_535 and {f.raw[:1] + f.raw[-1:] for f in frames} == {b"{}"}
