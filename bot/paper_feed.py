@@ -35,8 +35,6 @@ INTERVALS = table("intervals", dict[str, int])  # minutes
 
 TICKER = table("letters", dict[str, dict[str, str]])["ticker"]  # the 24 h ticker's fields in frames
 TICKERS = {"ticker": ("24hrTicker", tuple(TICKER)), "miniTicker": ("24hrMiniTicker", tuple("cohlvq"))}
-ROW = ("openTime", "openPrice", "highPrice", "lowPrice", "lastPrice", "volume", "closeTime", "quoteVolume",
-       "count")  # a candle's first fields, as the 24 h ticker calls them
 PARTS = {f"depth{count}@100ms": count for count in (5, 10, 20)}  # of the book, from the best on
 CANDLES = {f"kline_{name}": name for name in INTERVALS}
 STREAMS = {"bookTicker": "bookTicker", "depthUpdate": "depth@100ms"}  # of a recorded book
@@ -243,7 +241,8 @@ class Feed:
     def ticker(self) -> dict[str, Any]:
         """Return the last 24 hours, as far as there is a past: `GET /fapi/v1/ticker/24hr`."""
         from_ms = max(self._earliest_ms(), (self.now_ms // 60_000 - 1_439) * 60_000)
-        row = dict(zip(ROW, self.row(from_ms, self.now_ms), strict=False))
+        candle = zip("OohlcvCqn", self.row(from_ms, self.now_ms), strict=False)  # their letters of a ticker
+        row = {TICKER[letter]: value for letter, value in candle}
         first, last, volume, spent = (
             Decimal(row[key]) for key in ("openPrice", "lastPrice", "volume", "quoteVolume"))
         return {**row, "symbol": self.contract.symbol, "priceChange": f"{last - first:f}",

@@ -234,6 +234,7 @@ class Market:
     """
 
     is_tradable = True  # False: raw playback, orders are refused
+    begun_ms = 0  # when somebody subscribed first: raw playback begins then
 
     def __init__(self, sources: Sequence[Recording | Synthetic], start_ms: int,
                  booked: Mapping[str, int]) -> None:
@@ -255,9 +256,6 @@ class Market:
         self._now_ms = max(now_ms, self._now_ms)
         self._pending.extend(self._play(self._now_ms))
         return [self._pending.popleft() for _ in range(min(frames_max, len(self._pending)))]
-
-    def start(self, now_ms: int) -> None:
-        """Begin raw playback, at the first subscription; nothing elsewhere and when begun."""
 
     def _begin(self, now_ms: int) -> None:
         from_ms = (now_ms - WARM_MS) // 1_000 * 1_000
@@ -336,16 +334,12 @@ class RawMarket(Market):
         if ".csv" in recording.path.suffixes or recording.path.suffix == ".zip":
             raise ConfigError(f"[paper] recording must hold frames for `raw`, was {recording.path}")
         self.feeds, self._frames = recording.feeds(), self._dated(recording, speed or math.inf)
-        self._begun_ms = 0
         self._due: Frame | None = None
-
-    def start(self, now_ms: int) -> None:
-        if not self._begun_ms:
-            self._begun_ms = now_ms
-            self._due = next(self._frames, None)
 
     def advance(self, now_ms: int, frames_max: int = 1 << 62) -> list[Frame]:
         frames: list[Frame] = []
+        if self.begun_ms:
+            self._due = self._due or next(self._frames, None)
         while self._due and self._due.time_ms <= now_ms and len(frames) < frames_max:
             frames.append(self._due)
             self._due = next(self._frames, None)
@@ -358,7 +352,7 @@ class RawMarket(Market):
         for ns, stream, raw in recording.lines():
             if stream:
                 first_ns = first_ns or ns
-                due_ms = self._begun_ms + math.ceil((ns - first_ns) / 1e6 / speed)
+                due_ms = self.begun_ms + math.ceil((ns - first_ns) / 1e6 / speed)
                 yield Frame(canonical_stream(stream.decode()), raw, due_ms)
 
 

@@ -189,7 +189,7 @@ class Hub:
                 if symbol.upper() == feed.contract.symbol or stream.startswith("!"):
                     feed.wanted |= {kind, symbol[1:]} & ON_DEMAND
             if "@markPrice" not in stream:  # on a connection of its own, and in no recording
-                self.engine.market.start(self.engine.now_ms())
+                self.engine.market.begun_ms = self.engine.market.begun_ms or self.engine.now_ms()
 
     async def _answer(self, connection: Connection, text: str) -> bytes | None:
         id_: Any = None

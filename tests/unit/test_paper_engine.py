@@ -55,7 +55,7 @@ class World:
                 feed.now_ms = now_ms
             return [Frame("", b"", now_ms)]
 
-        market = SimpleNamespace(feeds=feeds, is_tradable=True, advance=advance, start=lambda now_ms: None)
+        market = SimpleNamespace(feeds=feeds, is_tradable=True, advance=advance, begun_ms=0)
         clock = SimpleNamespace(wall_ns=lambda: self.ms * 1_000_000,
                                 token=lambda length: f"{next(names):0{length}}")
         self.store = Store(self.path)

@@ -69,7 +69,7 @@ def payloads(path, kind):
 def test_raw_at_full_speed_sends_every_byte_as_recorded_in_little_memory():
     made = market(recorded(HFT), "raw", speed=0)
     assert made.advance(1_000) == [] and not made.is_tradable
-    made.start(1_000)
+    made.begun_ms = 1_000
     counts, now_ms = Counter(), 1_000
     tracemalloc.start()
     with gzip.open(HFT, "rb") as file:
@@ -96,7 +96,7 @@ def test_raw_at_speed_keeps_the_recorded_pace(cut):
         stamps = [int(line.split(b" ")[0]) for line in file if b"lastUpdateId" not in line]
     for speed in (1, 10):
         made = market(cut, "raw", speed=speed)
-        made.start(5_000)
+        made.begun_ms = 5_000
         frames = run(made, 5_000, 5_050 + (stamps[-1] - stamps[0]) // 1_000_000 // speed, 50)
         assert len(frames) == len(stamps) and not made.advance(1 << 60)
         for frame, stamp in zip(frames, stamps, strict=True):
@@ -107,7 +107,7 @@ def test_raw_at_speed_keeps_the_recorded_pace(cut):
 
 def test_raw_of_the_other_format_sends_every_byte():
     made = market(recorded(CRYPTOFEED), "raw", speed=0)
-    made.start(1)
+    made.begun_ms = 1
     frames = []
     while part := made.advance(2, 500):
         frames += part
