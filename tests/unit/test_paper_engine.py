@@ -150,10 +150,12 @@ def test_listen_key_lives_sixty_minutes_from_its_last_keepalive(world):
     assert world.ask("POST /fapi/v1/listenKey")["listenKey"] != key
 
 
-def test_countdown_with_a_kill_between_its_end_and_its_cancels_cancels_after_the_restart(world, crash):
+@pytest.mark.parametrize("point", ["paper.before_commit", "paper.committed"])
+def test_countdown_with_a_kill_between_its_end_and_its_cancels_cancels_after_the_restart(
+        world, crash, point):
     world.order(price="59000")
     world.ask("POST /fapi/v1/countdownCancelAll", symbol=BTC, countdownTime=1_000)
-    crash("paper.before_commit")
+    crash(point)
     with pytest.raises(Killed):
         world.after(1_500)
     crash("")
@@ -227,6 +229,16 @@ def test_position_mode_with_a_conditional_order_stays_as_it_is(world):
     world.ask("DELETE /fapi/v1/algoOpenOrders", symbol=BTC)
     assert world.ask(DUAL, dualSidePosition="true")["code"] == 200
     assert world.ask(ALGO, **wish)["code"] == -4061
+
+
+@pytest.mark.parametrize(("name", "wish", "code"), [
+    (ORDER, {"newOrderRespType": "FULL"}, -1136), (ALGO, {"workingType": "LAST"}, -4031),
+    ("GET /fapi/v1/depth", {"limit": 7}, -4021), ("GET /fapi/v1/depth", {"limit": 1_001}, -4021)])
+def test_parameter_of_a_few_values_with_another_has_a_code_of_its_own(world, name, wish, code):
+    known = {"symbol": BTC, "side": "SELL", "quantity": "0.010", "algoType": "CONDITIONAL",
+             "type": "STOP_MARKET" if name == ALGO else "MARKET", "triggerPrice": "50000"}
+    assert world.ask(name, **known | wish)["code"] == code
+    assert "code" not in world.ask(name, **known)
 
 
 def test_parameter_in_query_and_body_is_the_querys(world):
