@@ -31,6 +31,9 @@ names = itertools.count()
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory):
     server = Paper(write_config(tmp_path_factory.mktemp("paper")))
+    began = time.monotonic()
+    status, rows, _ = server.call("GET", "/fapi/v1/klines?symbol=BTCUSDT&interval=1m&limit=500")
+    server.first_candles = status, len(rows), time.monotonic() - began
     yield server
     assert stop_process(server.process) == 0
 
@@ -111,7 +114,7 @@ def test_paths_nobody_knows_and_wrong_methods_get_binance_shaped_404s(paper):
 
 
 def test_parameters_in_the_body_count_and_headers_count_weight_and_orders(paper):
-    wait_until(lambda: 1 < time.time() % 10 < 6, 15)  # not across a window's edge
+    wait_until(lambda: time.time() % 10 < 8, 15)  # not across a window's edge
     address = asker()
     used = int(paper.call("GET", "/fapi/v1/ping", address=address)[2]["X-MBX-USED-WEIGHT-1M"])
     body = urlencode({"symbol": SYMBOL, "side": "BUY", "type": "MARKET", "quantity": "0.010",
@@ -132,7 +135,7 @@ def test_kill_minus_nine_at_any_moment_forgets_nothing(tmp_path):
     server = Paper(write_config(tmp_path))
     try:
         price = server.price()
-        for round_ in range(3):
+        for round_ in range(2):
             acknowledged = []
             for number in range(8):
                 name = f"r{round_}n{number}"
@@ -177,13 +180,14 @@ def _books(server):
 def test_kill_minus_nine_in_the_middle_of_orders_keeps_what_was_acknowledged(tmp_path):
     server = Paper(write_config(tmp_path))
     try:
-        for round_ in range(3):
+        for round_ in range(2):
             server.control("faults", {"match": "POST /fapi/v1/order", "skip": 5, "do": "delay_answer",
                                       "delay_ms": 60_000})
             for number in range(5):
                 assert server.market(newClientOrderId=f"r{round_}n{number}")[0] == 200
             with pytest.raises(OSError):
-                server.market(newClientOrderId=f"r{round_}last", timeout=1)
+                server.market(newClientOrderId=f"r{round_}last", timeout=0.2)
+            wait_until(lambda: server.position() == Decimal("0.060") * (round_ + 1))
             server.process.kill()
             server.process.wait()
             server.start()
@@ -360,15 +364,10 @@ def test_listen_key_that_expired_says_so_and_is_not_kept_alive(paper):
     assert listen_key(paper) != key
 
 
-def test_first_question_for_candles_is_answered_at_once(tmp_path):
-    server = Paper(write_config(tmp_path))
-    try:
-        began = time.monotonic()
-        status, rows, _ = server.call("GET", "/fapi/v1/klines?symbol=BTCUSDT&interval=1m&limit=500")
-        assert (status, len(rows)) == (200, 500)
-        assert time.monotonic() - began < 2, "all else waits meanwhile, the beat too"
-    finally:
-        assert stop_process(server.process) == 0
+def test_first_question_for_candles_is_answered_at_once(paper):
+    status, rows, took_s = paper.first_candles
+    assert (status, rows) == (200, 500)
+    assert took_s < 2, "all else waits meanwhile, the beat too"
 
 
 def test_market_streams_with_both_generations_of_urls_say_the_same(paper):
@@ -429,7 +428,7 @@ def test_stream_faults_with_open_connections_gap_freeze_close_and_go_half_open(p
         await fault(do="half_open")
         with pytest.raises(asyncio.TimeoutError):
             while True:
-                await asyncio.wait_for(ws.receive(), 1)
+                await asyncio.wait_for(ws.receive(), 0.4)
         await fault(do="close")
         return await ws.receive()
 
@@ -487,10 +486,9 @@ def test_order_book_by_the_documented_procedure_follows_recorded_frames(tmp_path
         "symbols": ["BTC/USDT:USDT"]}))
 
     async def work(ws):
-        book = [dict(snapshot[side]) for side in ("bids", "asks")]
+        book = [{float(price): qty for price, qty in snapshot[side]} for side in ("bids", "asks")]
         told = server.call("GET", "/fapi/v1/depth", {"symbol": SYMBOL, "limit": 1000})[1]
-        assert [[Decimal(price) for price, _ in told[side]] for side in ("bids", "asks")] == [
-            [Decimal(price) for price, _ in snapshot[side]] for side in ("bids", "asks")]
+        assert [[float(price) for price, _ in told[side]] for side in ("bids", "asks")] == [*map(list, book)]
         last, applied, quote = None, 0, None
         while applied < 2_000:
             event = await ws.receive_json()
@@ -505,11 +503,11 @@ def test_order_book_by_the_documented_procedure_follows_recorded_frames(tmp_path
                 assert event["pu"] == last, "no gap"
             last, applied = event["u"], applied + 1
             for side, changes in zip(book, (event["b"], event["a"]), strict=True):
-                side.update(changes)
-                for price in [price for price, qty in changes if Decimal(qty) == 0]:
+                side.update((float(price), qty) for price, qty in changes)
+                for price in [float(price) for price, qty in changes if float(qty) == 0]:
                     del side[price]
-            assert max(map(Decimal, book[0])) < min(map(Decimal, book[1])), "never crossed"
-        assert abs(max(map(Decimal, book[0])) - Decimal(quote["b"])) < 20
+            assert max(book[0]) < min(book[1]), "never crossed"
+        assert abs(max(book[0]) - float(quote["b"])) < 20
         return last
 
     async def run():
@@ -543,14 +541,14 @@ def test_raw_playback_as_fast_as_it_goes_waits_for_a_slow_reader_and_loses_nothi
         path = "/stream?streams=btcusdt@trade/btcusdt@bookTicker/btcusdt@depth@0ms"
         async with session.ws_connect(f"ws://{server.host}{path}", max_msg_size=0) as ws:
             while len(seen) < len(recorded):
-                seen.append((await asyncio.wait_for(ws.receive(), 20)).data.encode())
+                seen.append((await ws.receive()).data.encode())
                 if seen is slow and len(seen) == 10_000:
                     await asyncio.sleep(2)
                     assert len(fast) < len(recorded) * 0.8, "nothing is buffered without bound"
 
     async def run():
         async with aiohttp.ClientSession() as session:
-            await asyncio.gather(read(session, fast), read(session, slow))
+            await asyncio.wait_for(asyncio.gather(read(session, fast), read(session, slow)), 120)
 
     try:
         asyncio.run(run())

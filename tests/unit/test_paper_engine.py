@@ -1,5 +1,6 @@
 """The paper exchange without a socket and with a clock that is moved: what it keeps, over a crash too."""
 
+import contextlib
 import hashlib
 import hmac
 import itertools
@@ -12,11 +13,11 @@ import pytest
 
 from bot import paper_engine
 from bot.config import PaperAccount, PaperConfig
-from bot.errors import ConfigError
+from bot.errors import ConfigError, InvariantError
 from bot.paper import Control
 from bot.paper_engine import LISTEN_KEY_MS, Engine, Store
 from bot.paper_feed import Feed, Frame
-from bot.paper_model import Contract
+from bot.paper_model import Contract, Position
 from bot.paper_rest import Rest, WsRequest
 
 D = Decimal
@@ -209,6 +210,22 @@ def test_clock_fault_that_is_taken_back_hides_nothing_that_happened_meanwhile(wo
     for path, count in (("openOrders", 1), ("allOrders", 2), ("userTrades", 1)):
         assert len(world.ask(f"GET /fapi/v1/{path}", symbol=BTC)) == count, path
     assert len(world.ask("GET /fapi/v1/income")) == 2, "the deposit, the fee"
+
+
+@pytest.mark.xfail(reason="each later commit writes the wrong books: nothing checks them again")
+def test_books_that_do_not_balance_never_reach_the_disk(world, monkeypatch):
+    world.order(newClientOrderId="kept")
+    apply = Position.apply
+    with monkeypatch.context() as patched:
+        patched.setattr(Position, "apply", lambda self, qty, price: apply(self, qty, price) + 1)
+        with pytest.raises(InvariantError):
+            world.order()
+    for later in (lambda: world.after(1_000), lambda: world.order(price="59000")):
+        with contextlib.suppress(InvariantError):
+            later()
+    world.restart()
+    assert world.held() == D("0.010")
+    assert [row["clientOrderId"] for row in world.ask("GET /fapi/v1/allOrders", symbol=BTC)] == ["kept"]
 
 
 # What is refused
