@@ -72,26 +72,17 @@ class InAsync:
         return call if callable(found) else found
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
-def world(request, paper, sync):
-    if request.param == "sync":
-        yield sync
-    else:
-        made = InAsync(client(paper, ccxt.async_support))
-        made.load_markets()
-        yield made
-        made.close()
+@pytest.fixture(scope="module")
+def in_async(paper):
+    made = InAsync(client(paper, ccxt.async_support))
+    made.load_markets()
+    yield made
+    made.close()
 
 
-def same_in_async(paper, method, args):
-    async def run():
-        made = client(paper, ccxt.async_support)
-        try:
-            await made.load_markets()
-            return await getattr(made, method)(*args)
-        finally:
-            await made.close()
-    return asyncio.run(run())
+@pytest.fixture(params=["sync", "in_async"])
+def world(request):
+    return request.getfixturevalue(request.param)
 
 
 READS = [  # method, arguments, what its answer must be
@@ -143,9 +134,8 @@ READS = [  # method, arguments, what its answer must be
 
 
 @pytest.mark.parametrize(("method", "args", "is_right"), READS, ids=lambda v: v if isinstance(v, str) else "")
-def test_ccxt_method_that_reads_works_in_both_worlds(paper, sync, method, args, is_right):
-    assert is_right(getattr(sync, method)(*args))
-    assert is_right(same_in_async(paper, method, args))
+def test_ccxt_method_that_reads_works_in_both_worlds(world, method, args, is_right):
+    assert is_right(getattr(world, method)(*args))
 
 
 def round_price(sync, share):
@@ -323,7 +313,7 @@ def watch(paper, scenario):
     return asyncio.run(run())
 
 
-WATCHES = [
+WATCHES = [  # method, arguments, what each answer must be
     ("watch_ticker", (BTC,), lambda v: v["last"] > 0), ("watch_tickers", ([BTC, ETH],), bool),
     ("watch_tickers", (), bool), ("watch_mark_price", (BTC,), lambda v: v["markPrice"] > 0),
     ("watch_mark_prices", (), bool), ("watch_trades", (BTC,), lambda v: v[-1]["price"] > 0),
@@ -333,12 +323,19 @@ WATCHES = [
     ("watch_ohlcv", (BTC, "1m"), lambda v: len(v[-1]) == 6), ("watch_ohlcv", (BTC, "15m"), bool)]
 
 
-@pytest.mark.parametrize(("method", "args", "is_right"), WATCHES, ids=[row[0] for row in WATCHES])
-def test_ccxt_pro_watch_with_a_public_stream_hears_it(paper, method, args, is_right):
-    async def scenario(made):
-        for _ in range(2):
-            assert is_right(await getattr(made, method)(*args))
-    watch(paper, scenario)
+@pytest.fixture(scope="module")
+def watched(paper):
+    """What each hears twice, or why not: all at once, they wait for their streams."""
+    async def hear(made, method, args, is_right):
+        return [bool(is_right(await getattr(made, method)(*args))) for _ in range(2)]
+
+    return watch(paper, lambda made: asyncio.gather(
+        *(hear(made, *row) for row in WATCHES), return_exceptions=True))
+
+
+@pytest.mark.parametrize("number", range(len(WATCHES)), ids=[row[0] for row in WATCHES])
+def test_ccxt_pro_watch_with_a_public_stream_hears_it(watched, number):
+    assert watched[number] == [True, True]
 
 
 def test_ccxt_pro_watches_of_the_account_hear_an_order(paper):
