@@ -21,12 +21,11 @@ Bar = tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal, int, Decimal, 
 
 GRID_MS = 100  # the exchange's fastest throttled depth stream
 UPDATES = 5  # update ids per step of the grid
-KLINE_MS = 500  # the exchange sends a changed candle at most every 250 ms
-LAG_MS = 500  # no trade is published later than that
+KLINE_MS = 500  # a changed candle is sent this often (the exchange: 250 ms), and closed so much later
 HEAL_MS = 3_000  # depth that an account took is back, linearly, after this
 FUNDING_MS = 8 * 3_600_000
 FUNDING_RATE = Decimal("0.00010000")  # the exchange's interest component, 0.01 % per 8 h
-MINUTES_MAX = 1_500  # so many are kept for candles: the exchange's limit of one request
+MINUTES_MAX = 1_500  # of candles, before the start too: the exchange's limit of one request
 TRADES_KEPT = 2_000  # the exchange hands out 1,000; a burst fits twice
 LADDER_LEVELS = 50  # of a synthetic book, per side; 1.00 apart near 60,000, so about 0.08 % deep
 LEVEL_NOTIONAL = 150_000  # of its thickest level, USDT; the fourth power makes 1.5 million a side
@@ -305,7 +304,7 @@ class Feed:
             yield from self._turn((dict(bids), dict(asks)), self.now_ms // GRID_MS * UPDATES)
 
     def _candle(self, interval: str) -> Event:
-        length, told_ms = INTERVALS[interval] * 60_000, self.now_ms - LAG_MS
+        length, told_ms = INTERVALS[interval] * 60_000, self.now_ms - KLINE_MS  # no later trade
         open_ms = (told_ms - KLINE_MS) // length * length
         row = self.row(open_ms, open_ms + length - 1)
         last_id = next((t.trade_id for t in reversed(self.trades) if t.time_ms <= row[6]), self.last_id)

@@ -27,7 +27,6 @@ from bot.paper_feed import GRID_MS, MINUTES_MAX, Bar, Event, Feed, Frame, add, f
 from bot.paper_model import Contract, table
 
 HEAD_LINES = 20_000  # symbols, increments and a REST depth answer are found in these
-HISTORY_MS = 500 * 60_000  # of past before the start
 CATCH_UP_MS = 600_000  # a longer pause of the process is passed over, as a restart is
 WARM_MS = 30_000  # so much of the past is played before a start: marks are means of 10 s
 SHAPE = SimpleNamespace(**table("synthetic", dict[str, Any]))  # a synthetic half hour's numbers
@@ -319,10 +318,9 @@ class Market:
         # What was traded in each minute before: a loop follows the other.
         first, start, length, until = (
             ms // 1_000 for ms in (self._origin_ms, self._start_ms, self._length_ms, until_ms))
-        from_ms = max(self._start_ms - HISTORY_MS, until_ms - MINUTES_MAX * 60_000)
         return {minute: fold(self._seconds.get((symbol, first + (second - start) % length))
                              for second in range(minute * 60, min(minute * 60 + 60, until)))
-                for minute in range(from_ms // 60_000, until_ms // 60_000 + 1)}
+                for minute in range(until // 60 - MINUTES_MAX + 1, until // 60 + 1)}
 
 
 class RawMarket(Market):
