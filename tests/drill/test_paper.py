@@ -25,6 +25,7 @@ from tests.harness import API_KEY, API_SECRET, asker, data_path, stop_process, w
 from tests.paper import KEY, SYMBOL, Paper
 
 CCXT_SYMBOL = "BTC/USDT:USDT"
+ALONE = {"symbols": [CCXT_SYMBOL]}  # starts in half the time
 names = itertools.count()
 
 
@@ -132,7 +133,7 @@ def test_parameters_in_the_body_count_and_headers_count_weight_and_orders(paper)
 
 
 def test_kill_minus_nine_at_any_moment_forgets_nothing(tmp_path):
-    server = Paper(write_config(tmp_path))
+    server = Paper(write_config(tmp_path, paper=ALONE))
     try:
         price = server.price()
         for round_ in range(2):
@@ -178,7 +179,7 @@ def _books(server):
 
 
 def test_kill_minus_nine_in_the_middle_of_orders_keeps_what_was_acknowledged(tmp_path):
-    server = Paper(write_config(tmp_path))
+    server = Paper(write_config(tmp_path, paper=ALONE))
     try:
         for round_ in range(2):
             server.control("faults", {"match": "POST /fapi/v1/order", "skip": 5, "do": "delay_answer",
@@ -203,7 +204,7 @@ def test_kill_minus_nine_in_the_middle_of_orders_keeps_what_was_acknowledged(tmp
         reason="the market's next step writes the wrong books before the process ends")),
     ("disk", "OperationalError")])
 def test_exchange_whose_books_or_disk_fail_ends_and_comes_back_with_what_is_on_disk(tmp_path, wrong, error):
-    server = Paper(write_config(tmp_path), "tests.wrong_paper")
+    server = Paper(write_config(tmp_path, paper=ALONE), "tests.wrong_paper")
     try:
         assert server.market(newClientOrderId="kept")[0] == 200
         if wrong == "disk":  # as if it were full: no file grows beyond what the largest has
@@ -483,7 +484,7 @@ def test_order_book_by_the_documented_procedure_follows_recorded_frames(tmp_path
                         if b"lastUpdateId" in raw)
     server = Paper(write_config(tmp_path, paper={
         "market": "recording", "recording": str(recording), "playback": "raw", "speed": Decimal(0),
-        "symbols": ["BTC/USDT:USDT"]}))
+        **ALONE}))
 
     async def work(ws):
         book = [{float(price): qty for price, qty in snapshot[side]} for side in ("bids", "asks")]
@@ -533,7 +534,7 @@ def test_raw_playback_as_fast_as_it_goes_waits_for_a_slow_reader_and_loses_nothi
     recorded = [frame for frame in frames if frame.startswith(b'{"stream"')]
     server = Paper(write_config(tmp_path, paper={
         "market": "recording", "recording": str(recording), "playback": "raw", "speed": Decimal(0),
-        "symbols": ["BTC/USDT:USDT"]}))
+        **ALONE}))
 
     fast, slow = [], []
 
