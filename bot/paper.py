@@ -122,7 +122,7 @@ class Server:
         self.control = Control(engine, self.hub.inject)
         self.broken: Exception | None = None
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             if request.headers.get("Upgrade", "").lower() == "websocket":
                 return await self.hub.serve(request)
@@ -159,7 +159,7 @@ class Server:
             await self.clock.sleep(delay_s)
             request.received_ms = self.engine.now_ms()
         if fault.do == "lag" and request.name.startswith("GET"):
-            request.lag_ms = fault.delay_ms
+            request.seen_ms = request.received_ms - fault.delay_ms
         answer = Answer(fault.status, fault.body.encode(), fault.headers)
         if fault.do == "limbo":
             if fault.is_executed:  # it is inside the exchange: its time window was kept when it came
@@ -207,12 +207,10 @@ async def main(daemon: Daemon) -> None:
     config = replace(config, recording=str(daemon.config.path(config.recording)))
     market = build_market(config, start_ms, store.trade_ids())
     server = Server(daemon, Engine(config, market, store, daemon.clock), _keys(daemon, config))
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.handle)
     tally = Tally("message_dropped", daemon.log, daemon.clock)  # of what aiohttp says about broken requests
     logger: Any = SimpleNamespace(debug=lambda *_, **__: None, exception=lambda text, *args, exc_info=None:
                                   tally.add("http", error=f"{text % args}: {exc_info!r}"))
-    runner = web.AppRunner(app, access_log=None, logger=logger, shutdown_timeout=0.5)
+    runner = web.ServerRunner(web.Server(server.handle, access_log=None, logger=logger), shutdown_timeout=0.5)
     await runner.setup()
     host, _, port = config.bind.rpartition(":")
     try:

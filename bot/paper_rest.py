@@ -94,7 +94,7 @@ def refused(refusal: Refused, headers: dict[str, str] | None = None) -> Answer:
 class Request:
     """One request ("METHOD path"), whose it is, and what each endpoint makes of it. All raise Refused.
 
-    signed: its parameters as they were on the wire, without the signature. lag_ms: a fault, queries do not
+    signed: its parameters as they were on the wire, without the signature. seen_ms: a fault, queries do not
     see orders and fills that are younger.
     """
 
@@ -102,11 +102,7 @@ class Request:
                  address: str) -> None:
         self.engine, self.ledger, self.received_ms = engine, engine.ledger, engine.now_ms()
         self.name, self.values, self.signed, self.key = name, dict(values), signed, key
-        self.address, self.account, self.lag_ms = address, "", 0
-
-    @property
-    def seen_ms(self) -> int:
-        return self.engine.now_ms() - self.lag_ms if self.lag_ms else SOME_DAY_MS
+        self.address, self.account, self.seen_ms = address, "", SOME_DAY_MS
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a parameter's value, the default when it was not sent."""
@@ -215,7 +211,7 @@ class Request:
             close_position=closes, working_type=self.get("workingType", "CONTRACT_PRICE"),
             client_id=self.get("clientAlgoId") or self.engine.clock.token(22))), self.ledger, "algo")
 
-    def named(self, kind: str, code: int, seen_ms: int = SOME_DAY_MS, *, is_open: bool = True) -> Order:
+    def named(self, kind: str, code: int, *, is_open: bool = True) -> Order:
         """Return the newest order with the id or else the client id that is sent, or refuse with the code."""
         (id_, id_name), (client_id, client_name) = ((self.get(name), name) for name in NAMES[kind])
         if id_ is None and client_id is None:
@@ -223,7 +219,7 @@ class Request:
                                       "empty/null!")
         found = self.engine.store.find(kind, self.account, {
             "symbol =": self["symbol"] if kind == "order" else None, "id =": id_,
-            "name =": client_id if id_ is None else None, "time_ms <=": seen_ms}, 1)
+            "name =": client_id if id_ is None else None, "time_ms <=": self.seen_ms}, 1)
         refuse_if((not found or (is_open and found[0].id not in self.ledger.open), code))
         return self.ledger.open.get(found[0].id) or found[0]
 
@@ -301,8 +297,8 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "set_margin_type": lambda r: refuse_if(  # cross only here
         (r["marginType"] == "CROSSED", -4046), (r["symbol"] in r.ledger.held(r.account), -4048),
         (True, -4047)),
-    "query": lambda r, kind: row_json(r.named(kind, -2013, r.seen_ms, is_open=False), r.ledger, kind),
-    "query_open": lambda r, kind: row_json(r.named(kind, -2013, r.seen_ms), r.ledger, kind),
+    "query": lambda r, kind: row_json(r.named(kind, -2013, is_open=False), r.ledger, kind),
+    "query_open": lambda r, kind: row_json(r.named(kind, -2013), r.ledger, kind),
     "listen_key": lambda r: {"listenKey": r.engine.listen_key(r.account)},
     "keep_listen_key": lambda r: {"listenKey": r.engine.listen_key(r.account, is_new=False)},
     "drop_listen_key": lambda r: r.engine.drop_listen_key(r.account),

@@ -36,7 +36,7 @@ StreamFault = Literal["gap", "reorder", "freeze", "half_open", "close", "expire"
 class Connection:
     """One websocket. names: stream, canonical or a listen key -> as the client called it."""
 
-    def __init__(self, ws: web.WebSocketResponse, request: web.Request, route: str, kind: str,
+    def __init__(self, ws: web.WebSocketResponse, request: web.BaseRequest, route: str, kind: str,
                  opened_ms: int) -> None:
         self.ws, self.address, self.opened_ms = ws, request.remote or "", opened_ms
         self.transport: Any = request.transport
@@ -73,7 +73,7 @@ class Hub:
         self.connections: set[Connection] = set()
         engine.listener = self.tell
 
-    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+    async def serve(self, request: web.BaseRequest) -> web.WebSocketResponse:
         ws = web.WebSocketResponse(compress=False, heartbeat=PING_S, max_msg_size=MESSAGE_BYTES_MAX)
         await ws.prepare(request)
         route, kind, *wanted = re.sub(f"^/(?!({'|'.join(ROUTES)})/)", "/any/", request.path)[1:].split("/")
