@@ -22,9 +22,9 @@ from bot.config import PaperConfig
 from bot.config_file import read_secret
 from bot.crash import point
 from bot.daemon import Daemon, run
-from bot.errors import ConfigError, InvariantError
+from bot.errors import ConfigError
 from bot.log import Tally
-from bot.paper_engine import Engine, Limits, Store, StoreError
+from bot.paper_engine import Engine, Limits, Store
 from bot.paper_market import build_market
 from bot.paper_model import Count, Filters, Milliseconds, Refused, Side
 from bot.paper_rest import ROUTES, Answer, Request, Rest, WsRequest, account_json, refused
@@ -120,25 +120,19 @@ class Server:
         self.rest = Rest(engine, keys)
         self.hub = Hub(engine, self.answer_ws)
         self.control = Control(engine, self.hub.inject)
-        self.broken: Exception | None = None
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            if request.headers.get("Upgrade", "").lower() == "websocket":
-                return await self.hub.serve(request)
-            name, body = f"{request.method} {request.path}", (await request.read()).decode(errors="replace")
-            if request.path.startswith("/paper/"):
-                return _response(self.control.answer(name, body))
-            answer = await self._serve(self.rest.over_http(
-                name, request.raw_path.partition("?")[2], body, request.headers.get("X-MBX-APIKEY", ""),
-                request.remote or ""))
-            if answer is None and request.transport:
-                request.transport.abort()
-            return _response(answer or Answer(500, b"", {}))
-        except (InvariantError, StoreError) as error:
-            # The books in memory are wrong, or not what is on disk: start afresh from there.
-            self.broken = error
-            raise
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self.hub.serve(request)
+        name, body = f"{request.method} {request.path}", (await request.read()).decode(errors="replace")
+        if request.path.startswith("/paper/"):
+            return _response(self.control.answer(name, body))
+        answer = await self._serve(self.rest.over_http(
+            name, request.raw_path.partition("?")[2], body, request.headers.get("X-MBX-APIKEY", ""),
+            request.remote or ""))
+        if answer is None and request.transport:
+            request.transport.abort()
+        return _response(answer or Answer(500, b"", {}))
 
     async def answer_ws(self, message: str, address: str) -> bytes | None:
         """Serve one message of the websocket order API; None: the connection is cut. Raises ValueError."""
@@ -192,8 +186,6 @@ class Server:
             self.hub.publish(frames)
             if not self.engine.market.is_tradable:
                 await self.hub.drain()
-            if self.broken:
-                raise self.broken
             await self.clock.sleep(0 if len(frames) == FRAMES_MAX else STEP_S)
 
 

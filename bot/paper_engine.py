@@ -23,7 +23,6 @@ PATIENCE = 10  # requests answered 429 in one minute before the address is banne
 BAN_MS = 120_000
 LISTEN_KEY_MS = 3_600_000  # a listen key lives 60 minutes, and again from each keepalive
 TYPES = {"order": Order, "algo": Order, "fill": Fill, "income": Income}  # kinds of rows
-StoreError = sqlite3.Error
 T = TypeVar("T")
 
 
@@ -150,6 +149,7 @@ class Engine:
         self.offset_ms = 0  # a fault: the exchange's clock is off by this much
         self.limiter = Limiter(self.now_ms)
         self._second = 0  # margins and funding are looked at once a second, when the mark moves
+        self._untold: list[Event] = []
         self.listener: Callable[[list[Event]], None] = lambda events: None
         self.listen_keys = store.kept("listen_keys", dict[str, tuple[str, int]], {})
         # (account, symbol) as one text -> when all its orders are canceled, unless the client extends it
@@ -180,11 +180,19 @@ class Engine:
         return self.ledger.now_ms
 
     def commit(self) -> None:
-        """Write what happened to disk, and only then tell."""
-        if events := self.ledger.events():
+        """Write what happened to disk, and only then tell. Raises InvariantError, sqlite3.Error.
+
+        What is wrong is not written; it, or what could not be, ends the next step, so the process, and the
+        disk's books are those it begins with again.
+        """
+        for name in self.ledger.accounts:
+            self.ledger.check(name)
+        self._untold += self.ledger.events()
+        if self._untold:
             point("paper.before_commit")
-            self.store.save(self.ledger, events)
+            self.store.save(self.ledger, self._untold)
             point("paper.committed")
+            events, self._untold = self._untold, []
             self.listener(events)
             point("paper.told")
 
