@@ -120,8 +120,7 @@ class Limiter:
             refuse_if((self._count(f"{address} 429", 60, 1, {}) <= PATIENCE, -1003, address, most))
             until_ms = self._banned[address] = now_ms + BAN_MS
         headers["Retry-After"] = str((until_ms - now_ms) // 1_000 + 1)
-        raise Refused(-1003, status=418, text=f"Way too many requests; IP({address}) banned until "
-                      f"{until_ms}. Please use the websocket for live updates to avoid bans.")
+        raise Refused(-1003, status=418, text=model.TEXTS[418].format(address, until_ms))
 
     def count_orders(self, account: str, count: int, headers: dict[str, str]) -> None:
         limits, now_s = self.limits, self.now_ms() // 1_000

@@ -123,15 +123,16 @@ class Feed:
             return None
         return Trade(event[self.main[0]], event["T"], Decimal(event["p"]), Decimal(event["q"]), event["m"])
 
-    def consume(self, side: Side, fills: Levels) -> list[int]:
+    def consume(self, side: Side, fills: Levels, maker_price: Decimal = ZERO) -> list[int]:
         """Take (price, qty) out of the book for an account, for seconds; return the trade ids."""
         first_id, number = self.last_id + 1, int(side == "BUY")
+        is_buyer_maker = (side == "BUY") == (maker_price > 0)
         self._taken = {key: value for key, value in self._taken.items() if self._gone(*key)}
         for price, qty in fills:
             self._taken[number, price] = (qty + self._gone(number, price), self.now_ms)
             self.last_id += 1
             self.inserted += 1
-            trade = Trade(self.last_id, self.now_ms, price, qty, side == "SELL")
+            trade = Trade(self.last_id, self.now_ms, maker_price or price, qty, is_buyer_maker)
             self.pending += self._record(trade).values()
         return [*range(first_id, self.last_id + 1)]
 

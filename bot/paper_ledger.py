@@ -278,7 +278,7 @@ class Ledger:
                 taken.append((price, min(qty, left)))
                 left -= taken[-1][1]
         if taken:
-            trade_ids = self.feeds[order.symbol].consume(order.side, taken)
+            trade_ids = self.feeds[order.symbol].consume(order.side, taken, order.price if is_maker else ZERO)
             for trade_id, (price, qty) in zip(trade_ids, taken, strict=True):
                 self._book(order, trade_id, order.price if is_maker else price, qty, is_maker)
             self._sweep(order.account, order.symbol)
@@ -323,7 +323,7 @@ class Ledger:
 
     def _account_event(self, account: Account, reason: str, symbol: str, change: Decimal = ZERO) -> None:
         self._events.append(model.AccountEvent(account.name, reason, symbol, account.wallet, change,
-                                               replace(self.position(account.name, symbol)), self.now_ms))
+                                               replace(self.position(account.name, symbol))))
 
     def _credit(self, account: Account, reason: str, symbol: str, amount: Decimal) -> None:
         account.wallet += amount

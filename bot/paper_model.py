@@ -269,7 +269,6 @@ class AccountEvent(msgspec.Struct, frozen=True):
     wallet: Decimal
     change: Decimal
     position: Position
-    time_ms: int
 
 
 Event = OrderEvent | AccountEvent | Income

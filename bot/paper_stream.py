@@ -230,17 +230,14 @@ def enveloped(raw: bytes, name: str = "") -> bytes:
     With a name in a combined stream's envelope: a recorded frame is whole again.
     """
     payload = b'{"stream":"%s","data":%s}' % (name.encode(), raw) if name else raw
-    size = len(payload)
-    if size < 126:
-        return bytes((0x81, size)) + payload
-    length = b"\x7e" + size.to_bytes(2, "big") if size < 65_536 else b"\x7f" + size.to_bytes(8, "big")
-    return b"\x81" + length + payload
+    mark, count = (b"", 1) if len(payload) < 126 else (b"\x7e", 2) if len(payload) < 65_536 else (b"\x7f", 8)
+    return b"\x81" + mark + len(payload).to_bytes(count, "big") + payload
 
 
 def event_json(event: Event, ledger: Ledger, now_ms: int) -> list[Json]:
     """Return what the user stream says about an event."""
     if isinstance(event, AccountEvent):
-        what: Json = {"e": "ACCOUNT_UPDATE", "T": event.time_ms, "E": now_ms}
+        what: Json = {"e": "ACCOUNT_UPDATE", "T": ledger.now_ms, "E": now_ms}
         if event.reason == "CONFIG":
             setting = {"s": event.symbol, "l": ledger.leverage(event.account, event.symbol)}
             return [what | {"e": "ACCOUNT_CONFIG_UPDATE", "ac": setting}]

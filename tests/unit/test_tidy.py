@@ -18,8 +18,8 @@ LOG_METHODS = {"debug", "info", "warning", "error"}
 MODULE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 70
 LINE_COLUMNS_MAX = 110
-LINES_WANTED = 4_500, 2_500  # of bot/ without the paper exchange, to be read in one sitting; of paper
-LINES_MAX = 3_973, 13_524, 2_510  # as it is: nouns and rules alone, bot/ without paper, paper; only lowered
+LINES_WANTED = 4_500  # of bot/ without the paper exchange, to be read in one sitting
+LINES_MAX = 3_973, 13_524, 2_500  # as it is: nouns and rules alone, bot/ without paper, paper; only lowered
 
 # Who may call what the rest may not: the one place where it comes in, and can be replaced.
 CLOCK_ONLY = {
@@ -109,7 +109,7 @@ def test_bot_grows_no_more():
 
 @pytest.mark.xfail(strict=True, reason="larger than the design wants: docs/decisions.md, the last one")
 def test_bot_with_all_modules_is_read_in_one_sitting():
-    assert all(lines <= most for lines, most in zip(lines_by_part()[1:], LINES_WANTED, strict=True))
+    assert lines_by_part()[1] <= LINES_WANTED
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
