@@ -289,3 +289,16 @@ def test_listing_with_no_number_is_refused_and_changes_nothing(world, kind, fiel
     answer = world.control("symbol", symbol=BTC, filters={kind: {field: value}})
     assert answer["code"] == -1102 and field in answer["msg"] and value in answer["msg"], answer
     assert world.order(price="59000")["status"] == "NEW"
+
+
+# What others see
+
+@pytest.mark.parametrize(("side", "price", "there"), [("BUY", "59990", "59980"), ("SELL", "60010", "60020")])
+def test_public_trade_of_a_makers_fill_is_at_its_price(world, side, price, there):
+    world.order(side, price=price)
+    world.engine.feeds[BTC].play(quote(there))
+    world.after(100)
+    fill, = world.ask("GET /fapi/v1/userTrades", symbol=BTC)
+    trade = world.ask("GET /fapi/v1/trades", symbol=BTC)[-1]
+    assert (fill["maker"], D(fill["price"])) == (True, D(price))
+    assert (trade["id"], D(trade["price"]), trade["isBuyerMaker"]) == (fill["id"], D(price), side == "BUY")
