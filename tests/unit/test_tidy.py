@@ -107,7 +107,7 @@ def test_bot_grows_no_more():
         assert lines <= most, "who adds takes away as much; who takes away more lowers the number"
 
 
-@pytest.mark.xfail(strict=True, reason="larger than the design wants: docs/decisions.md, the last one")
+@pytest.mark.xfail(strict=True, reason="larger than the design wants: docs/decisions.md says why")
 def test_bot_with_all_modules_is_read_in_one_sitting():
     assert lines_by_part()[1] <= LINES_WANTED
 
