@@ -119,7 +119,7 @@ VERBS = (
          'BTC/USDT:USDT --reason "my own trade"', (option("symbol", metavar="SYMBOL"), REASON)),
     Verb("orders", views.list_orders, "list open orders, the newest first", "--all --count 20", (
         option("--all", action="store_true", help="closed ones too, as far as the books keep them"), COUNT)),
-    Verb("signals", views.list_signals, "list signals with their outcomes, the newest first", "--count 20",
+    Verb("signals", views.list_signals, "list the newest signals (of 100,000 events)", "--count 20",
          (COUNT,)),
     Verb("positions", views.list_positions, "list positions with their exits"),
     Verb("alert test", alertmanager.test, "send an alert the whole way, and say who took it"),

@@ -131,5 +131,5 @@ class CommandFiles:
     def _read(self, name: str) -> Answered | None:
         try:
             return msgspec.json.decode((self._done / f"{name}.json").read_bytes(), type=Answered)
-        except (OSError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError):
             return None

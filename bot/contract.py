@@ -72,6 +72,7 @@ class Contract:
         answers would look like a loss or a gain: then both are asked again. Raises ExchangeError.
         """
         for _ in range(LOOKS_MAX):
+            self._is_whole = True
             told_ns, income, newest_ns = self._exchange.server_ns(), self._books.income, self._books.income_ns
             account = await self._exchange.account()
             if unexplained(self._books, account.wallet_balance, income):

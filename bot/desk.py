@@ -95,7 +95,7 @@ class Desk:
             return Answered(False, f"the exchange does not list {', '.join(unlisted)}: close it in its app")
         if not symbols or not (command.strategy or command.symbol):
             return Answered(False, "the executor flattens one strategy or symbol; everything is guard's")
-        evidence = f"flatten by {command.who}: what is held, or fills yet, is closed"
+        evidence = f"flatten by {command.who} ({command.why}): what is held, or fills yet, is closed"
         for symbol in symbols:
             self._keeper.lock(symbol, FLATTENED, evidence)
         self._keeper.commit()

@@ -276,17 +276,14 @@ class Exchange:
 
         And whether that is all: of a list that is too long its oldest, which is told first.
         """
-        rows: list[Any] = []
-        start_ms, is_whole = start_ns // 1_000_000, False
+        rows, start_ms, is_whole = list[Any](), start_ns // 1_000_000, False
         with self._reading("income"):
             for _ in range(INCOME_PAGES_MAX):
-                page = await self._query("GET", "fapiPrivate", "income", limit=PAGE_ROWS, startTime=start_ms,
-                                         endTime=start_ms + WEEK_MS)
-                is_full = len(page) >= PAGE_ROWS  # then all of the time that it ends in is asked for again
-                start_ms = max(row["time"] for row in page) if is_full else start_ms + WEEK_MS + 1
-                rows += [row for row in page if row["time"] < start_ms]
-                is_whole = not is_full and start_ms > self.server_ns() // 1_000_000
-                if is_whole or (is_full and page[0]["time"] >= start_ms):
+                page = await self._query("GET", "fapiPrivate", "income", limit=PAGE_ROWS, startTime=start_ms)
+                is_whole = len(page) < PAGE_ROWS
+                start_ms = start_ms if is_whole else max(row["time"] for row in page)  # all of it once more
+                rows += [row for row in page if is_whole or row["time"] < start_ms]
+                if is_whole or page[0]["time"] >= start_ms:
                     break
             return *read_income(rows, start_ns), is_whole
 

@@ -22,7 +22,7 @@ from bot.page import table_lines
 
 STATIC = Path(__file__).with_name("static")
 INCIDENTS = (events.Started, events.Halted, events.Resumed, events.SymbolLocked, events.SymbolUnlocked,
-             events.Adopted, events.Restored)
+             events.Adopted, events.Restored, events.Commanded, events.OrderChanged)
 ZERO = Decimal(0)
 MS = 1e6
 
@@ -94,7 +94,8 @@ def summarize(entries: Iterable[Entry], from_ns: int, to_ns: int) -> Day:
                 day.incidents.append(tell(entry))
         elif isinstance(event, events.Unprotected):
             _see_stop(day, entry.ts_ns, event, naked_ns)
-        elif isinstance(event, INCIDENTS) or (isinstance(event, events.Commanded) and event.verb == "cancel"):
+        elif isinstance(event, INCIDENTS) and (
+                getattr(event, "verb", "cancel"), getattr(event, "event", "absent")) == ("cancel", "absent"):
             day.incidents.append(tell(entry))  # the other commands are told by what they led to, if anything
     return day
 

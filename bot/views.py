@@ -43,7 +43,8 @@ def show_status(args: argparse.Namespace, config: Config) -> int:
     if missing:
         lines.insert(1, f"NOT UP {', '.join(missing)}: see the logs in {config.path('log')}")
     if stopped:
-        lines.insert(1, f"STOPPED by hand. To start again: {Path(sys.executable).with_name('supervisorctl')} "
+        halt = ", or for a halt that could not be written: then halt first" * ("executor" in stopped)
+        lines.insert(1, f"STOPPED by hand{halt}. To start: {Path(sys.executable).with_name('supervisorctl')} "
                         f"-s unix://{config.path('run/supervisor.sock')} start {' '.join(stopped)}")
     show("\n".join(lines))
     return EXIT_OK if status["state"] != "DOWN" else EXIT_NO

@@ -115,20 +115,22 @@ def test_help_of_explain_names_everything_that_has_a_story(capsys):
     assert "client order id, fill (SYMBOL#TRADE), or SYMBOL: its locks, adoptions" in text
 
 
-def test_status_with_a_strategy_that_was_stopped_by_hand_says_how_to_start_it(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["strategy-levels", "executor"])
+def test_status_with_a_program_that_was_stopped_by_hand_says_how_to_start_it(tmp_path, capsys, name):
     path = write_config(tmp_path)
     config, clock = load(path), Clock()
     beat = {"name": "health", "pid": os.getpid(), "run": clock.wall_ns(), "mono_ns": clock.mono_ns(),
             "version": "1", "config": "c", "ended": False, "crash_starts": [], "descriptors": 9,
             "descriptors_max": 99, "findings": [
-                {"rule": "process_down", "subject": "strategy-levels", "text": "STOPPED: Nov 30", "age_s": 5},
+                {"rule": "process_down", "subject": name, "text": "STOPPED: Nov 30", "age_s": 5},
                 {"rule": "process_down", "subject": "gateway", "text": "FATAL: too quickly", "age_s": 5}]}
     config.run_path("health").mkdir(parents=True)
     (config.run_path("health") / "health.json").write_bytes(msgspec.json.encode(beat))
     assert botctl.main(["status", "--config", str(path)]) == 1
     _, stopped, missing, *_ = capsys.readouterr().out.splitlines()
-    assert stopped.startswith("STOPPED by hand") and stopped.endswith("supervisor.sock start strategy-levels")
-    assert "gateway DOWN" in missing and "strategy-levels" not in missing and "see the logs in" in missing
+    assert stopped.startswith("STOPPED by hand") and stopped.endswith(f"supervisor.sock start {name}")
+    assert ("for a halt that could not be written: then halt first" in stopped) == (name == "executor")
+    assert "gateway DOWN" in missing and name not in missing and "see the logs in" in missing
 
 
 @pytest.mark.parametrize("words", ["stauts", "orders --count 0", "halt --nonsense", "config chekc"])

@@ -398,8 +398,8 @@ class History:
             assert "startTime" not in params and "endTime" not in params
             rows = [row for row in rows if row[self.id_name] >= int(params[self.id_param])]
         elif "startTime" in params:
-            start, end = int(params["startTime"]), int(params["endTime"])
-            assert end - start < 7 * 86_400_000
+            start, end = int(params["startTime"]), int(params.get("endTime", START_MS + WEEK_MS))
+            assert "endTime" not in params or end - start < 7 * 86_400_000
             rows = [row for row in rows if start <= row["time"] <= end]
         return rows[:int(params["limit"])]
 
@@ -496,6 +496,7 @@ def test_income_of_many_pages_and_weeks_counts_each_row_once():
     found, newest_ms, is_whole, asked = income_of(*times)
     assert (found, newest_ms, is_whole) == (len(times), START_MS, True) and asked < 10
     assert income_of(*times[-2:], start_ms=START_MS) == (1, START_MS, True, 1)
+    assert income_of(START_MS - 1, start_ms=START_MS - 20 * WEEK_MS) == (1, START_MS - 1, True, 1)
 
 
 def test_income_that_cannot_be_read_in_full_says_so():

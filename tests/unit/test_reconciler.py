@@ -831,6 +831,13 @@ def test_balance_whose_income_is_too_long_to_read_is_told_at_once(bench):
     assert bench.keeper.books.day.transfers == -30
     bench.wallet = D(1) - 30  # behind what was read there are trades of ours alone
     assert asyncio.run(bench.it.reconcile("test")) == []
+    compare = bench.it._compare_position
+
+    async def fill_between(symbol, positions):
+        bench.keeper.books.earned += 5  # a fill that the stream tells after the balance was read
+        return await compare(symbol, positions)
+    bench.it._compare_position = fill_between
+    assert asyncio.run(bench.it.reconcile("test")) == [], "no list was read now: the old one is no reason"
 
 
 def test_fill_that_is_booked_after_the_balance_with_it_is_no_difference(bench):

@@ -152,8 +152,10 @@ def test_commands_are_incidents_by_what_they_led_to():
                       why="mine")
     day = day_of(typed("reconcile"), compared("1"), typed("adopt"), typed("flatten"))  # both refused
     assert day.incidents == []
-    day = day_of(typed("cancel"), typed("adopt"), adopted)
-    assert [text.partition("  ")[2][:14] for text in day.incidents] == ["operator op: c", f"{BTC}:"]
+    absent = OrderChanged(client_order_id="th1", signal="s", event="absent", text="declared absent by op")
+    day = day_of(typed("cancel"), typed("adopt"), adopted, absent)
+    assert [text.partition("  ")[2][:14] for text in day.incidents][:2] == ["operator op: c", f"{BTC}:"]
+    assert "declared absent by op" in day.incidents[2]
 
 
 def test_day_with_a_fill_of_nothing_is_no_money_to_report():
