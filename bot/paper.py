@@ -124,6 +124,8 @@ class Server:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self.hub.serve(request)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         name, body = f"{request.method} {request.path}", (await request.read()).decode(errors="replace")
         if request.path.startswith("/paper/"):
             return _response(self.control.answer(name, body))

@@ -48,8 +48,8 @@ class Store:
         for name in ledger.accounts:
             ledger.check(name)
 
-    def save(self, ledger: Ledger, events: list[Event]) -> None:
-        """Write what happened, all or nothing, synced when this returns."""
+    def save(self, ledger: Ledger, events: list[Event], kept: dict[str, Any]) -> None:
+        """Write what happened and is kept, all or nothing, synced when this returns."""
         self._db.execute("BEGIN IMMEDIATE")
         for event in events:
             if isinstance(event, OrderEvent):
@@ -59,7 +59,8 @@ class Store:
                     self._put("fill", event.fill, ref=order.id)
             elif isinstance(event, Income):
                 self._put("income", event, name=event.reason)
-        self.keep("accounts", ledger.accounts)
+        for name, value in {"accounts": ledger.accounts, **kept}.items():
+            self.keep(name, value)
         self._db.execute("COMMIT")
 
     def keep(self, name: str, value: Any) -> None:
@@ -73,10 +74,10 @@ class Store:
         """Return rows that pass the tests ("column op" -> value), from a lower bound on or the newest."""
         given = {test: value for test, value in tests.items() if value is not None}
         where = "".join(f" AND {test} ?" for test in given)
-        order = "" if ">=" in where else "DESC"
+        order, by = "" if ">=" in where else "DESC", "id" if "id >=" in given else "time_ms"
         rows = self._db.execute(
-            f"SELECT body FROM row WHERE kind = ? AND account = ?{where} "
-            f"ORDER BY time_ms {order}, id {order} LIMIT ?", (kind, account, *given.values(), limit))
+            f"SELECT body FROM row WHERE kind = ? AND account = ?{where} ORDER BY {by} {order}, id {order} "
+            "LIMIT ?", (kind, account, *given.values(), limit))
         found = [msgspec.json.decode(body, type=TYPES[kind]) for body, in rows]
         return found[::-1] if order else found
 
@@ -144,11 +145,10 @@ class Engine:
 
     def __init__(self, config: PaperConfig, market: Market, store: Store, clock: Clock) -> None:
         self.config, self.market, self.store, self.clock = config, market, store, clock
-        self.feeds = market.feeds
         self.offset_ms = 0  # a fault: the exchange's clock is off by this much
-        self.limiter = Limiter(self.now_ms)
+        self.feeds, self.limiter = market.feeds, Limiter(self.now_ms)
         self._second = 0  # margins and funding are looked at once a second, when the mark moves
-        self._untold: list[Event] = []
+        self._untold, self.to_keep = list[Event](), dict[str, Any]()  # what the next commit writes
         self.listener: Callable[[list[Event]], None] = lambda events: None
         self.listen_keys = store.kept("listen_keys", dict[str, tuple[str, int]], {})
         # (account, symbol) as one text -> when all its orders are canceled, unless the client extends it
@@ -187,11 +187,11 @@ class Engine:
         for name in self.ledger.accounts:
             self.ledger.check(name)
         self._untold += self.ledger.events()
-        if self._untold:
+        if self._untold or self.to_keep:
             point("paper.before_commit")
-            self.store.save(self.ledger, self._untold)
+            self.store.save(self.ledger, self._untold, self.to_keep)
             point("paper.committed")
-            events, self._untold = self._untold, []
+            events, self._untold, self.to_keep = self._untold, [], {}
             self.listener(events)
             point("paper.told")
 
@@ -199,18 +199,17 @@ class Engine:
         """Let the market go on to now; return its frames after open orders have met it."""
         now_ms, ledger = self.wake(), self.ledger
         frames = self.market.advance(now_ms, frames_max)
-        if frames and self.market.is_tradable:
-            for symbol in {order.symbol for order in ledger.open.values()}:
-                ledger.meet(symbol)
-        for key in [key for key, due_ms in self.countdowns.items() if due_ms <= now_ms]:
-            name, symbol = key.split()
-            ledger.cancel_all(name, symbol, ("order",))
-            self.commit()
-            self.count_down(name, symbol, 0)
         if now_ms // 1_000 != self._second and self.market.is_tradable:
             self._second = now_ms // 1_000
             for name in ledger.accounts:
                 ledger.care(name)
+        if frames and self.market.is_tradable:
+            for symbol in {order.symbol for order in ledger.open.values()}:
+                ledger.meet(symbol)
+        for key in [key for key, due_ms in self.countdowns.items() if due_ms <= now_ms]:
+            name, symbol = key.rsplit(" ", 1)
+            ledger.cancel_all(name, symbol, ("order",))
+            self.count_down(name, symbol, 0)
         self.commit()
         return frames
 
@@ -232,16 +231,15 @@ class Engine:
                 self.ledger.cancel_all(name, symbol)
                 if symbol in self.ledger.held(name):
                     self.ledger.force("settlement", name, symbol)
-        self.commit()  # first the end of what was open, then that nothing trades any more
         self.changes[symbol] = {"status": status, "filters": filters}
-        self.store.keep("changes", self.changes)
+        self.to_keep["changes"] = self.changes
 
     def count_down(self, name: str, symbol: str, time_ms: int) -> None:
         """Cancel all plain orders of a symbol after so long; 0: never."""
         self.countdowns[f"{name} {symbol}"] = self.now_ms() + time_ms
         if not time_ms:
             del self.countdowns[f"{name} {symbol}"]
-        self.store.keep("countdowns", self.countdowns)
+        self.to_keep["countdowns"] = self.countdowns
 
     def live_key(self, account: str) -> str:
         """Return the account's listen key while it lives, or ""."""
@@ -253,9 +251,9 @@ class Engine:
         key = self.live_key(account)
         refuse_if((not (key or is_new), -1125))
         self.listen_keys[account] = (key or self.clock.token(64), self.now_ms() + LISTEN_KEY_MS)
-        self.store.keep("listen_keys", self.listen_keys)
+        self.to_keep["listen_keys"] = self.listen_keys
         return self.live_key(account)
 
     def drop_listen_key(self, account: str) -> None:
         self.listen_keys.pop(account, None)
-        self.store.keep("listen_keys", self.listen_keys)
+        self.to_keep["listen_keys"] = self.listen_keys

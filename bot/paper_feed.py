@@ -251,12 +251,12 @@ class Feed:
                 "lastQty": self.contract.qty(self.trades[-1].qty) if self.trades else "0",
                 "firstId": self.last_id - row["count"], "lastId": self.last_id}
 
-    def recent(self, limit: int) -> list[dict[str, Any]]:
-        """Return the newest public trades as `GET /fapi/v1/trades` does, oldest first."""
+    def listed(self, trades: Iterable[Trade]) -> list[dict[str, Any]]:
+        """Return public trades as `GET /fapi/v1/trades` does."""
         c = self.contract
         return [{"id": t.trade_id, "price": c.price(t.price), "qty": c.qty(t.qty), "time": t.time_ms,
                  "quoteQty": f"{t.price * t.qty:f}", "isBuyerMaker": t.is_buyer_maker, "isRPITrade": False}
-                for t in list(self.trades)[-limit:]]
+                for t in trades]
 
     def _earliest_ms(self) -> int:
         return next(iter(self.minutes), self.now_ms // 60_000 + 1) * 60_000  # in raw playback there is none

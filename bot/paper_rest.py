@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from bot import paper_model as model
 from bot.paper_engine import Engine
-from bot.paper_feed import FUNDING_MS, FUNDING_RATE, TRADES_KEPT, Feed
+from bot.paper_feed import FUNDING_MS, FUNDING_RATE, Feed
 from bot.paper_ledger import Ledger
 from bot.paper_model import ZERO, Fill, Income, Json, Order, Position, Refused, refuse_if, table, worded
 
@@ -137,9 +137,9 @@ class Request:
     def trades(self) -> list[Json]:
         """Return public trades: from an id or a time on, or else the newest."""
         from_id, start_ms, limit = self.get("fromId", 0), self.get("startTime", 0), self.limit(500, 1_000)
-        rows = [row for row in self.engine.feeds[self["symbol"]].recent(TRADES_KEPT) if row["id"] >= from_id
-                and start_ms <= row["time"] <= self.get("endTime", SOME_DAY_MS)]
-        return rows[:limit] if from_id or start_ms else rows[-limit:]
+        feed, end_ms = self.engine.feeds[self["symbol"]], self.get("endTime", SOME_DAY_MS)
+        found = [t for t in feed.trades if t.trade_id >= from_id and start_ms <= t.time_ms <= end_ms]
+        return feed.listed(found[:limit] if from_id or start_ms else found[-limit:])
 
     def funding_rates(self) -> list[Json]:
         feed, symbol = self.engine.feeds[self["symbol"]], self["symbol"]
@@ -166,7 +166,7 @@ class Request:
             (wanted == account.is_hedged, -4059), (self.ledger.held(self.account), -4068),
             (any(order.account == self.account for order in self.ledger.open.values()), -4067))
         account.is_hedged = wanted
-        self.engine.store.keep("accounts", self.ledger.accounts)
+        self.engine.to_keep["accounts"] = self.ledger.accounts
 
     def set_leverage(self) -> Json:
         self.ledger.set_leverage(self.account, self["symbol"], self["leverage"])
@@ -327,15 +327,15 @@ class Route(msgspec.Struct, forbid_unknown_fields=True):
         return self.weight
 
     def answer(self, request: Request) -> Any:
-        def answer(name: str, *of: Any) -> Any:
+        def made(name: str, *of: Any) -> Any:
             return (ANSWERS.get(name) or getattr(Request, name))(request, *of)
 
         if self.each:
-            rows = [answer(self.each, request.engine.feeds[symbol]) for symbol in request.symbols()]
+            rows = [made(self.each, request.engine.feeds[symbol]) for symbol in request.symbols()]
             return rows[0] if request.get("symbol") else rows
         if self.every:
-            return [answer(self.every, symbol) for symbol in request.symbols()]
-        said = answer(self.do, *filter(None, [self.of])) if self.do else None
+            return [made(self.every, symbol) for symbol in request.symbols()]
+        said = made(self.do, *filter(None, [self.of])) if self.do else None
         return said if self.says is None else self.says
 
 

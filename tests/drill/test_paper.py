@@ -371,6 +371,15 @@ def test_first_question_for_candles_is_answered_at_once(paper):
     assert took_s < 2, "all else waits meanwhile, the beat too"
 
 
+def test_client_that_expects_to_be_told_to_continue_is(paper):
+    with socket.create_connection(paper.host.split(":"), timeout=5) as client:
+        client.sendall(b"POST /fapi/v1/order HTTP/1.1\r\nHost: paper\r\nExpect: 100-continue\r\n"
+                       b"Content-Length: 3\r\nConnection: close\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")
+        client.sendall(b"a=b")
+        assert client.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
 def test_market_streams_with_both_generations_of_urls_say_the_same(paper):
     async def first(ws):
         return await ws.receive_json()

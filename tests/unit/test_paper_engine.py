@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import itertools
 import json
+import sqlite3
 from decimal import Decimal
 from types import SimpleNamespace
 from urllib.parse import urlencode
@@ -225,6 +226,62 @@ def test_books_that_do_not_balance_never_reach_the_disk(world, monkeypatch):
     world.restart()
     assert world.held() == D("0.010")
     assert [row["clientOrderId"] for row in world.ask("GET /fapi/v1/allOrders", symbol=BTC)] == ["kept"]
+
+
+@pytest.mark.parametrize(("name", "wish"), [
+    ("POST /fapi/v1/countdownCancelAll", {"symbol": BTC, "countdownTime": 60_000}),
+    ("POST /fapi/v1/listenKey", {}), (DUAL, {"dualSidePosition": "true"})])
+def test_what_the_disk_does_not_take_ends_the_next_step(world, name, wish):
+    world.store._db.execute(
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON state BEGIN SELECT RAISE(FAIL, 'full'); END")
+    with pytest.raises(sqlite3.Error):
+        world.ask(name, **wish)
+    with pytest.raises(sqlite3.Error):
+        world.after(10)
+
+
+def test_setting_kept_beside_books_that_do_not_balance_is_not_written(world):
+    world.ledger.accounts["main"].wallet += 1
+    with pytest.raises(InvariantError):
+        world.ask(DUAL, dualSidePosition="true")
+    world.restart()
+    assert world.ask("GET /fapi/v1/positionSide/dual") == {"dualSidePosition": False}
+
+
+@pytest.mark.parametrize(("is_held", "payments"), [(False, 0), (True, 3)])
+def test_funding_that_was_missed_is_paid_by_what_was_held_then(world, is_held, payments):
+    world.after(1_000)
+    if is_held:  # until the first step after the start
+        world.order(quantity="0.1")
+        world.ask(ALGO, symbol=BTC, algoType="CONDITIONAL", side="SELL", type="STOP_MARKET", quantity="0.1",
+                  triggerPrice="59000")
+    else:  # since that step
+        world.order(quantity="0.1", price="59000")
+    world.ms += 24 * 3_600_000
+    world.restart()
+    world.engine.feeds[BTC].play(quote("58000"))
+    world.after(1)
+    assert (world.held() == 0) == is_held, "the price went through it"
+    assert len(world.ask("GET /fapi/v1/income", incomeType="FUNDING_FEE")) == payments
+
+
+def test_account_whose_name_has_a_space_has_a_dead_mans_switch_too(world):
+    world.ledger.deposit("my account", D(10_000))
+    world.engine.count_down("my account", BTC, 1_000)
+    world.after(2_000)
+    assert world.engine.countdowns == {}
+
+
+@pytest.mark.parametrize("tests", [{"name =": "th1", "time_ms <=": 9}, {"ref =": 3, "time_ms <=": 9},
+                                   {"symbol =": BTC, "id >=": 5, "time_ms <=": 9}, {"time_ms >=": 5}])
+def test_query_of_a_long_history_is_answered_from_an_index(world, tests):
+    asked = []
+    world.store._db.set_trace_callback(asked.append)
+    world.store.find("fill", "main", tests, 10)
+    world.store._db.set_trace_callback(None)
+    plan = " ".join(row[3] for row in world.store._db.execute(f"EXPLAIN QUERY PLAN {asked[0]}"))
+    column = next(iter(tests.keys() - {"symbol =", "time_ms <="}), "").split()[0]
+    assert f"AND {column}" in plan and "TEMP B-TREE FOR ORDER BY" not in plan, plan
 
 
 # What is refused

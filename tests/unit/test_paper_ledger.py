@@ -501,7 +501,7 @@ def liquidated(ledger):
 
 def record(ledger, model, store, trade_ids, unlike=0):
     events = ledger.events()
-    store.save(ledger, events)
+    store.save(ledger, events, {})
     for event in events:
         if isinstance(event, OrderEvent) and event.fill:
             fill = event.fill

@@ -338,7 +338,7 @@ def test_consume_with_the_best_asks_takes_depth_that_heals():
     now = made.feeds[BTC].book()
     assert now.asks[0][0] == asks[1][0] and now.asks[0][1] < asks[1][1]
     assert kinds(before, "trade")[-1]["t"] + 1 == ids[0]
-    assert [row["id"] for row in made.feeds[BTC].recent(2)] == ids
+    assert [t.trade_id for t in made.feeds[BTC].trades][-2:] == ids
     assert made.feeds[BTC].last() == asks[1][0]
     after = run(made, start_ms + 20_000, start_ms + 30_000)
     trades = kinds(after, "trade")
@@ -366,7 +366,7 @@ def test_book_after_consumption_is_followed_by_the_diffs():
 def test_trade_ids_after_a_restart_stay_above_the_ledger():
     made = market()
     made.advance(START_MS + 1_000)
-    booked = made.feeds[BTC].recent(1)[0]["id"] + 5_000
+    booked = made.feeds[BTC].trades[-1].trade_id + 5_000
     again = build_market(PaperConfig(), START_MS, {BTC: booked})
     frames = run(again, START_MS + 1_000, START_MS + 2_000)
     assert kinds(frames, "trade")[0]["t"] == booked + 1

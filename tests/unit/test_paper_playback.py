@@ -153,7 +153,7 @@ def test_rebased_with_a_trade_of_the_insurance_fund_makes_no_price_of_it(cut):
     frames = run(made, START_MS, START_MS + 9_000)
     odd = [t for t in kinds(frames, "trade") if t["X"] != "MARKET"]
     assert len(odd) == 1 and odd[0]["p"] == "0"
-    assert all(Decimal(row["price"]) > 0 for row in made.feeds[BTC].recent(1_000))
+    assert all(t.price > 0 for t in made.feeds[BTC].trades)
     assert all(Decimal(row[3]) > 61_000 for row in made.feeds[BTC].klines("1m", 10))
 
 
@@ -228,7 +228,7 @@ def test_rebased_consume_with_the_best_bid_inserts_a_trade(cut):
     bids = made.feeds[BTC].book().bids
     ids = made.feeds[BTC].consume("SELL", bids[:1])
     assert made.feeds[BTC].book().bids[0] == bids[1]
-    last = made.feeds[BTC].recent(2)[0]["id"]
+    last = made.feeds[BTC].trades[-2].trade_id
     assert ids == [last + 1]
     trades = kinds(run(made, START_MS + 3_000, START_MS + 5_000), "trade")
     assert [t["t"] for t in trades] == list(range(ids[0], ids[0] + len(trades)))
