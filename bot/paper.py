@@ -57,8 +57,8 @@ class Control:
     def __init__(self, engine: Engine, inject: Callable[..., Any]) -> None:
         self.engine, ledger = engine, engine.ledger
         self.waiting: list[Fault] = []  # first come first taken
-        # The types of what they are told.
-        told = partial(msgspec.defstruct, "Told", forbid_unknown_fields=True)
+        self.names = f"accounts {', '.join(ledger.accounts)}; symbols {', '.join(ledger.contracts)}"
+        told = partial(msgspec.defstruct, "Told", forbid_unknown_fields=True)  # the type of what one is told
         one_of: Any = Literal.__getitem__
         account, symbol = ("account", one_of((*ledger.accounts,))), ("symbol", one_of((*ledger.contracts,)))
         offset_ms = ("offset_ms", Annotated[int, Meta(ge=-86_400_000, le=86_400_000)])
@@ -107,7 +107,7 @@ class Control:
             self.engine.commit()
             return Answer(200, msgspec.json.encode({} if value is None else value), {})
         except (msgspec.MsgspecError, KeyError, ValueError, ArithmeticError) as error:
-            return refused(Refused(-1102, text=str(error)))
+            return refused(Refused(-1102, text=f"{error}; there are {self.names}"))
         except Refused as refusal:
             return refused(refusal)
 

@@ -249,7 +249,7 @@ class Feed:
                 "priceChangePercent": f"{(last - first) / first * 100:.3f}",
                 "weightedAvgPrice": f"{spent / volume if volume else last:.2f}",
                 "lastQty": self.contract.qty(self.trades[-1].qty) if self.trades else "0",
-                "firstId": self.last_id - row["count"], "lastId": self.last_id}
+                "firstId": max(0, self.last_id - row["count"]), "lastId": self.last_id}
 
     def listed(self, trades: Iterable[Trade]) -> list[dict[str, Any]]:
         """Return public trades as `GET /fapi/v1/trades` does."""

@@ -359,3 +359,9 @@ def test_public_trade_of_a_makers_fill_is_at_its_price(world, side, price, there
     trade = world.ask("GET /fapi/v1/trades", symbol=BTC)[-1]
     assert (fill["maker"], D(fill["price"])) == (True, D(price))
     assert (trade["id"], D(trade["price"]), trade["isBuyerMaker"]) == (fill["id"], D(price), side == "BUY")
+
+
+@pytest.mark.parametrize("wish", [{"account": "mian", "symbol": BTC}, {"account": "main", "symbol": "BTC"}])
+def test_control_with_an_unknown_name_says_which_there_are(world, wish):
+    answer = world.control("liquidate", **wish)
+    assert answer["code"] == -1102 and "there are accounts main; symbols BTCUSDT, ETHUSDT" in answer["msg"]
