@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 
 import pytest
 import zmq
@@ -10,6 +11,10 @@ from hypothesis import settings
 # A context that a failing test left open must not be waited for by whoever collects it: a socket with unsent
 # messages would hold it, and all tests after it, for ever.
 zmq.Context.__del__ = lambda self: None
+
+# A shell without job control starts what it runs in the background deaf to Ctrl-C, and what that starts, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Promises hold however slow the machine is: a deadline of 200 ms on a shared one proves nothing.
 settings.register_profile("tradehost", deadline=None)
